@@ -1,0 +1,3 @@
+//! Bare-metal guests for the lab's scenarios.
+
+fn main() {}

@@ -1,0 +1,1 @@
+//! What L0 and L1 say to each other over the control channel.

@@ -1,0 +1,3 @@
+//! The nextest face: one test per scenario and lane.
+
+fn main() {}

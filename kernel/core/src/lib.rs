@@ -1,0 +1,1 @@
+//! Decides what KVM introspection does; does no I/O and holds no lock.

@@ -1,0 +1,1 @@
+//! The seam between kvmi-core and the kernel.

@@ -1,0 +1,3 @@
+//! Every command a person or CI types.
+
+fn main() {}
