@@ -1,0 +1,198 @@
+/* SPDX-License-Identifier: GPL-2.0-only */
+/*
+ * What the C side (kernel/glue) and the Rust side (kernel/module, which wraps
+ * kernel/core) know of each other.  Both directions are here, nothing else
+ * crosses.
+ *
+ * Contexts, which every function below names:
+ *   reader  the session's receive thread; one per session, may sleep
+ *   vcpu    the vCPU's own thread inside KVM_RUN, or another holder of
+ *           vcpu->mutex; exclusive use of that vCPU's state; may sleep
+ *   site    as vcpu, but inside an exit handler: SRCU held, must not sleep
+ *           for anything but memory that KVM itself may fault in there
+ *   ioctl   a VM ioctl, kvm->introspection_lock held
+ *
+ * The VM's state is shared between contexts: it consists of atomics alone.
+ * The vCPU's state is plain data and belongs to the vcpu context.
+ */
+#ifndef KVMI_SEAM_H
+#define KVMI_SEAM_H
+
+#include <linux/types.h>
+
+struct kvm_introspection;		/* the session, C side */
+struct kvm_vcpu_introspection;		/* a vCPU of it, C side */
+struct kvmi_vm_state;			/* the session, Rust side */
+struct kvmi_vcpu_state;			/* a vCPU of it, Rust side */
+
+#define KVMI_BUFFER_BYTES	8192	/* one whole message, header included */
+
+/* ---- Rust, called by C ------------------------------------------------ */
+
+/* Sizes of the opaque states, at most KVMI_*_STATE_BYTES_MAX, 8-byte aligned. */
+size_t kvmi_vm_state_bytes(void);
+size_t kvmi_vcpu_state_bytes(void);
+
+/* ioctl: make fresh states in zeroed memory of the sizes above. */
+void kvmi_vm_state_init(struct kvmi_vm_state *vm);
+void kvmi_vcpu_state_init(struct kvmi_vcpu_state *vcpu);
+
+/* ioctl: KVM_INTROSPECTION_COMMAND / EVENT.  0, -EINVAL or -EPERM. */
+int kvmi_allow_command(struct kvmi_vm_state *vm, u32 allow, s32 id);
+int kvmi_allow_event(struct kvmi_vm_state *vm, u32 allow, s32 id);
+/* before the not-hooked check of the ioctls: 0 or -EINVAL */
+int kvmi_check_command_feature(u32 allow, s32 id);
+int kvmi_check_event_feature(u32 allow, s32 id);
+
+/* any context: VM_CONTROL_CLEANUP's value; whether UNHOOK is allowed and enabled. */
+bool kvmi_cleanup_enabled(const struct kvmi_vm_state *vm);
+bool kvmi_unhook_event_enabled(const struct kvmi_vm_state *vm);
+
+/*
+ * ioctl: write the UNHOOK event (VM event, 16 bytes) to out[KVMI_BUFFER_BYTES]
+ * with sequence number seq; returns its length.
+ */
+size_t kvmi_build_unhook_event(u32 seq, u8 *out);
+
+/* What becomes of a message from the tool. */
+enum kvmi_verdict {
+	KVMI_ANSWERED	= 0,	/* done; a reply of *out_len bytes is in out (0: none) */
+	KVMI_QUEUE	= 1,	/* goes to vCPU *vcpu_idx (kvmi_glue_queue was NOT called) */
+	KVMI_CLOSE	= 2,	/* hard error: the connection is to be closed */
+	KVMI_REPLIED	= 3,	/* vcpu context only: it was the awaited event reply */
+};
+
+/*
+ * reader: true when a header of 8 bytes announces an acceptable size; the
+ * payload's size (0..8184) is stored to *payload_bytes.
+ */
+bool kvmi_header_ok(const u8 *hdr, size_t *payload_bytes);
+
+/*
+ * reader: one message. msg = header and payload in a zero-filled buffer of
+ * KVMI_BUFFER_BYTES.  session is passed back to the kvmi_glue_*() calls.
+ */
+enum kvmi_verdict kvmi_vm_message(struct kvmi_vm_state *vm,
+				  struct kvm_introspection *session,
+				  const u8 *msg, size_t msg_bytes,
+				  u8 *out, size_t *out_len, u16 *vcpu_idx);
+
+/* reader: true when msg is an event reply (never limited by P15). */
+bool kvmi_is_event_reply(const u8 *msg);
+/* reader: P15: may a job of bytes join a queue of count jobs and queued_bytes? */
+bool kvmi_queue_admits(u32 count, size_t queued_bytes, size_t bytes);
+/* reader: the error reply (header + error code) to msg: for a queue that is full (-KVM_EBUSY), no memory ... */
+size_t kvmi_build_error_reply(const u8 *msg, s32 kvm_err, u8 *out);
+
+/*
+ * vcpu: one queued message, as kvmi_vm_message().  A request that is shorter
+ * than its structure reads as zero in the tail: msg lies in a buffer of
+ * buffer_bytes >= KVMI_BUFFER_BYTES whose tail is zero.
+ */
+enum kvmi_verdict kvmi_vcpu_message(struct kvmi_vm_state *vm,
+				    struct kvmi_vcpu_state *state,
+				    struct kvm_vcpu_introspection *vcpu,
+				    const u8 *msg, size_t msg_bytes,
+				    u8 *out, size_t *out_len);
+
+/* An occurrence in the guest, recorded by an event site. */
+struct kvmi_occurrence {
+	u16 event;	/* KVMI_VCPU_EVENT_* as in protocol.md section 5 */
+	u8  cr;		/* CR: 0, 3, 4 */
+	u8  insn_len;	/* BREAKPOINT: bytes */
+	u32 pad;
+	u64 a;		/* BREAKPOINT: gpa; CR: old value */
+	u64 b;		/* CR: new value */
+};
+
+enum kvmi_site {
+	KVMI_SITE_PASS		= 0,	/* nobody wants it: as stock KVM does */
+	KVMI_SITE_DEFER		= 1,	/* recorded: leave the handler, change nothing */
+	KVMI_SITE_CONTINUE	= 2,	/* the reply is here and consumed: complete it */
+	KVMI_SITE_RETRY		= 3,	/* the reply is here and consumed: re-enter the guest */
+};
+
+/*
+ * site: wanted (allowed, enabled, for CR also the register) -> DEFER and remembered; with the
+ * reply at hand for the same event -> CONTINUE or RETRY, reply consumed.
+ * PAUSE is recorded through here as well (always wanted when allowed).
+ */
+enum kvmi_site kvmi_record(struct kvmi_vm_state *vm, struct kvmi_vcpu_state *state,
+			   const struct kvmi_occurrence *what);
+/* site: whether kvmi_record() of this event (and register) could return anything but PASS. */
+bool kvmi_event_wanted(const struct kvmi_vm_state *vm, const struct kvmi_vcpu_state *state,
+		       u16 event, u8 cr);
+/*
+ * site: the replacement value of a CR reply at hand for register cr: true and
+ * *new_val when there is one.  Does not consume.
+ */
+bool kvmi_reply_value(const struct kvmi_vcpu_state *state, u8 cr, u64 *new_val);
+
+/* Where a vCPU stands with its event. */
+enum kvmi_phase {
+	KVMI_IDLE	= 0,	/* none */
+	KVMI_RECORDED	= 1,	/* to be sent */
+	KVMI_SENT	= 2,	/* reply awaited */
+	KVMI_REPLY_HERE	= 3,	/* CONTINUE or RETRY: the exit handler is to be called again */
+	KVMI_CRASHED	= 4,	/* CRASH was the reply: for good */
+};
+enum kvmi_phase kvmi_phase(const struct kvmi_vcpu_state *state);		/* vcpu */
+u16 kvmi_phase_event(const struct kvmi_vcpu_state *state);		/* vcpu: id of the event it is about */
+/* vcpu: the recorded event as a message with sequence number seq; returns its length. Phase stays RECORDED. */
+size_t kvmi_build_event(struct kvmi_vcpu_state *state, struct kvm_vcpu_introspection *vcpu,
+			u32 seq, u8 *out);
+/* vcpu: it was sent as seq: RECORDED -> SENT. */
+void kvmi_event_sent(struct kvmi_vcpu_state *state, u32 seq);
+/*
+ * vcpu: the VMM wrote this vCPU's registers.  RECORDED -> IDLE; SENT -> IDLE with
+ * the late reply to that seq to be taken and ignored; REPLY_HERE -> IDLE.
+ */
+void kvmi_event_void(struct kvmi_vcpu_state *state);
+/* vcpu: the exit handler was called again and is through: REPLY_HERE -> IDLE, whatever it used. */
+void kvmi_event_done(struct kvmi_vcpu_state *state);
+/*
+ * vcpu: the tool is gone and the session fails open: RECORDED, SENT -> REPLY_HERE
+ * as if answered CONTINUE with unmodified values; pending registers dropped.
+ */
+void kvmi_event_fail_open(struct kvmi_vcpu_state *state);
+/* vcpu: crash on loss: -> CRASHED */
+void kvmi_crash(struct kvmi_vcpu_state *state);
+/*
+ * vcpu: registers set by VCPU_SET_REGISTERS during the event, to be written now that the reply is here:
+ * true and the 144-byte struct kvm_regs in regs; taken once.
+ */
+bool kvmi_take_registers(struct kvmi_vcpu_state *state, u8 *regs);
+/* vcpu: which intercepts the tool asked for (the session may be gone: then ask with cleanup in mind). */
+bool kvmi_wants_breakpoint(const struct kvmi_vcpu_state *state);
+bool kvmi_wants_cr3_write(const struct kvmi_vcpu_state *state);
+
+/* ---- C, called by Rust ------------------------------------------------- */
+/* Errors are 0 or a negated KVM_E* of protocol.md 3.4 unless said otherwise. */
+
+/* reader */
+u32  kvmi_glue_vcpu_count(struct kvm_introspection *session);
+/* vcpu index < count is checked by the caller; 0 or -KVM_EAGAIN */
+int  kvmi_glue_vcpu_ready(struct kvm_introspection *session, u16 vcpu_idx);
+/* len 1..4096 within one page, checked by the caller; 0 or -KVM_ENOENT */
+int  kvmi_glue_read_physical(struct kvm_introspection *session, u64 gpa, u8 *out, size_t len);
+/* 0, -KVM_ENOENT, -KVM_EPERM (read-only slot) */
+int  kvmi_glue_write_physical(struct kvm_introspection *session, u64 gpa, const u8 *data, size_t len);
+/* 0, -KVM_EBUSY; wait: return after the vCPU has left guest mode */
+int  kvmi_glue_pause_vcpu(struct kvm_introspection *session, u16 vcpu_idx, bool wait);
+/* any: @10 of GET_VERSION's features: bits 0..3 as P20; @8: single-step available */
+u8   kvmi_glue_access_bits(void);
+u8   kvmi_glue_singlestep(void);
+
+/* vcpu */
+u64  kvmi_glue_tsc_hz(struct kvm_vcpu_introspection *vcpu);	/* 0: unsupported */
+void kvmi_glue_get_arch(struct kvm_vcpu_introspection *vcpu, u8 *out);	/* 536 bytes: the event's arch part */
+u8   kvmi_glue_mode(struct kvm_vcpu_introspection *vcpu);	/* 2, 4, 8 */
+void kvmi_glue_get_regs(struct kvm_vcpu_introspection *vcpu, u8 *out);	/* 144: struct kvm_regs */
+void kvmi_glue_get_sregs(struct kvm_vcpu_introspection *vcpu, u8 *out);	/* 312: struct kvm_sregs */
+int  kvmi_glue_get_msr(struct kvm_vcpu_introspection *vcpu, u32 index, u64 *value); /* 0 or -KVM_EINVAL */
+/* before enabling: 0 or -KVM_EBUSY (userspace guest-debug owns #BP) */
+int  kvmi_glue_breakpoint_free(struct kvm_vcpu_introspection *vcpu);
+/* kvmi_wants_*() changed: apply before the guest runs again */
+void kvmi_glue_intercepts_changed(struct kvm_vcpu_introspection *vcpu);
+
+#endif
