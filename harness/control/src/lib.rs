@@ -1,1 +1,21 @@
+// SPDX-License-Identifier: MIT OR Apache-2.0
 //! What L0 and L1 say to each other over the control channel.
+//!
+//! The channel is L1's second serial port (`/dev/ttyS1`, raw). Each message is one JSON object on one line that ends in `\n`, at
+//! most [`MAX_LINE_BYTES`] long. L1 speaks first:
+//!
+//! ```text
+//! L1  Ready, then the bare byte POINT        L0 saves the state (QEMU) or the machine forks (Bochs)
+//! L0  Run
+//! L1  Started, then any of Stage, Log, Wire, Measure, then Done exactly once; L1 then powers off
+//! ```
+
+#![forbid(unsafe_code)]
+
+mod lane;
+mod line;
+mod message;
+
+pub use lane::{Backend, Lane, UnknownLane};
+pub use line::{LineReader, MAX_LINE_BYTES, ReadError, encode};
+pub use message::{FromL1, POINT, ToL1, Verdict};

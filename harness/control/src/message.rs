@@ -1,0 +1,93 @@
+// SPDX-License-Identifier: MIT OR Apache-2.0
+//! The messages themselves.
+
+use serde::{Deserialize, Serialize};
+
+use crate::lane::Backend;
+
+/// The byte that L1 writes after [`FromL1::Ready`], outside any line: every scenario starts from the instant in which it left.
+///
+/// It cannot occur inside a line, because JSON escapes control characters.
+pub const POINT: u8 = 0x06;
+
+/// What L1 tells L0.
+#[derive(Clone, Debug, PartialEq, Serialize, Deserialize)]
+#[serde(tag = "type", rename_all = "snake_case")]
+pub enum FromL1 {
+    /// Modules are loaded and everything that can be prepared once is prepared.
+    Ready {
+        /// The vendor module that loaded.
+        backend: Backend,
+        /// `uname -r` of L1.
+        kernel: String,
+    },
+    /// The scenario is found and its body starts now.
+    Started {
+        /// Its name, as in [`ToL1::Run`].
+        scenario: String,
+    },
+    /// A stage of the scenario begins, and the one before ends.
+    Stage {
+        /// What happens in it, in a few words.
+        name: String,
+        /// How long it may take, in milliseconds of host time. L0 enforces it.
+        deadline_ms: u64,
+    },
+    /// A line for the scenario's log.
+    Log {
+        /// Who says it: the runner, the VMM, a tool, a guest.
+        source: String,
+        /// What is said, without a newline at its end.
+        text: String,
+    },
+    /// A KVMI message that went over the introspection socket, decoded, for the transcript.
+    Wire {
+        /// The decoded message.
+        text: String,
+    },
+    /// A number for benchmarks.
+    Measure {
+        /// What was measured.
+        name: String,
+        /// The figure.
+        value: f64,
+        /// Its unit, e.g. `instructions` or `ns`.
+        unit: String,
+    },
+    /// The scenario is over. Sent exactly once, the last message before power-off.
+    Done {
+        /// How it ended, as L1 sees it.
+        verdict: Verdict,
+    },
+}
+
+/// How a scenario ended, as L1 sees it. What only L0 can see (a lost machine, a passed deadline, a kernel complaint) comes on top.
+#[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(tag = "is", rename_all = "lowercase")]
+pub enum Verdict {
+    /// All that was to be shown was shown.
+    Pass,
+    /// Something was otherwise.
+    Fail {
+        /// What was expected and what happened.
+        message: String,
+    },
+    /// It cannot run here.
+    Skip {
+        /// Why not.
+        reason: String,
+    },
+}
+
+/// What L0 tells L1.
+#[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(tag = "type", rename_all = "snake_case")]
+pub enum ToL1 {
+    /// Run one scenario, then power off.
+    Run {
+        /// Its name, e.g. `lifecycle::hook_then_unhook`.
+        scenario: String,
+        /// Where its random numbers start.
+        seed: u64,
+    },
+}
