@@ -1,0 +1,122 @@
+// SPDX-License-Identifier: MIT OR Apache-2.0
+//! The page of memory by which a scenario and a guest talk.
+
+use core::mem::{offset_of, size_of};
+use core::sync::atomic::AtomicU64;
+
+use crate::layout;
+
+/// What one vCPU and the scenario say to each other. All fields are zero at the start.
+#[repr(C, align(256))]
+#[derive(Debug, Default)]
+pub struct Slot {
+    /// Scenario: how many commands it has given; a change is a new command.
+    pub rung: AtomicU64,
+    /// Scenario: what to do, an [`Op`] of the program.
+    pub op: AtomicU64,
+    /// Scenario: the command's arguments.
+    pub args: [AtomicU64; 4],
+    /// Guest: the last value of `rung` whose command is finished.
+    pub done: AtomicU64,
+    /// Guest: the result of that command.
+    pub result: AtomicU64,
+    /// Guest: 1 once the vCPU's interrupt handling is set up and commands are served.
+    pub ready: AtomicU64,
+    /// Guest: rounds of the program's own loop, or wakes.
+    pub counter: AtomicU64,
+    /// Guest: hypercalls done.
+    pub hypercalls: AtomicU64,
+    /// Guest: hypercalls that returned something else than 0.
+    pub hypercalls_refused: AtomicU64,
+    /// Guest: #BP taken.
+    pub breakpoints: AtomicU64,
+    /// Guest: RIP that the last #BP pushed.
+    pub breakpoint_rip: AtomicU64,
+    /// Guest: #GP taken.
+    pub protection_faults: AtomicU64,
+    /// Guest: control register writes done.
+    pub cr_writes: AtomicU64,
+    /// Guest: how often the function at [`Slot::target`] ran to its end.
+    pub target_runs: AtomicU64,
+    /// Guest: address of a function whose first instruction is one byte long, for a tool to plant an int3 on.
+    pub target: AtomicU64,
+    /// Guest: 256 + vector of an exception that the program did not expect, after which it halts for good; else 0.
+    pub unexpected: AtomicU64,
+    /// Guest: RIP of that exception.
+    pub unexpected_rip: AtomicU64,
+    /// Guest: where the #GP handler resumes; 0 if no fault is expected.
+    pub resume: AtomicU64,
+}
+
+/// The mailbox: one slot for each vCPU.
+#[repr(C, align(4096))]
+#[derive(Debug)]
+pub struct Mailbox {
+    /// Slots by vCPU index.
+    pub slots: [Slot; layout::MAX_VCPUS + 1],
+}
+
+impl Slot {
+    /// Guest physical address of the field at `offset` in the slot of vCPU `index`.
+    #[must_use]
+    pub const fn field_gpa(index: usize, offset: usize) -> u64 {
+        layout::MAILBOX + offset_of!(Mailbox, slots) as u64 + (index * size_of::<Self>() + offset) as u64
+    }
+}
+
+const _: () = assert!(size_of::<Slot>() == 256);
+const _: () = assert!(size_of::<Mailbox>() == 4096);
+
+/// Commands of the programs. Which program knows which is said in its documentation.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+#[repr(u64)]
+pub enum Op {
+    /// Hypercall with RAX, RDI, RSI from the arguments; the result is RAX after it.
+    Hypercall = 1,
+    /// Executes an int3 of the program's own.
+    Int3 = 2,
+    /// Calls the function at [`Slot::target`] as often as argument 0 says.
+    CallTarget = 3,
+    /// Writes argument 1 to the control register that argument 0 names, reads it back as the result; #GP is counted and skipped.
+    WriteCr = 4,
+    /// Works on memory; argument 0 is a [`MemoryOp`], 1 a gpa, 2 a count of 8-byte words, 3 a value.
+    Memory = 5,
+    /// Executes CPUID as often as argument 0 says, between two writes to [`crate::MARK_PORT`] (1, then 2).
+    Cpuid = 6,
+    /// Reads the control register that argument 0 names.
+    ReadCr = 7,
+    /// Runs rounds of the storm until as many are done in all as argument 0 says; it is read again before each round, so that a scenario
+    /// can end a storm by lowering it.
+    Storm = 8,
+    /// Executes a halt with interrupts on; the result is how many interrupts ended it.
+    Halt = 9,
+}
+
+impl Op {
+    /// The command with this number.
+    #[must_use]
+    pub const fn from_number(number: u64) -> Option<Self> {
+        Some(match number {
+            1 => Self::Hypercall,
+            2 => Self::Int3,
+            3 => Self::CallTarget,
+            4 => Self::WriteCr,
+            5 => Self::Memory,
+            6 => Self::Cpuid,
+            7 => Self::ReadCr,
+            8 => Self::Storm,
+            9 => Self::Halt,
+            _ => return None,
+        })
+    }
+}
+
+/// What [`Op::Memory`] does.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+#[repr(u64)]
+pub enum MemoryOp {
+    /// Writes value + index into each word.
+    Fill = 0,
+    /// Adds all words up, wrapping; the sum is the result.
+    Sum = 1,
+}

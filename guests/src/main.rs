@@ -1,3 +1,0 @@
-//! Bare-metal guests for the lab's scenarios.
-
-fn main() {}

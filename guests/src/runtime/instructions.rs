@@ -1,0 +1,155 @@
+// SPDX-License-Identifier: MIT OR Apache-2.0
+//! Single instructions that Rust has no words for.
+
+use core::arch::asm;
+use core::arch::x86_64::{__cpuid, CpuidResult};
+use core::mem::offset_of;
+
+use super::Cpu;
+use crate::{CONSOLE_PORT, MARK_PORT, Slot};
+
+/// x2APIC register "spurious interrupt vector", as an MSR.
+const X2APIC_SPURIOUS: u32 = 0x80f;
+/// x2APIC register "end of interrupt", as an MSR.
+const X2APIC_EOI: u32 = 0x80b;
+/// Bit 8 of the spurious register: the APIC is on.
+const APIC_ON: u64 = 1 << 8;
+
+/// Whose instructions this CPU has.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum Vendor {
+    /// VMCALL.
+    Intel,
+    /// VMMCALL.
+    Amd,
+}
+
+/// The CPU's vendor, by CPUID leaf 0.
+#[must_use]
+pub fn vendor() -> Vendor {
+    if cpuid(0).ebx == u32::from_le_bytes(*b"Genu") {
+        Vendor::Intel
+    } else {
+        Vendor::Amd
+    }
+}
+
+/// Executes CPUID with this leaf and subleaf 0.
+#[must_use]
+pub fn cpuid(leaf: u32) -> CpuidResult {
+    __cpuid(leaf)
+}
+
+/// Executes the vendor's hypercall instruction; the result is RAX.
+#[must_use]
+pub fn hypercall(vendor: Vendor, rax: u64, rdi: u64, rsi: u64) -> u64 {
+    let mut result = rax;
+    // SAFETY: KVM answers a hypercall by changing RAX alone; RBX, RCX and RDX, its arguments otherwise, are not looked at for this one.
+    unsafe {
+        match vendor {
+            Vendor::Intel => {
+                asm!("vmcall", inout("rax") result, in("rdi") rdi, in("rsi") rsi, in("rcx") 0, in("rdx") 0)
+            }
+            Vendor::Amd => asm!("vmmcall", inout("rax") result, in("rdi") rdi, in("rsi") rsi, in("rcx") 0, in("rdx") 0),
+        }
+    }
+    result
+}
+
+/// Executes int3.
+pub fn int3() {
+    // SAFETY: the #BP handler returns behind it and keeps all registers.
+    unsafe { asm!("int3") }
+}
+
+/// Tells the VMM that the program reached this instant.
+pub fn mark(value: u32) {
+    // SAFETY: the VMM takes writes to this port and changes nothing in the guest.
+    unsafe { asm!("out dx, eax", in("dx") MARK_PORT, in("eax") value) }
+}
+
+pub(super) fn console_byte(byte: u8) {
+    // SAFETY: as in `mark`.
+    unsafe { asm!("out dx, al", in("dx") CONSOLE_PORT, in("al") byte) }
+}
+
+pub(super) fn disable_interrupts() {
+    // SAFETY: delays interrupts, nothing else.
+    unsafe { asm!("cli") }
+}
+
+pub(super) fn enable_interrupts() {
+    // SAFETY: every vector has a handler before the first call.
+    unsafe { asm!("sti") }
+}
+
+/// Halts until an interrupt comes; one that is pending already ends it at once.
+pub fn enable_interrupts_and_halt() {
+    // SAFETY: sti takes effect after hlt has begun, so no wake is lost.
+    unsafe { asm!("sti", "hlt") }
+}
+
+fn write_msr(msr: u32, value: u64) {
+    // SAFETY: only called for x2APIC registers of this CPU, which hold no state of the program.
+    unsafe { asm!("wrmsr", in("ecx") msr, in("eax") value as u32, in("edx") (value >> 32) as u32) }
+}
+
+pub(super) fn enable_local_apic() {
+    write_msr(X2APIC_SPURIOUS, APIC_ON | 0xff);
+}
+
+pub(super) fn end_of_interrupt() {
+    write_msr(X2APIC_EOI, 0);
+}
+
+/// The value of CR0, CR3 or CR4; of any other register, 0.
+#[must_use]
+pub fn read_cr(cr: u64) -> u64 {
+    let value;
+    // SAFETY: reading a control register has no effect.
+    unsafe {
+        match cr {
+            0 => asm!("mov {}, cr0", out(reg) value),
+            3 => asm!("mov {}, cr3", out(reg) value),
+            4 => asm!("mov {}, cr4", out(reg) value),
+            _ => value = 0,
+        }
+    }
+    value
+}
+
+/// Writes CR0, CR3 or CR4 with a value known to be legal.
+pub fn write_cr(cpu: &Cpu, cr: u64, value: u64) {
+    write_cr_or_fault(cpu, cr, value);
+}
+
+/// Writes CR0, CR3 or CR4; the #GP handler counts a refusal and goes on behind the instruction.
+///
+/// A value that is legal but unmaps the program ends it: scenarios choose bits that do not matter here.
+pub fn write_cr_or_fault(cpu: &Cpu, cr: u64, value: u64) {
+    macro_rules! write {
+        ($register:literal) => {
+            asm!(
+                "lea {here}, [rip + 2f]",
+                "mov [{slot} + {resume}], {here}",
+                concat!("mov ", $register, ", {value}"),
+                "2:",
+                "mov qword ptr [{slot} + {resume}], 0",
+                here = out(reg) _,
+                slot = in(reg) cpu.slot as *const Slot,
+                resume = const offset_of!(Slot, resume),
+                value = in(reg) value,
+            )
+        };
+    }
+    // SAFETY: both roots map all of RAM, and the bits that scenarios change do not concern the program; `resume` is an atomic of this
+    // vCPU's own slot.
+    unsafe {
+        match cr {
+            0 => write!("cr0"),
+            3 => write!("cr3"),
+            4 => write!("cr4"),
+            _ => {}
+        }
+    }
+}
