@@ -184,6 +184,7 @@ u8   kvmi_glue_access_bits(void);
 u8   kvmi_glue_singlestep(void);
 
 /* vcpu */
+u16  kvmi_glue_vcpu_index(struct kvm_vcpu_introspection *vcpu);	/* vcpu->vcpu_idx: events carry it */
 u64  kvmi_glue_tsc_hz(struct kvm_vcpu_introspection *vcpu);	/* 0: unsupported */
 void kvmi_glue_get_arch(struct kvm_vcpu_introspection *vcpu, u8 *out);	/* 536 bytes: the event's arch part */
 u8   kvmi_glue_mode(struct kvm_vcpu_introspection *vcpu);	/* 2, 4, 8 */
