@@ -1,0 +1,260 @@
+// SPDX-License-Identifier: MIT OR Apache-2.0
+//! Programs that the lab runs: their output goes to a log and to the progress, and none outlives the lab.
+
+use std::collections::VecDeque;
+use std::ffi::OsStr;
+use std::fs::File;
+use std::io::{self, BufRead, BufReader, Write};
+use std::os::unix::process::CommandExt;
+use std::path::{Path, PathBuf};
+use std::process::{Command, ExitStatus, Stdio};
+
+use nix::sys::prctl;
+use nix::sys::signal::Signal;
+use nix::unistd::{Pid, getpid, getppid};
+
+use crate::progress::Task;
+
+/// How many lines of a failed program's output its error shows.
+const TAIL_LINES: usize = 30;
+
+/// Why a program did not do its work.
+#[derive(Debug, thiserror::Error)]
+pub enum ProcessError {
+    /// It could not be started.
+    #[error("cannot run `{command}`: {error}")]
+    Start {
+        /// The command line.
+        command: String,
+        /// The system's answer.
+        error: io::Error,
+    },
+    /// Its output could not be read or kept.
+    #[error("output of `{command}`: {error}")]
+    Output {
+        /// The command line.
+        command: String,
+        /// The system's answer.
+        error: io::Error,
+    },
+    /// It ended badly.
+    #[error("`{command}`: {status}\n{tail}")]
+    Failed {
+        /// The command line.
+        command: String,
+        /// How it ended.
+        status: ExitStatus,
+        /// The last lines that it wrote.
+        tail: String,
+    },
+}
+
+/// Makes the program end (`SIGKILL`) when the *thread* that starts it ends, however that happens.
+///
+/// So the program must be started by a thread that lives as long as it is needed.
+pub fn end_with_us(command: &mut Command) -> &mut Command {
+    let parent = getpid();
+    let set = move || end_with_parent(parent);
+    // SAFETY: between fork and exec `set` only makes the system calls prctl and getppid; it allocates nothing and takes no lock.
+    #[allow(unsafe_code)]
+    unsafe {
+        command.pre_exec(set)
+    }
+}
+
+fn end_with_parent(parent: Pid) -> io::Result<()> {
+    prctl::set_pdeathsig(Signal::SIGKILL)?;
+    // The parent may have ended before the call above.
+    if getppid() == parent {
+        Ok(())
+    } else {
+        Err(io::ErrorKind::BrokenPipe.into())
+    }
+}
+
+/// Whether this process may do everything.
+#[must_use]
+pub fn is_root() -> bool {
+    nix::unistd::geteuid().is_root()
+}
+
+/// A program to run to its end.
+#[derive(Debug)]
+pub struct Program {
+    command: Command,
+    log: Option<PathBuf>,
+}
+
+impl Program {
+    /// A program by name or path. Its standard input is empty.
+    pub fn new(program: impl AsRef<OsStr>) -> Self {
+        let mut command = Command::new(program);
+        command.stdin(Stdio::null());
+        Self { command, log: None }
+    }
+
+    /// Adds an argument.
+    #[must_use]
+    pub fn arg(mut self, arg: impl AsRef<OsStr>) -> Self {
+        self.command.arg(arg);
+        self
+    }
+
+    /// Adds arguments.
+    #[must_use]
+    pub fn args(mut self, args: impl IntoIterator<Item = impl AsRef<OsStr>>) -> Self {
+        self.command.args(args);
+        self
+    }
+
+    /// Sets an environment variable.
+    #[must_use]
+    pub fn env(mut self, name: &str, value: impl AsRef<OsStr>) -> Self {
+        self.command.env(name, value);
+        self
+    }
+
+    /// Takes an environment variable away.
+    #[must_use]
+    pub fn env_remove(mut self, name: &str) -> Self {
+        self.command.env_remove(name);
+        self
+    }
+
+    /// Sets the folder that it runs in.
+    #[must_use]
+    pub fn in_dir(mut self, dir: &Path) -> Self {
+        self.command.current_dir(dir);
+        self
+    }
+
+    /// Keeps its output in a file.
+    #[must_use]
+    pub fn log(mut self, path: impl Into<PathBuf>) -> Self {
+        self.log = Some(path.into());
+        self
+    }
+
+    /// Takes its standard input from a file.
+    #[must_use]
+    pub fn stdin(mut self, file: File) -> Self {
+        self.command.stdin(file);
+        self
+    }
+
+    /// The command line, for people.
+    #[must_use]
+    pub fn command_line(&self) -> String {
+        let words = std::iter::once(self.command.get_program()).chain(self.command.get_args());
+        words
+            .map(|w| w.to_string_lossy().into_owned())
+            .collect::<Vec<_>>()
+            .join(" ")
+    }
+
+    /// Runs it, passes each line of its output and errors on to `task`, and returns all of them.
+    ///
+    /// # Errors
+    ///
+    /// [`ProcessError`]
+    pub fn run(mut self, task: &Task) -> Result<String, ProcessError> {
+        let command_line = self.command_line();
+        let failed = |error| ProcessError::Output {
+            command: command_line.clone(),
+            error,
+        };
+        let mut log = self.log.as_deref().map(File::create).transpose().map_err(failed)?;
+        let (reader, writer) = io::pipe().map_err(failed)?;
+        self.command.stdout(writer.try_clone().map_err(failed)?).stderr(writer);
+        let mut child = end_with_us(&mut self.command)
+            .spawn()
+            .map_err(|error| ProcessError::Start {
+                command: command_line.clone(),
+                error,
+            })?;
+        // The command holds the pipe's writing end: with it open the reader would never see the end.
+        drop(self.command);
+        let mut all = String::new();
+        let mut tail = VecDeque::new();
+        for line in BufReader::new(reader).split(b'\n') {
+            let line = line.map_err(failed)?;
+            let line = String::from_utf8_lossy(&line);
+            if let Some(log) = &mut log {
+                writeln!(log, "{line}").map_err(failed)?;
+            }
+            let shown = line.trim_end();
+            if !shown.is_empty() {
+                task.note(shown);
+            }
+            if tail.len() == TAIL_LINES {
+                tail.pop_front();
+            }
+            tail.push_back(line.clone().into_owned());
+            all.push_str(&line);
+            all.push('\n');
+        }
+        let status = child.wait().map_err(failed)?;
+        if status.success() {
+            return Ok(all);
+        }
+        let tail = Vec::from(tail).join("\n");
+        Err(ProcessError::Failed {
+            command: command_line,
+            status,
+            tail,
+        })
+    }
+
+    /// Runs it and returns what it wrote to its standard output; errors go into the error.
+    ///
+    /// # Errors
+    ///
+    /// [`ProcessError`]
+    pub fn output(mut self) -> Result<Vec<u8>, ProcessError> {
+        let command = self.command_line();
+        let done = end_with_us(&mut self.command)
+            .output()
+            .map_err(|error| ProcessError::Start {
+                command: command.clone(),
+                error,
+            })?;
+        if done.status.success() {
+            return Ok(done.stdout);
+        }
+        let tail = String::from_utf8_lossy(&done.stderr).trim_end().to_owned();
+        Err(ProcessError::Failed {
+            command,
+            status: done.status,
+            tail,
+        })
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use crate::progress::Progress;
+
+    #[test]
+    fn both_streams_arrive_and_a_failure_shows_the_last_lines() {
+        let task = Progress::unwatched().task("test");
+        let all = Program::new("sh")
+            .args(["-c", "echo out; echo err >&2"])
+            .run(&task)
+            .unwrap();
+        assert_eq!(all, "out\nerr\n");
+        let failed = Program::new("sh")
+            .args(["-c", "seq 100; exit 3"])
+            .run(&task)
+            .unwrap_err()
+            .to_string();
+        assert!(
+            failed.contains("exit status: 3") && failed.ends_with("99\n100") && !failed.contains("\n70\n"),
+            "{failed}"
+        );
+        assert!(matches!(
+            Program::new("/no/such").run(&task),
+            Err(ProcessError::Start { .. })
+        ));
+    }
+}

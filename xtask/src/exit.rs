@@ -1,0 +1,21 @@
+// SPDX-License-Identifier: MIT OR Apache-2.0
+//! What xtask's exit codes mean.
+
+/// All was done, and well.
+pub(crate) const OK: u8 = 0;
+
+/// A command could not do its work: a build failed, a program is missing, a file cannot be read.
+pub(crate) const ERROR: u8 = 1;
+
+/// The command line makes no sense (clap's own code).
+#[allow(dead_code, reason = "documents what clap exits with")]
+pub(crate) const USAGE: u8 = 2;
+
+/// `e2e`, `bench`: everything was set up, and at least one scenario did not pass.
+pub(crate) const SCENARIO_FAILED: u8 = 10;
+
+/// `ci`: a step found something to mend.
+pub(crate) const CHECK_FAILED: u8 = 11;
+
+/// `doctor`: something that the lab needs is lacking.
+pub(crate) const LACKING: u8 = 12;

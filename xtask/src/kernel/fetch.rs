@@ -1,0 +1,144 @@
+// SPDX-License-Identifier: MIT OR Apache-2.0
+//! A kernel's source, headers and image, unpacked from Debian's packages into the cache.
+
+use std::fs;
+use std::path::{Path, PathBuf};
+
+use anyhow::{Context, Result, ensure};
+use kvmi_lab_machine::cache::Key;
+use kvmi_lab_machine::process::Program;
+use kvmi_lab_machine::progress::Task;
+
+use super::version::{FLAVOUR, KernelVersion, SERIES};
+use crate::apt;
+use crate::workshop::Workshop;
+
+/// What of the source is kept: all that KVM's modules and kernel/patches are made of.
+const KEPT_SOURCE: &[&str] = &[
+    "arch/x86/kvm",
+    "arch/x86/include",
+    "virt/kvm",
+    "include",
+    "LICENSES/preferred/GPL-2.0",
+];
+
+/// Modules of the image that L1 loads, below `/lib/modules/RELEASE/kernel`, and their names in the lab.
+pub(crate) const STOCK_MODULES: &[(&str, &str)] = &[
+    ("virt/lib/irqbypass.ko.xz", "irqbypass.ko"),
+    ("arch/x86/kvm/kvm.ko.xz", "kvm.ko"),
+    ("arch/x86/kvm/kvm-intel.ko.xz", "kvm-intel.ko"),
+    ("arch/x86/kvm/kvm-amd.ko.xz", "kvm-amd.ko"),
+];
+
+/// The unpacked packages of one kernel.
+#[derive(Clone, Debug)]
+pub(crate) struct Kernel {
+    pub(crate) version: KernelVersion,
+    /// Holds `arch/x86/kvm` and so on.
+    pub(crate) source: PathBuf,
+    /// What `make -C` takes.
+    pub(crate) headers: PathBuf,
+    /// Holds `vmlinuz`, `System.map`, `config` and the stock modules, decompressed.
+    pub(crate) image: PathBuf,
+}
+
+impl Kernel {
+    /// The text of the kernel's configuration.
+    pub(crate) fn config(&self) -> Result<String> {
+        let path = self.headers.join(".config");
+        fs::read_to_string(&path).with_context(|| format!("read {}", path.display()))
+    }
+}
+
+/// Unpacks what is not in the cache yet.
+pub(crate) fn fetch(shop: &Workshop, version: KernelVersion) -> Result<Kernel> {
+    let key = |recipe| {
+        Key::of(recipe)
+            .text("version", &version.package)
+            .text("abi", &version.abi)
+            .finish()
+    };
+    let entry = |kind: &str, recipe, what: &str, make: &dyn Fn(&Path, &Task) -> Result<()>| {
+        shop.cache.entry(kind, &key(recipe), |dir| {
+            let task = shop.progress.task(format!("fetch the kernel's {what}, {version}"));
+            make(dir, &task)?;
+            task.done();
+            anyhow::Ok(())
+        })
+    };
+    let source = entry("kernel-source", "source 1", "source", &|dir, task| {
+        source(&version, dir, task)
+    })?;
+    let headers = entry("kernel-headers", "headers 1", "headers", &|dir, task| {
+        headers(&version, dir, task)
+    })?;
+    let image = entry("kernel-image", "image 1", "image", &|dir, task| {
+        image(&version, dir, task)
+    })?;
+    let headers = headers.join(format!("usr/src/linux-headers-{}-{FLAVOUR}", version.abi));
+    Ok(Kernel {
+        version,
+        source,
+        headers,
+        image,
+    })
+}
+
+fn source(version: &KernelVersion, dir: &Path, task: &Task) -> Result<()> {
+    let deb = apt::download(&version.source_package(), &version.package, dir, task)?;
+    let unpacked = dir.join("package");
+    apt::unpack(&deb, &unpacked, task)?;
+    task.note("unpack the source");
+    let top = format!("linux-source-{SERIES}");
+    Program::new("tar")
+        .args(["--extract", "--xz", "--strip-components=1", "--file"])
+        .arg(unpacked.join(format!("usr/src/{top}.tar.xz")))
+        .arg("--directory")
+        .arg(dir)
+        .args(KEPT_SOURCE.iter().map(|part| format!("{top}/{part}")))
+        .run(task)?;
+    fs::remove_dir_all(&unpacked)?;
+    fs::remove_file(&deb)?;
+    Ok(())
+}
+
+fn headers(version: &KernelVersion, dir: &Path, task: &Task) -> Result<()> {
+    for package in version.header_packages() {
+        let deb = apt::download(&package, &version.package, dir, task)?;
+        apt::unpack(&deb, dir, task)?;
+        fs::remove_file(&deb)?;
+    }
+    // The packaged Makefile names its common part by an absolute path; in the cache it stands beside.
+    let makefile = dir.join(format!("usr/src/linux-headers-{}-{FLAVOUR}/Makefile", version.abi));
+    let text = fs::read_to_string(&makefile).with_context(|| format!("read {}", makefile.display()))?;
+    let here = text.replace("include /usr/src/", "include ../");
+    ensure!(
+        here != text,
+        "{}: no `include /usr/src/` in it, the package changed its form",
+        makefile.display()
+    );
+    fs::write(&makefile, here)?;
+    Ok(())
+}
+
+fn image(version: &KernelVersion, dir: &Path, task: &Task) -> Result<()> {
+    let deb = apt::download(&version.image_package(), &version.package, dir, task)?;
+    let unpacked = dir.join("package");
+    apt::unpack(&deb, &unpacked, task)?;
+    let release = version.release();
+    for name in ["vmlinuz", "System.map", "config"] {
+        let from = unpacked.join(format!("boot/{name}-{release}"));
+        fs::rename(&from, dir.join(name)).with_context(|| format!("take {}", from.display()))?;
+    }
+    for (packed, name) in STOCK_MODULES {
+        let from = unpacked.join(format!("lib/modules/{release}/kernel/{packed}"));
+        let module = Program::new("xz")
+            .args(["--decompress", "--stdout"])
+            .arg(from)
+            .output()?;
+        fs::write(dir.join(name), module)?;
+    }
+    fs::remove_dir_all(&unpacked)?;
+    fs::remove_file(&deb)?;
+    Ok(())
+}
