@@ -153,8 +153,14 @@ fn out_of_tree(makefile: &str) -> Result<String> {
         .collect();
     let mut text = format!("LINUXINCLUDE := {} $(LINUXINCLUDE)\n", folders.join(" "));
     let mut ours = makefile.to_owned();
-    for (from, to) in [("$(srctree)/arch/x86/kvm", "$(src)"), ("$(srctree)/virt/kvm", "$(src)/../../../virt/kvm")] {
-        ensure!(ours.contains(from), "no `{from}` in it, so the rules for building KVM out of tree no longer fit");
+    for (from, to) in [
+        ("$(srctree)/arch/x86/kvm", "$(src)"),
+        ("$(srctree)/virt/kvm", "$(src)/../../../virt/kvm"),
+    ] {
+        ensure!(
+            ours.contains(from),
+            "no `{from}` in it, so the rules for building KVM out of tree no longer fit"
+        );
         ours = ours.replace(from, to);
     }
     text += &ours;
