@@ -88,8 +88,8 @@ pub enum Op {
     /// Runs rounds of the storm until as many are done in all as argument 0 says; it is read again before each round, so that a scenario
     /// can end a storm by lowering it.
     Storm = 8,
-    /// Executes a halt with interrupts on; the result is how many interrupts ended it.
-    Halt = 9,
+    /// Nothing: the vCPU wakes up, answers 0 and sleeps again. Every program but `counter` knows it.
+    Nothing = 9,
 }
 
 impl Op {
@@ -105,7 +105,7 @@ impl Op {
             6 => Self::Cpuid,
             7 => Self::ReadCr,
             8 => Self::Storm,
-            9 => Self::Halt,
+            9 => Self::Nothing,
             _ => return None,
         })
     }

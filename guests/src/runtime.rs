@@ -9,9 +9,7 @@ mod instructions;
 use core::fmt::{self, Write};
 use core::sync::atomic::Ordering::{Acquire, Relaxed, Release};
 
-pub use instructions::{
-    Vendor, cpuid, enable_interrupts_and_halt, hypercall, int3, mark, read_cr, vendor, write_cr, write_cr_or_fault,
-};
+pub use instructions::{Vendor, cpuid, hypercall, int3, mark, read_cr, vendor, write_cr, write_cr_or_fault};
 
 use crate::{Mailbox, Op, Slot, layout};
 
@@ -43,15 +41,19 @@ pub fn start(index: usize, program: fn(Cpu) -> !) -> ! {
 }
 
 impl Cpu {
-    /// Carries out commands forever, halted while there is none. `None` as the command's result: the program does not know it.
+    /// Carries out commands forever, halted while there is none. A command that the program does not know (`None`) results in all ones.
     pub fn serve(&self, mut command: impl FnMut(Op, [u64; 4]) -> Option<u64>) -> ! {
         let mut seen = 0;
         self.slot.ready.store(1, Release);
         loop {
             let rung = self.wait_for_ring(seen);
             let args = [0, 1, 2, 3].map(|i: usize| self.slot.args[i].load(Relaxed));
-            let op = Op::from_number(self.slot.op.load(Relaxed));
-            let result = op.and_then(|op| command(op, args)).unwrap_or(u64::MAX);
+            let result = match Op::from_number(self.slot.op.load(Relaxed)) {
+                Some(Op::Nothing) => Some(0),
+                Some(op) => command(op, args),
+                None => None,
+            };
+            let result = result.unwrap_or(u64::MAX);
             self.slot.result.store(result, Relaxed);
             self.slot.done.store(rung, Release);
             seen = rung;
@@ -66,7 +68,7 @@ impl Cpu {
                 instructions::enable_interrupts();
                 return rung;
             }
-            enable_interrupts_and_halt();
+            instructions::enable_interrupts_and_halt();
         }
     }
 }

@@ -1,21 +1,13 @@
 // SPDX-License-Identifier: MIT OR Apache-2.0
-//! Sleeps: halts and does nothing when woken, unless told to halt once more ([`Op::Halt`]).
+//! Sleeps: every vCPU is halted unless it is told something ([`Op::Nothing`]).
+//!
+//! [`Op::Nothing`]: kvmi_guests::Op::Nothing
 #![cfg_attr(target_os = "none", no_std, no_main)]
 
-use core::sync::atomic::Ordering::Relaxed;
-
-use kvmi_guests::Op;
-use kvmi_guests::runtime::{Cpu, enable_interrupts_and_halt};
+use kvmi_guests::runtime::Cpu;
 
 kvmi_guests::guest!(program);
 
 fn program(cpu: Cpu) -> ! {
-    cpu.serve(|op, _| match op {
-        Op::Halt => {
-            let before = cpu.slot.counter.load(Relaxed);
-            enable_interrupts_and_halt();
-            Some(cpu.slot.counter.load(Relaxed).wrapping_sub(before))
-        }
-        _ => None,
-    })
+    cpu.serve(|_, _| None)
 }

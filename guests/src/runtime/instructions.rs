@@ -84,7 +84,7 @@ pub(super) fn enable_interrupts() {
 }
 
 /// Halts until an interrupt comes; one that is pending already ends it at once.
-pub fn enable_interrupts_and_halt() {
+pub(super) fn enable_interrupts_and_halt() {
     // SAFETY: sti takes effect after hlt has begun, so no wake is lost.
     unsafe { asm!("sti", "hlt") }
 }

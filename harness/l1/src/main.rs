@@ -1,3 +1,45 @@
-//! L1 from inside: init, module loading, the L2 VMM, running one scenario.
+// SPDX-License-Identifier: MIT OR Apache-2.0
+//! L1 from inside. As process 1 it sets L1 up, runs one scenario and powers off; started with an argument it is one of the scenario's
+//! processes:
+//!
+//! ```text
+//! init (1) ── scenario NAME SEED ──┬── vmm     the L2 VMM, told what to do over a socket on its standard input
+//!                                  └── tool …  an introspection tool that is to be killed
+//! ```
 
-fn main() {}
+mod init;
+mod runner;
+mod vmm;
+
+use std::process::ExitCode;
+
+use anyhow::{Context as _, bail};
+
+fn main() -> ExitCode {
+    if std::process::id() == 1 {
+        init::main();
+    }
+    match role() {
+        Ok(()) => ExitCode::SUCCESS,
+        Err(e) => {
+            eprintln!("kvmi-lab-l1: {e:#}");
+            ExitCode::FAILURE
+        }
+    }
+}
+
+fn role() -> anyhow::Result<()> {
+    let args: Vec<String> = std::env::args().skip(1).collect();
+    let args: Vec<&str> = args.iter().map(String::as_str).collect();
+    match args[..] {
+        ["scenario", name, seed] => {
+            let seed = seed.parse().with_context(|| format!("seed `{seed}`"))?;
+            runner::scenario(name, seed)
+        }
+        ["vmm"] => vmm::main(),
+        ["tool", behaviour] => Ok(kvmi_lab_scenarios::tool_process(behaviour)?),
+        _ => bail!(
+            "this is process 1 of the lab's L1; roles are `scenario NAME SEED`, `vmm` and `tool BEHAVIOUR`, not {args:?}"
+        ),
+    }
+}

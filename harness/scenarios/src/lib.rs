@@ -1,1 +1,75 @@
-//! What is proved, grouped by subject.
+// SPDX-License-Identifier: MIT OR Apache-2.0
+//! What is proved, grouped by subject: one function per scenario, run in L1, each from the point where L1's state was saved.
+//!
+//! L0 links this crate too, for the list alone.
+
+mod context;
+mod failure;
+pub mod ioctls;
+mod lab;
+pub mod modules;
+pub mod vmm;
+
+use std::sync::LazyLock;
+
+use kvmi_lab_control::Lane;
+
+pub use context::{Context, say};
+pub use failure::Failure;
+use failure::{check, check_eq};
+
+/// What a scenario needs of the machine it runs on.
+#[derive(Clone, Copy, Debug)]
+pub struct Needs {
+    /// The lanes on which it runs.
+    pub lanes: &'static [Lane],
+    /// Run by default, or only when named.
+    pub by_default: bool,
+}
+
+impl Needs {
+    /// Every lane, by default.
+    pub const NOTHING: Self = Self {
+        lanes: Lane::ALL,
+        by_default: true,
+    };
+}
+
+/// One thing that is proved.
+#[derive(Clone, Copy, Debug)]
+pub struct Scenario {
+    /// `subject::what`, e.g. `lifecycle::hook_then_unhook`.
+    pub name: &'static str,
+    /// What it shows, in one line.
+    pub summary: &'static str,
+    /// Where it runs.
+    pub needs: Needs,
+    /// The scenario itself.
+    pub run: fn(&mut Context) -> Result<(), Failure>,
+}
+
+/// Every scenario, subject by subject.
+#[must_use]
+pub fn all() -> &'static [Scenario] {
+    static ALL: LazyLock<Vec<Scenario>> = LazyLock::new(|| [lab::SCENARIOS].concat());
+    &ALL
+}
+
+/// What the role `tool` of the lab's L1 program does.
+///
+/// # Errors
+///
+/// The tool's.
+pub fn tool_process(behaviour: &str) -> std::io::Result<()> {
+    Err(std::io::Error::other(format!("no behaviour `{behaviour}`")))
+}
+
+/// One line of a subject's table.
+const fn scenario(name: &'static str, summary: &'static str, run: fn(&mut Context) -> Result<(), Failure>) -> Scenario {
+    Scenario {
+        name,
+        summary,
+        needs: Needs::NOTHING,
+        run,
+    }
+}

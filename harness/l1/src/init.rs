@@ -1,0 +1,104 @@
+// SPDX-License-Identifier: MIT OR Apache-2.0
+//! Process 1 of L1: file systems, modules, the control channel, one scenario, power-off.
+
+use std::ffi::CStr;
+use std::fs::{File, OpenOptions};
+use std::io::Write;
+
+use anyhow::{Context, anyhow};
+use kvmi_lab_control::{Backend, FromL1, LineReader, POINT, ToL1, Verdict, encode};
+use kvmi_lab_scenarios::modules::{self, Origin};
+use rustix::mount::{MountFlags, mount};
+use rustix::system::{RebootCommand, reboot};
+use rustix::termios::{OptionalActions, QueueSelector, tcdrain, tcflush, tcgetattr, tcsetattr};
+
+use crate::runner;
+
+/// The second serial port.
+const CHANNEL: &str = "/dev/ttyS1";
+
+/// Runs until the power is off.
+pub(crate) fn main() -> ! {
+    if let Err(e) = run() {
+        // The kernel console is what L0 can still see.
+        eprintln!("kvmi-lab-l1: {e:#}");
+    }
+    // Nothing is mounted that would lose data; if this fails, the kernel panics on the end of process 1 and L0 sees that.
+    let _ = reboot(RebootCommand::PowerOff);
+    std::process::exit(1)
+}
+
+fn run() -> anyhow::Result<()> {
+    mount_all()?;
+    let mut channel = open_channel()?;
+    let prepared = prepare();
+    let backend = match &prepared {
+        Ok(backend) => *backend,
+        // L0 gets to the point all the same, and hears the reason as the verdict.
+        Err(_) => modules::backend().unwrap_or(Backend::Svm),
+    };
+    let kernel = rustix::system::uname().release().to_string_lossy().into_owned();
+    channel.write_all(encode(&FromL1::Ready { backend, kernel }).as_bytes())?;
+    tcdrain(&channel)?;
+    // From here on everything may happen any number of times, each time in another machine.
+    channel.write_all(&[POINT])?;
+    let order = LineReader::new(&channel).message::<ToL1>();
+    let verdict = match (prepared, order) {
+        (Err(e), _) => fail(&e.context("L1 could not be set up")),
+        (_, Err(e)) => fail(&anyhow!(e)),
+        (_, Ok(None)) => fail(&anyhow!("the control channel was closed before the order to run")),
+        (Ok(backend), Ok(Some(ToL1::Run { scenario, seed }))) => {
+            runner::run(&channel, backend, &scenario, seed).unwrap_or_else(|e| fail(&e))
+        }
+    };
+    channel.write_all(encode(&FromL1::Done { verdict }).as_bytes())?;
+    tcdrain(&channel)?;
+    Ok(())
+}
+
+fn fail(error: &anyhow::Error) -> Verdict {
+    Verdict::Fail {
+        message: format!("{error:#}"),
+    }
+}
+
+fn mount_all() -> anyhow::Result<()> {
+    let options: Option<&CStr> = None;
+    for (kind, folder) in [
+        ("proc", "/proc"),
+        ("sysfs", "/sys"),
+        ("devtmpfs", "/dev"),
+        ("tmpfs", "/tmp"),
+    ] {
+        mount(kind, folder, kind, MountFlags::empty(), options).with_context(|| format!("mount {kind} on {folder}"))?;
+    }
+    Ok(())
+}
+
+fn open_channel() -> anyhow::Result<File> {
+    let channel = OpenOptions::new()
+        .read(true)
+        .write(true)
+        .open(CHANNEL)
+        .with_context(|| format!("open {CHANNEL}"))?;
+    let mut settings = tcgetattr(&channel)?;
+    settings.make_raw();
+    settings.set_speed(115_200)?;
+    tcsetattr(&channel, OptionalActions::Now, &settings)?;
+    tcflush(&channel, QueueSelector::IFlush)?;
+    Ok(channel)
+}
+
+/// Loads the modules: ours with introspection on; the distribution's where the image has no others.
+fn prepare() -> anyhow::Result<Backend> {
+    let backend = modules::backend()?;
+    let origin = if Origin::Kvmi.is_there() {
+        Origin::Kvmi
+    } else {
+        Origin::Stock
+    };
+    modules::load_irqbypass()?;
+    modules::load_kvm(origin, backend, true)?;
+    runner::warm_up()?;
+    Ok(backend)
+}

@@ -1,0 +1,108 @@
+// SPDX-License-Identifier: MIT OR Apache-2.0
+//! Running one scenario in a process of its own, and looking for what it left behind.
+
+use std::fs::{self, File};
+use std::panic::{self, AssertUnwindSafe};
+use std::process::{Command, Stdio};
+
+use anyhow::{Context as _, bail};
+use kvmi_lab_control::{Backend, FromL1, Verdict};
+use kvmi_lab_scenarios::{Context, Failure, modules, say};
+
+/// Where the scenario's process leaves its verdict.
+const VERDICT: &str = "/tmp/verdict";
+
+/// Reads once what every scenario needs, so that it is in memory before the point.
+pub(crate) fn warm_up() -> anyhow::Result<()> {
+    for entry in fs::read_dir("/guests").context("list /guests")? {
+        fs::read(entry?.path())?;
+    }
+    fs::read("/proc/slabinfo")?;
+    Command::new("/proc/self/exe")
+        .args(["scenario", "", "0"])
+        .stderr(Stdio::null())
+        .status()
+        .context("start a process")?;
+    Ok(())
+}
+
+/// In process 1: runs the scenario with the channel as its standard output.
+pub(crate) fn run(channel: &File, backend: Backend, name: &str, seed: u64) -> anyhow::Result<Verdict> {
+    let status = Command::new("/proc/self/exe")
+        .args(["scenario", name, &seed.to_string()])
+        .stdin(Stdio::null())
+        .stdout(channel.try_clone()?)
+        .status()
+        .context("start the scenario")?;
+    let verdict = match fs::read(VERDICT) {
+        Ok(bytes) => serde_json::from_slice(&bytes)?,
+        Err(_) => bail!("the scenario's process ended without a verdict: {status}"),
+    };
+    if verdict == Verdict::Pass {
+        left_behind(backend)?;
+    }
+    Ok(verdict)
+}
+
+/// In the scenario's process.
+pub(crate) fn scenario(name: &str, seed: u64) -> anyhow::Result<()> {
+    if name.is_empty() {
+        return Ok(());
+    }
+    let Some(scenario) = kvmi_lab_scenarios::all().iter().find(|s| s.name == name) else {
+        bail!("no scenario `{name}`, `cargo xtask e2e --list` lists them");
+    };
+    say(&FromL1::Started {
+        scenario: name.to_owned(),
+    });
+    let mut context = Context::new(modules::backend()?, seed);
+    let outcome = panic::catch_unwind(AssertUnwindSafe(|| (scenario.run)(&mut context)));
+    let verdict = match outcome {
+        Ok(Ok(())) => Verdict::Pass,
+        Ok(Err(failure)) => Failure::verdict(failure),
+        Err(panic) => Verdict::Fail {
+            message: format!("panicked: {}", panic_text(&*panic)),
+        },
+    };
+    fs::write(VERDICT, serde_json::to_vec(&verdict)?).context("write the verdict")?;
+    Ok(())
+}
+
+fn panic_text(panic: &(dyn std::any::Any + Send)) -> &str {
+    panic
+        .downcast_ref::<String>()
+        .map(String::as_str)
+        .or_else(|| panic.downcast_ref::<&str>().copied())
+        .unwrap_or("(no text)")
+}
+
+/// Fails if a VM, a process or a thread of the scenario is still there.
+fn left_behind(backend: Backend) -> anyhow::Result<()> {
+    let references = modules::vendor_references(backend)?;
+    if references != 0 {
+        bail!("{references} references to the vendor module are left: a VM still exists");
+    }
+    for entry in fs::read_dir("/proc")? {
+        let path = entry?.path();
+        let is_a_process = path
+            .file_name()
+            .and_then(|n| n.to_str())
+            .is_some_and(|n| n.parse::<u32>().is_ok());
+        if !is_a_process {
+            continue;
+        }
+        let Ok(comm) = fs::read_to_string(path.join("comm")) else {
+            continue;
+        };
+        let comm = comm.trim();
+        let is_process_1 = path.ends_with("1");
+        if comm.starts_with("kvmi-") && !is_process_1 {
+            bail!("`{comm}` is left ({})", path.display());
+        }
+        let is_of_ours = fs::read_link(path.join("exe")).is_ok();
+        if is_of_ours && !is_process_1 {
+            bail!("process `{comm}` is left ({})", path.display());
+        }
+    }
+    Ok(())
+}

@@ -1,0 +1,192 @@
+// SPDX-License-Identifier: MIT OR Apache-2.0
+//! The VM and what a scenario may ask to be done with it.
+
+use std::os::fd::{AsRawFd, BorrowedFd, OwnedFd};
+
+use kvm_bindings::{CpuId, KVM_MAX_CPUID_ENTRIES, kvm_guest_debug, kvm_msi};
+use kvm_ioctls::{Kvm, VmFd};
+use kvmi_guests::{DOORBELL_VECTOR, layout};
+use kvmi_lab_scenarios::ioctls;
+use kvmi_lab_scenarios::vmm::{Answer, HookFd, Permission, Refusal, Reply, Request, Until, VmConfig};
+use rustix::net::{AddressFamily, SocketFlags, SocketType, socketpair};
+
+use super::slots::{RAM_SLOT, Slots};
+use super::vcpu::Vcpu;
+use super::{Refused, boot, refuse};
+
+/// Names the VM in the kernel's log.
+const UUID: [u8; 16] = *b"kvmi lab's guest";
+
+/// A VM. Fields are dropped in this order: threads first, memory last.
+pub(super) struct Machine {
+    vcpus: Vec<Vcpu>,
+    vm: VmFd,
+    slots: Slots,
+    cpuid: CpuId,
+    entry: u64,
+    uninitialised_aps: bool,
+}
+
+impl Machine {
+    pub(super) fn new(config: &VmConfig, ram: OwnedFd) -> Result<Self, Refusal> {
+        let kvm = Kvm::new().refused("open /dev/kvm")?;
+        let vm = kvm.create_vm().refused("KVM_CREATE_VM")?;
+        let slots = Slots::new(ram)?;
+        slots.set_ram(&vm, false)?;
+        vm.create_irq_chip().refused("KVM_CREATE_IRQCHIP")?;
+        let mut machine = Self {
+            vcpus: Vec::new(),
+            entry: boot::prepare(&slots.ram, &config.guest)?,
+            cpuid: kvm
+                .get_supported_cpuid(KVM_MAX_CPUID_ENTRIES)
+                .refused("KVM_GET_SUPPORTED_CPUID")?,
+            vm,
+            slots,
+            uninitialised_aps: config.uninitialised_aps,
+        };
+        for _ in 0..config.vcpus {
+            machine.add_vcpu()?;
+        }
+        Ok(machine)
+    }
+
+    pub(super) fn vm_fd_number(&self) -> i32 {
+        self.vm.as_raw_fd()
+    }
+
+    fn add_vcpu(&mut self) -> Result<usize, Refusal> {
+        let index = self.vcpus.len();
+        if index == layout::MAX_VCPUS {
+            return Err(refuse(format!("the layout has room for {index} vCPUs")));
+        }
+        let vcpu = self.vm.create_vcpu(index as u64).refused("KVM_CREATE_VCPU")?;
+        let initialised = index == 0 || !self.uninitialised_aps;
+        boot::set_up(&vcpu, index, self.entry, &self.cpuid, initialised)?;
+        self.vcpus.push(Vcpu::start(index, vcpu)?);
+        Ok(index)
+    }
+
+    fn vcpu(&self, index: usize) -> Result<&Vcpu, Refusal> {
+        self.vcpus
+            .get(index)
+            .ok_or_else(|| refuse(format!("no vCPU {index}, there are {}", self.vcpus.len())))
+    }
+
+    /// Does what the scenario asks.
+    pub(super) fn serve(&mut self, request: Request, fds: Vec<OwnedFd>) -> Reply {
+        match request {
+            Request::Create(_) => return Err(refuse("the VM exists already")),
+            Request::Run => self.vcpus.iter().for_each(Vcpu::resume),
+            Request::AddVcpu => {
+                let index = self.add_vcpu()?;
+                self.vcpus[index].resume();
+                return Ok(Answer::Number(index as i64));
+            }
+            Request::Hook { .. } | Request::Permit { .. } | Request::PreUnhook | Request::Unhook => {
+                self.introspection(&request, &fds)?;
+            }
+            Request::HookCycles(times) => self.hook_cycles(times)?,
+            Request::Ring { vcpu } => self.ring(vcpu)?,
+            Request::Signal { vcpu } => self.vcpu(vcpu)?.kick()?,
+            Request::Pause { vcpu } => self.vcpu(vcpu)?.pause()?,
+            Request::Resume { vcpu } => self.vcpu(vcpu)?.resume(),
+            Request::GetRegs { vcpu } => {
+                let regs = self
+                    .vcpu(vcpu)?
+                    .while_out(|vcpu| vcpu.get_regs().refused("KVM_GET_REGS"))?;
+                return Ok(Answer::Regs(Box::new(regs)));
+            }
+            Request::SetRegs { vcpu, regs } => {
+                self.vcpu(vcpu)?
+                    .while_out(move |vcpu| vcpu.set_regs(&regs).refused("KVM_SET_REGS"))?;
+            }
+            Request::SetGuestDebug { vcpu, control } => {
+                let debug = kvm_guest_debug {
+                    control,
+                    ..Default::default()
+                };
+                self.vcpu(vcpu)?
+                    .while_out(move |vcpu| vcpu.set_guest_debug(&debug).refused("KVM_SET_GUEST_DEBUG"))?;
+            }
+            Request::Status { vcpu } => return Ok(Answer::Status(self.vcpu(vcpu)?.status())),
+            Request::Wait { vcpu, until } => return self.wait(vcpu, &until),
+            Request::LogDirty { on } => self.slots.set_ram(&self.vm, on)?,
+            Request::DirtyLog => {
+                let bytes = layout::RAM_BYTES as usize;
+                return Ok(Answer::Words(
+                    self.vm.get_dirty_log(RAM_SLOT, bytes).refused("KVM_GET_DIRTY_LOG")?,
+                ));
+            }
+            Request::AddReadOnlySlot { bytes } => self.slots.add_read_only(&self.vm, bytes)?,
+            Request::CheckExtension { capability } => {
+                let answer = self.vm.check_extension_raw(capability.into());
+                return Ok(Answer::Number(answer.into()));
+            }
+            Request::Exit => return Err(refuse("Exit is the caller's to serve")),
+        }
+        Ok(Answer::Done)
+    }
+
+    fn introspection(&self, request: &Request, fds: &[OwnedFd]) -> Result<(), Refusal> {
+        let vm = self.borrow_vm();
+        match *request {
+            Request::Hook { fd, flags } => {
+                let number = match fd {
+                    HookFd::Number(number) => number,
+                    HookFd::Passed => fds
+                        .first()
+                        .ok_or_else(|| refuse("HOOK needs a descriptor"))?
+                        .as_raw_fd(),
+                };
+                ioctls::hook(vm, number, flags, UUID).refused("KVM_INTROSPECTION_HOOK")
+            }
+            Request::Permit {
+                what: Permission::Command,
+                allow,
+                id,
+            } => ioctls::permit_command(vm, allow, id).refused("KVM_INTROSPECTION_COMMAND"),
+            Request::Permit {
+                what: Permission::Event,
+                allow,
+                id,
+            } => ioctls::permit_event(vm, allow, id).refused("KVM_INTROSPECTION_EVENT"),
+            Request::PreUnhook => ioctls::preunhook(vm).refused("KVM_INTROSPECTION_PREUNHOOK"),
+            _ => ioctls::unhook(vm).refused("KVM_INTROSPECTION_UNHOOK"),
+        }
+    }
+
+    fn borrow_vm(&self) -> BorrowedFd<'_> {
+        super::slots::borrow(&self.vm)
+    }
+
+    fn hook_cycles(&self, times: u32) -> Result<(), Refusal> {
+        for _ in 0..times {
+            let (ours, _theirs) = socketpair(AddressFamily::UNIX, SocketType::STREAM, SocketFlags::CLOEXEC, None)
+                .refused("socketpair")?;
+            ioctls::hook(self.borrow_vm(), ours.as_raw_fd(), 0, UUID).refused("KVM_INTROSPECTION_HOOK")?;
+            ioctls::unhook(self.borrow_vm()).refused("KVM_INTROSPECTION_UNHOOK")?;
+        }
+        Ok(())
+    }
+
+    fn ring(&self, vcpu: usize) -> Result<(), Refusal> {
+        self.vcpu(vcpu)?;
+        let message = kvm_msi {
+            address_lo: 0xfee0_0000 | (vcpu as u32) << 12,
+            data: DOORBELL_VECTOR.into(),
+            ..Default::default()
+        };
+        self.vm.signal_msi(message).refused("KVM_SIGNAL_MSI")?;
+        Ok(())
+    }
+
+    fn wait(&self, vcpu: usize, until: &Until) -> Reply {
+        let status = self.vcpu(vcpu)?.wait_until(|status| match until {
+            Until::Interrupted(times) => status.interrupted >= *times,
+            Until::Exit(name, times) => status.exits(name) >= *times,
+            Until::Marks(count) => status.marks.len() >= *count,
+            Until::Running => status.running,
+        });
+        Ok(Answer::Status(status))
+    }
+}

@@ -1,0 +1,80 @@
+// SPDX-License-Identifier: MIT OR Apache-2.0
+//! Guest memory: the mapping of RAM, its slot, the read-only slot.
+
+#![allow(unsafe_code)]
+
+use std::fs::File;
+use std::os::fd::{AsRawFd, BorrowedFd, OwnedFd};
+
+use kvm_bindings::{KVM_MEM_LOG_DIRTY_PAGES, KVM_MEM_READONLY, kvm_userspace_memory_region};
+use kvm_ioctls::VmFd;
+use kvmi_guests::layout;
+use kvmi_lab_scenarios::vmm::Refusal;
+use vm_memory::{Bytes, FileOffset, GuestAddress, GuestMemoryBackend, GuestMemoryMmap};
+
+use super::{Refused, refuse};
+
+/// Slot number of RAM.
+pub(super) const RAM_SLOT: u32 = 0;
+const READ_ONLY_SLOT: u32 = 1;
+
+/// What a scenario finds in the read-only slot.
+const READ_ONLY_BYTE: u8 = 0xa5;
+
+/// A VM's memory. Dropped after the VM.
+#[derive(Debug)]
+pub(super) struct Slots {
+    pub(super) ram: GuestMemoryMmap,
+    read_only: Option<GuestMemoryMmap>,
+}
+
+impl Slots {
+    pub(super) fn new(ram: OwnedFd) -> Result<Self, Refusal> {
+        let range = (
+            GuestAddress(0),
+            layout::RAM_BYTES as usize,
+            Some(FileOffset::new(File::from(ram), 0)),
+        );
+        let ram =
+            GuestMemoryMmap::from_ranges_with_files([range]).map_err(|e| refuse(format!("map guest RAM: {e}")))?;
+        Ok(Self { ram, read_only: None })
+    }
+
+    pub(super) fn set_ram(&self, vm: &VmFd, log_dirty: bool) -> Result<(), Refusal> {
+        let flags = if log_dirty { KVM_MEM_LOG_DIRTY_PAGES } else { 0 };
+        set(vm, RAM_SLOT, flags, 0, layout::RAM_BYTES, &self.ram)
+    }
+
+    pub(super) fn add_read_only(&mut self, vm: &VmFd, bytes: u64) -> Result<(), Refusal> {
+        let gpa = layout::READ_ONLY_SLOT;
+        let memory = GuestMemoryMmap::<()>::from_ranges(&[(GuestAddress(gpa), bytes as usize)])
+            .map_err(|e| refuse(format!("map the read-only slot: {e}")))?;
+        memory
+            .write_slice(&vec![READ_ONLY_BYTE; bytes as usize], GuestAddress(gpa))
+            .map_err(|e| refuse(format!("fill the read-only slot: {e}")))?;
+        set(vm, READ_ONLY_SLOT, KVM_MEM_READONLY, gpa, bytes, &memory)?;
+        self.read_only = Some(memory);
+        Ok(())
+    }
+}
+
+fn set(vm: &VmFd, slot: u32, flags: u32, gpa: u64, bytes: u64, memory: &GuestMemoryMmap) -> Result<(), Refusal> {
+    let address = memory
+        .get_host_address(GuestAddress(gpa))
+        .map_err(|e| refuse(format!("gpa {gpa:#x}: {e}")))?;
+    let region = kvm_userspace_memory_region {
+        slot,
+        flags,
+        guest_phys_addr: gpa,
+        memory_size: bytes,
+        userspace_addr: address as u64,
+    };
+    // SAFETY: the mapping is `bytes` long and lives in `Slots`, which the machine drops after the VM.
+    unsafe { vm.set_user_memory_region(region) }.refused("KVM_SET_USER_MEMORY_REGION")
+}
+
+/// The VM's descriptor, for ioctls that kvm-ioctls does not have.
+pub(super) fn borrow(vm: &VmFd) -> BorrowedFd<'_> {
+    // SAFETY: the descriptor is open as long as `vm` is borrowed.
+    unsafe { BorrowedFd::borrow_raw(vm.as_raw_fd()) }
+}

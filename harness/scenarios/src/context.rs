@@ -1,0 +1,127 @@
+// SPDX-License-Identifier: MIT OR Apache-2.0
+//! What a scenario is given.
+
+use std::cell::Cell;
+use std::io::Write;
+use std::time::{Duration, Instant};
+
+use kvmi_lab_control::{Backend, FromL1, encode};
+
+use crate::Failure;
+use crate::vmm::{Vm, VmConfig};
+
+/// How much longer than its deadline in host time a stage may take in L1's time: L0, which enforces the deadline, comes first.
+const L1_PATIENCE: u32 = 4;
+
+/// A scenario's surroundings: the control channel, stages, its seed, VMs.
+#[derive(Debug)]
+pub struct Context {
+    /// The vendor back end of this L1.
+    pub backend: Backend,
+    /// Where random numbers start.
+    pub seed: u64,
+    stage: String,
+    ends: Cell<Instant>,
+}
+
+impl Context {
+    /// The surroundings of a scenario that runs in this process, whose standard output is the control channel.
+    #[must_use]
+    pub fn new(backend: Backend, seed: u64) -> Self {
+        Self {
+            backend,
+            seed,
+            stage: "start".to_owned(),
+            ends: Cell::new(Instant::now() + Duration::from_secs(60)),
+        }
+    }
+
+    /// Begins a stage, which ends the one before. L0 ends the scenario when it takes longer, in host time.
+    pub fn stage(&mut self, name: &str, deadline: Duration) {
+        self.stage = name.to_owned();
+        self.ends.set(Instant::now() + deadline * L1_PATIENCE);
+        say(&FromL1::Stage {
+            name: name.to_owned(),
+            deadline_ms: deadline.as_millis().try_into().unwrap_or(u64::MAX),
+        });
+    }
+
+    /// A line for the scenario's log.
+    pub fn log(&self, text: impl Into<String>) {
+        say(&FromL1::Log {
+            source: "scenario".to_owned(),
+            text: text.into(),
+        });
+    }
+
+    /// A line for the transcript of KVMI messages.
+    pub fn wire(&self, text: impl Into<String>) {
+        say(&FromL1::Wire { text: text.into() });
+    }
+
+    /// A figure.
+    pub fn measure(&self, name: &str, value: f64, unit: &str) {
+        say(&FromL1::Measure {
+            name: name.to_owned(),
+            value,
+            unit: unit.to_owned(),
+        });
+    }
+
+    /// A VM, not running yet, in a VMM process of its own.
+    ///
+    /// # Errors
+    ///
+    /// A VMM that cannot be started or cannot make the VM.
+    pub fn vm(&self, guest: &str, vcpus: usize) -> Result<Vm, Failure> {
+        Vm::start(&VmConfig::new(guest, vcpus))
+    }
+
+    /// As [`Context::vm`], with all particulars.
+    ///
+    /// # Errors
+    ///
+    /// As [`Context::vm`].
+    pub fn vm_with(&self, config: &VmConfig) -> Result<Vm, Failure> {
+        Vm::start(config)
+    }
+
+    /// A VM that runs and whose program is ready on every vCPU.
+    ///
+    /// # Errors
+    ///
+    /// As [`Context::vm`], or a guest that does not get there.
+    pub fn running_vm(&self, guest: &str, vcpus: usize) -> Result<Vm, Failure> {
+        let vm = self.vm(guest, vcpus)?;
+        vm.run()?;
+        vm.wait_ready(self)?;
+        Ok(vm)
+    }
+
+    /// Waits until the condition holds, giving the CPU away between looks. For what only shows in memory; whatever can be waited for by
+    /// a system call is.
+    ///
+    /// # Errors
+    ///
+    /// The condition's own, or the stage's time running out.
+    pub fn wait_for(&self, what: &str, mut condition: impl FnMut() -> Result<bool, Failure>) -> Result<(), Failure> {
+        while !condition()? {
+            if Instant::now() > self.ends.get() {
+                return Err(Failure::new(format!(
+                    "waited in vain for {what} in stage `{}`",
+                    self.stage
+                )));
+            }
+            std::thread::yield_now();
+        }
+        Ok(())
+    }
+}
+
+/// Says something on the control channel, which is standard output, in one write.
+pub fn say(message: &FromL1) {
+    // Nobody could be told if the channel were broken.
+    let mut out = std::io::stdout().lock();
+    let _ = out.write_all(encode(message).as_bytes());
+    let _ = out.flush();
+}

@@ -1,0 +1,15 @@
+// SPDX-License-Identifier: MIT OR Apache-2.0
+//! The VMM as a scenario sees it: a process of its own, asked over a socket, killed at will.
+
+mod guest;
+mod packet;
+mod process;
+mod request;
+
+pub use guest::Guest;
+pub(crate) use guest::field;
+pub use packet::{receive, send};
+pub use process::Vm;
+pub use request::{
+    Answer, HookFd, MAX_PACKET_BYTES, Mark, Permission, Refusal, Reply, Request, Until, VcpuStatus, VmConfig,
+};

@@ -1,0 +1,428 @@
+// SPDX-License-Identifier: MIT OR Apache-2.0
+//! Starting, asking and ending a VMM.
+
+use std::os::fd::{AsFd, BorrowedFd, OwnedFd};
+use std::process::{Child, Command, Stdio};
+
+use kvm_bindings::kvm_regs;
+use kvmi_guests::Op;
+use rustix::net::{AddressFamily, SocketFlags, SocketType, socketpair};
+use rustix::process::{PidfdFlags, PidfdGetfdFlags, pidfd_getfd, pidfd_open};
+
+use super::guest::field;
+use super::request::{Answer, HookFd, Permission, Reply, Request, Until, VcpuStatus, VmConfig};
+use super::{Guest, packet};
+use crate::{Context, Failure};
+
+/// A VM and the VMM process that has it. Dropped, the VMM is killed.
+#[derive(Debug)]
+pub struct Vm {
+    /// The guest's memory.
+    pub guest: Guest,
+    vcpus: usize,
+    vm_fd: i32,
+    socket: OwnedFd,
+    process: Child,
+}
+
+impl Vm {
+    /// Starts a VMM and has it make a VM. The vCPUs do not run yet.
+    pub(crate) fn start(config: &VmConfig) -> Result<Self, Failure> {
+        let (ours, theirs) = socketpair(AddressFamily::UNIX, SocketType::SEQPACKET, SocketFlags::CLOEXEC, None)?;
+        let process = Command::new("/proc/self/exe")
+            .arg("vmm")
+            .stdin(Stdio::from(theirs))
+            .spawn()?;
+        let guest = Guest::new()?;
+        let mut vm = Self {
+            guest,
+            vcpus: config.vcpus,
+            vm_fd: -1,
+            socket: ours,
+            process,
+        };
+        let file = vm.guest.file().as_fd();
+        packet::send(vm.socket.as_fd(), &Request::Create(config.clone()), &[file])?;
+        match vm.answer()? {
+            Ok(Answer::Created { vm_fd }) => vm.vm_fd = vm_fd,
+            other => return Err(Failure::new(format!("the VMM could not make the VM: {other:?}"))),
+        }
+        Ok(vm)
+    }
+
+    /// How many vCPUs it has.
+    #[must_use]
+    pub fn vcpus(&self) -> usize {
+        self.vcpus
+    }
+
+    fn answer(&self) -> Result<Reply, Failure> {
+        match packet::receive::<Reply>(self.socket.as_fd())? {
+            Some((reply, _)) => Ok(reply),
+            None => Err(Failure::new("the VMM ended while it was asked something")),
+        }
+    }
+
+    /// Sends a request without waiting for its answer; [`Vm::finish`] takes it.
+    ///
+    /// # Errors
+    ///
+    /// A VMM that is gone.
+    pub fn begin(&self, request: &Request, fds: &[BorrowedFd<'_>]) -> Result<(), Failure> {
+        Ok(packet::send(self.socket.as_fd(), request, fds)?)
+    }
+
+    /// Waits for the answer to what [`Vm::begin`] sent.
+    ///
+    /// # Errors
+    ///
+    /// A VMM that is gone.
+    pub fn finish(&self) -> Result<Reply, Failure> {
+        self.answer()
+    }
+
+    /// Sends a request and waits for its answer.
+    ///
+    /// # Errors
+    ///
+    /// A VMM that is gone.
+    pub fn ask(&self, request: &Request) -> Result<Reply, Failure> {
+        self.begin(request, &[])?;
+        self.finish()
+    }
+
+    fn done(&self, request: &Request) -> Result<(), Failure> {
+        self.ask(request)?
+            .map_err(|r| Failure::new(format!("{request:?} was refused: {r}")))?;
+        Ok(())
+    }
+
+    /// What became of an ioctl: its errno, 0 for success.
+    #[must_use]
+    fn errno(reply: &Reply) -> i32 {
+        reply.as_ref().err().map_or(0, |refusal| refusal.errno)
+    }
+
+    /// HOOK with a descriptor of ours; the errno, 0 for success.
+    ///
+    /// # Errors
+    ///
+    /// A VMM that is gone.
+    pub fn hook(&self, fd: BorrowedFd<'_>, flags: u32) -> Result<i32, Failure> {
+        let fd_kind = HookFd::Passed;
+        self.begin(&Request::Hook { fd: fd_kind, flags }, &[fd])?;
+        Ok(Self::errno(&self.finish()?))
+    }
+
+    /// HOOK with a descriptor number of the VMM's own; the errno, 0 for success.
+    ///
+    /// # Errors
+    ///
+    /// A VMM that is gone.
+    pub fn hook_number(&self, fd: i32, flags: u32) -> Result<i32, Failure> {
+        let fd = HookFd::Number(fd);
+        Ok(Self::errno(&self.ask(&Request::Hook { fd, flags })?))
+    }
+
+    /// COMMAND or EVENT; the errno, 0 for success.
+    ///
+    /// # Errors
+    ///
+    /// A VMM that is gone.
+    pub fn permit(&self, what: Permission, allow: u32, id: i32) -> Result<i32, Failure> {
+        Ok(Self::errno(&self.ask(&Request::Permit { what, allow, id })?))
+    }
+
+    /// PREUNHOOK; the errno, 0 for success.
+    ///
+    /// # Errors
+    ///
+    /// A VMM that is gone.
+    pub fn preunhook(&self) -> Result<i32, Failure> {
+        Ok(Self::errno(&self.ask(&Request::PreUnhook)?))
+    }
+
+    /// UNHOOK; the errno, 0 for success.
+    ///
+    /// # Errors
+    ///
+    /// A VMM that is gone.
+    pub fn unhook(&self) -> Result<i32, Failure> {
+        Ok(Self::errno(&self.ask(&Request::Unhook)?))
+    }
+
+    /// Hooks on a new socket and unhooks, this often.
+    ///
+    /// # Errors
+    ///
+    /// The first HOOK or UNHOOK that fails.
+    pub fn hook_cycles(&self, times: u32) -> Result<(), Failure> {
+        self.done(&Request::HookCycles(times))
+    }
+
+    /// Lets all vCPUs run.
+    ///
+    /// # Errors
+    ///
+    /// A VMM that is gone.
+    pub fn run(&self) -> Result<(), Failure> {
+        self.done(&Request::Run)
+    }
+
+    /// Adds a vCPU and lets it run; its index.
+    ///
+    /// # Errors
+    ///
+    /// A VMM that cannot or is gone.
+    pub fn add_vcpu(&mut self) -> Result<usize, Failure> {
+        match self.ask(&Request::AddVcpu)? {
+            Ok(Answer::Number(index)) => {
+                self.vcpus += 1;
+                Ok(index as usize)
+            }
+            other => Err(Failure::new(format!("no vCPU was added: {other:?}"))),
+        }
+    }
+
+    /// Sends SIGUSR1 to a vCPU's thread.
+    ///
+    /// # Errors
+    ///
+    /// A VMM that is gone.
+    pub fn signal(&self, vcpu: usize) -> Result<(), Failure> {
+        self.done(&Request::Signal { vcpu })
+    }
+
+    /// Takes a vCPU out of `KVM_RUN`.
+    ///
+    /// # Errors
+    ///
+    /// A VMM that is gone.
+    pub fn pause(&self, vcpu: usize) -> Result<(), Failure> {
+        self.done(&Request::Pause { vcpu })
+    }
+
+    /// Lets a vCPU into `KVM_RUN` again.
+    ///
+    /// # Errors
+    ///
+    /// A VMM that is gone.
+    pub fn resume(&self, vcpu: usize) -> Result<(), Failure> {
+        self.done(&Request::Resume { vcpu })
+    }
+
+    /// The registers of a vCPU that is out, as KVM gives them to the VMM.
+    ///
+    /// # Errors
+    ///
+    /// A VMM that is gone, a vCPU that is not out.
+    pub fn regs(&self, vcpu: usize) -> Result<kvm_regs, Failure> {
+        match self.ask(&Request::GetRegs { vcpu })? {
+            Ok(Answer::Regs(regs)) => Ok(*regs),
+            other => Err(Failure::new(format!("no registers of vCPU {vcpu}: {other:?}"))),
+        }
+    }
+
+    /// Sets the registers of a vCPU that is out, by the VMM.
+    ///
+    /// # Errors
+    ///
+    /// As [`Vm::regs`].
+    pub fn set_regs(&self, vcpu: usize, regs: kvm_regs) -> Result<(), Failure> {
+        self.done(&Request::SetRegs { vcpu, regs })
+    }
+
+    /// `KVM_SET_GUEST_DEBUG` on a vCPU that is out; the errno, 0 for success.
+    ///
+    /// # Errors
+    ///
+    /// As [`Vm::regs`].
+    pub fn set_guest_debug(&self, vcpu: usize, control: u32) -> Result<i32, Failure> {
+        Ok(Self::errno(&self.ask(&Request::SetGuestDebug { vcpu, control })?))
+    }
+
+    /// What a vCPU's thread did so far.
+    ///
+    /// # Errors
+    ///
+    /// A VMM that is gone.
+    pub fn status(&self, vcpu: usize) -> Result<VcpuStatus, Failure> {
+        self.expect_status(&Request::Status { vcpu })
+    }
+
+    /// Waits for something to happen to a vCPU's thread.
+    ///
+    /// # Errors
+    ///
+    /// A VMM that is gone.
+    pub fn wait(&self, vcpu: usize, until: Until) -> Result<VcpuStatus, Failure> {
+        self.expect_status(&Request::Wait { vcpu, until })
+    }
+
+    fn expect_status(&self, request: &Request) -> Result<VcpuStatus, Failure> {
+        match self.ask(request)? {
+            Ok(Answer::Status(status)) => Ok(status),
+            other => Err(Failure::new(format!("{request:?}: {other:?}"))),
+        }
+    }
+
+    /// Turns dirty logging of RAM on or off.
+    ///
+    /// # Errors
+    ///
+    /// A VMM that is gone.
+    pub fn log_dirty(&self, on: bool) -> Result<(), Failure> {
+        self.done(&Request::LogDirty { on })
+    }
+
+    /// The gfns of RAM that were written since the last call.
+    ///
+    /// # Errors
+    ///
+    /// A VMM that is gone, or dirty logging that is off.
+    pub fn dirty_gfns(&self) -> Result<Vec<u64>, Failure> {
+        match self.ask(&Request::DirtyLog)? {
+            Ok(Answer::Words(words)) => Ok((0u64..)
+                .zip(words)
+                .flat_map(|(i, word)| {
+                    (0..64)
+                        .filter(move |bit| word >> bit & 1 == 1)
+                        .map(move |bit| i * 64 + bit)
+                })
+                .collect()),
+            other => Err(Failure::new(format!("no dirty log: {other:?}"))),
+        }
+    }
+
+    /// Maps the read-only slot.
+    ///
+    /// # Errors
+    ///
+    /// A VMM that is gone.
+    pub fn add_read_only_slot(&self, bytes: u64) -> Result<(), Failure> {
+        self.done(&Request::AddReadOnlySlot { bytes })
+    }
+
+    /// `KVM_CHECK_EXTENSION`
+    ///
+    /// # Errors
+    ///
+    /// A VMM that is gone.
+    pub fn check_extension(&self, capability: u32) -> Result<i64, Failure> {
+        match self.ask(&Request::CheckExtension { capability })? {
+            Ok(Answer::Number(number)) => Ok(number),
+            other => Err(Failure::new(format!(
+                "no answer about capability {capability}: {other:?}"
+            ))),
+        }
+    }
+
+    /// Gives the guest on a vCPU a command and rings; returns the command's number for [`Vm::finished`].
+    ///
+    /// # Errors
+    ///
+    /// A VMM that is gone.
+    pub fn command(&self, vcpu: usize, op: Op, args: [u64; 4]) -> Result<u64, Failure> {
+        let number = self.guest.command(vcpu, op as u64, args)?;
+        self.done(&Request::Ring { vcpu })?;
+        Ok(number)
+    }
+
+    /// Waits until the guest has finished the command with this number; its result.
+    ///
+    /// # Errors
+    ///
+    /// An unexpected exception in the guest, or the stage's deadline.
+    pub fn finished(&self, context: &Context, vcpu: usize, number: u64) -> Result<u64, Failure> {
+        context.wait_for(&format!("vCPU {vcpu} to finish command {number}"), || {
+            self.no_exception(vcpu)?;
+            Ok(self.guest.field(vcpu, field!(done))? == number)
+        })?;
+        self.guest.field(vcpu, field!(result))
+    }
+
+    /// A command from ring to result.
+    ///
+    /// # Errors
+    ///
+    /// As [`Vm::finished`].
+    pub fn carry_out(&self, context: &Context, vcpu: usize, op: Op, args: [u64; 4]) -> Result<u64, Failure> {
+        let number = self.command(vcpu, op, args)?;
+        self.finished(context, vcpu, number)
+    }
+
+    /// Waits until the guest's program serves commands, or counts, on every vCPU.
+    ///
+    /// # Errors
+    ///
+    /// As [`Vm::finished`].
+    pub fn wait_ready(&self, context: &Context) -> Result<(), Failure> {
+        for vcpu in 0..self.vcpus {
+            context.wait_for(&format!("vCPU {vcpu} to be ready"), || {
+                self.no_exception(vcpu)?;
+                Ok(self.guest.field(vcpu, field!(ready))? == 1)
+            })?;
+        }
+        Ok(())
+    }
+
+    /// Fails if the guest took an exception that its program does not expect.
+    ///
+    /// # Errors
+    ///
+    /// Such an exception.
+    pub fn no_exception(&self, vcpu: usize) -> Result<(), Failure> {
+        match self.guest.field(vcpu, field!(unexpected))? {
+            0 => Ok(()),
+            vector => Err(Failure::new(format!(
+                "vCPU {vcpu} took exception {} at rip {:#x}",
+                vector - 256,
+                self.guest.field(vcpu, field!(unexpected_rip))?
+            ))),
+        }
+    }
+
+    /// The VMM's VM descriptor, taken as another process may.
+    ///
+    /// # Errors
+    ///
+    /// Those of pidfd_open(2) and pidfd_getfd(2).
+    pub fn steal_vm_fd(&self) -> Result<OwnedFd, Failure> {
+        let pidfd = pidfd_open(rustix::process::Pid::from_child(&self.process), PidfdFlags::empty())?;
+        Ok(pidfd_getfd(pidfd, self.vm_fd, PidfdGetfdFlags::empty())?)
+    }
+
+    /// Ends the VMM as it should be: it destroys the VM and exits.
+    ///
+    /// # Errors
+    ///
+    /// A VMM that exits otherwise.
+    pub fn exit(mut self) -> Result<(), Failure> {
+        self.done(&Request::Exit)?;
+        let status = self.process.wait()?;
+        if status.success() {
+            Ok(())
+        } else {
+            Err(Failure::new(format!("the VMM ended with {status}")))
+        }
+    }
+
+    /// Kills the VMM (SIGKILL) and waits until it is gone, with its VM.
+    ///
+    /// # Errors
+    ///
+    /// Those of kill(2) and wait(2).
+    pub fn kill(&mut self) -> Result<(), Failure> {
+        self.process.kill()?;
+        self.process.wait()?;
+        Ok(())
+    }
+}
+
+impl Drop for Vm {
+    fn drop(&mut self) {
+        // A VMM that has ended already has nothing to be killed.
+        let _ = self.process.kill();
+        let _ = self.process.wait();
+    }
+}

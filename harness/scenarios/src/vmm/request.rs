@@ -1,0 +1,231 @@
+// SPDX-License-Identifier: MIT OR Apache-2.0
+//! What a scenario asks of the VMM, and what the VMM answers: one JSON object per packet on a seqpacket socket, with file descriptors
+//! beside it where the request names some.
+
+use std::collections::BTreeMap;
+
+use kvm_bindings::kvm_regs;
+use serde::{Deserialize, Serialize};
+
+/// The longest packet, in bytes.
+pub const MAX_PACKET_BYTES: usize = 64 * 1024;
+
+/// The guest to make.
+#[derive(Clone, Debug, Serialize, Deserialize)]
+pub struct VmConfig {
+    /// Name of the program in `/guests`.
+    pub guest: String,
+    /// How many vCPUs it has at the start.
+    pub vcpus: usize,
+    /// Leave all vCPUs but the first as an Intel or AMD board does: waiting for INIT and SIPI.
+    pub uninitialised_aps: bool,
+}
+
+impl VmConfig {
+    /// A guest with this many vCPUs, all of which run its program.
+    #[must_use]
+    pub fn new(guest: &str, vcpus: usize) -> Self {
+        Self {
+            guest: guest.to_owned(),
+            vcpus,
+            uninitialised_aps: false,
+        }
+    }
+}
+
+/// What the VMM passes to HOOK.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Serialize, Deserialize)]
+pub enum HookFd {
+    /// The descriptor that comes with the request.
+    Passed,
+    /// This number, whatever it is in the VMM.
+    Number(i32),
+}
+
+/// Which of the two permission ioctls.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Serialize, Deserialize)]
+pub enum Permission {
+    /// `KVM_INTROSPECTION_COMMAND`
+    Command,
+    /// `KVM_INTROSPECTION_EVENT`
+    Event,
+}
+
+/// What to wait for on a vCPU. Counts are since its creation.
+#[derive(Clone, Debug, Serialize, Deserialize)]
+pub enum Until {
+    /// `KVM_RUN` returned `EINTR` this often.
+    Interrupted(u64),
+    /// This exit happened this often; names as in [`VcpuStatus::exits`].
+    Exit(String, u64),
+    /// The guest wrote this many marks.
+    Marks(usize),
+    /// The thread is about to call `KVM_RUN`, or in it.
+    Running,
+}
+
+/// A request.
+#[derive(Clone, Debug, Serialize, Deserialize)]
+pub enum Request {
+    /// Make the VM. Comes with one descriptor: the memory file that becomes guest RAM. Answer: [`Answer::Created`].
+    Create(VmConfig),
+    /// Let all vCPUs run.
+    Run,
+    /// Create one more vCPU and let it run. Answer: [`Answer::Number`], its index.
+    AddVcpu,
+    /// `KVM_INTROSPECTION_HOOK` with these flags. Comes with a descriptor if the fd is [`HookFd::Passed`].
+    Hook {
+        /// Which descriptor.
+        fd: HookFd,
+        /// The second u32 of the argument.
+        flags: u32,
+    },
+    /// `KVM_INTROSPECTION_COMMAND` or `KVM_INTROSPECTION_EVENT`.
+    Permit {
+        /// Which ioctl.
+        what: Permission,
+        /// 1 grants, 0 revokes.
+        allow: u32,
+        /// A message or event number, or -1 for all.
+        id: i32,
+    },
+    /// `KVM_INTROSPECTION_PREUNHOOK`
+    PreUnhook,
+    /// `KVM_INTROSPECTION_UNHOOK`
+    Unhook,
+    /// As many times HOOK on a new socket, then UNHOOK; the other ends are closed at once.
+    HookCycles(u32),
+    /// Send the doorbell interrupt to a vCPU.
+    Ring {
+        /// Its index.
+        vcpu: usize,
+    },
+    /// Send SIGUSR1 to a vCPU's thread.
+    Signal {
+        /// Its index.
+        vcpu: usize,
+    },
+    /// Take a vCPU out of `KVM_RUN` and keep it out; answered when it is out.
+    Pause {
+        /// Its index.
+        vcpu: usize,
+    },
+    /// Let a paused or stopped vCPU run again.
+    Resume {
+        /// Its index.
+        vcpu: usize,
+    },
+    /// `KVM_GET_REGS` of a vCPU that is out. Answer: [`Answer::Regs`].
+    GetRegs {
+        /// Its index.
+        vcpu: usize,
+    },
+    /// `KVM_SET_REGS` of a vCPU that is out.
+    SetRegs {
+        /// Its index.
+        vcpu: usize,
+        /// What to set.
+        regs: kvm_regs,
+    },
+    /// `KVM_SET_GUEST_DEBUG` of a vCPU that is out.
+    SetGuestDebug {
+        /// Its index.
+        vcpu: usize,
+        /// KVM_GUESTDBG_*.
+        control: u32,
+    },
+    /// Answer: [`Answer::Status`].
+    Status {
+        /// Its index.
+        vcpu: usize,
+    },
+    /// Wait. Answer: [`Answer::Status`].
+    Wait {
+        /// The vCPU's index.
+        vcpu: usize,
+        /// What for.
+        until: Until,
+    },
+    /// Turn dirty logging of RAM on or off.
+    LogDirty {
+        /// On?
+        on: bool,
+    },
+    /// `KVM_GET_DIRTY_LOG` of RAM. Answer: [`Answer::Words`], a bit per page.
+    DirtyLog,
+    /// Map a read-only slot of this many bytes, each 0xa5, at `layout::READ_ONLY_SLOT`.
+    AddReadOnlySlot {
+        /// A multiple of 4096.
+        bytes: u64,
+    },
+    /// `KVM_CHECK_EXTENSION` on the VM. Answer: [`Answer::Number`].
+    CheckExtension {
+        /// The capability's number.
+        capability: u32,
+    },
+    /// Destroy the VM and end.
+    Exit,
+}
+
+/// A mark that the guest wrote.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Serialize, Deserialize)]
+pub struct Mark {
+    /// What it wrote.
+    pub value: u32,
+    /// L1's TSC when the VMM saw it.
+    pub tsc: u64,
+}
+
+/// What a vCPU's thread did so far.
+#[derive(Clone, Debug, Default, PartialEq, Eq, Serialize, Deserialize)]
+pub struct VcpuStatus {
+    /// About to call `KVM_RUN`, or in it.
+    pub running: bool,
+    /// How often `KVM_RUN` returned `EINTR`.
+    pub interrupted: u64,
+    /// How often it returned with each exit: `shutdown`, `io`, `mmio`, `fail entry`, `internal error`, `debug`, `errno N`, ...
+    pub exits: BTreeMap<String, u64>,
+    /// Marks the guest wrote.
+    pub marks: Vec<Mark>,
+}
+
+impl VcpuStatus {
+    /// How often `KVM_RUN` returned with this exit.
+    #[must_use]
+    pub fn exits(&self, name: &str) -> u64 {
+        self.exits.get(name).copied().unwrap_or(0)
+    }
+}
+
+/// What comes back for a request that succeeded.
+#[derive(Clone, Debug, Serialize, Deserialize)]
+pub enum Answer {
+    /// Nothing to say.
+    Done,
+    /// The VM is there.
+    Created {
+        /// The VM's descriptor number in the VMM.
+        vm_fd: i32,
+    },
+    /// A number.
+    Number(i64),
+    /// Registers.
+    Regs(Box<kvm_regs>),
+    /// A vCPU's doings.
+    Status(VcpuStatus),
+    /// Words.
+    Words(Vec<u64>),
+}
+
+/// Why a request failed.
+#[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize, thiserror::Error)]
+#[error("{what}: errno {errno}")]
+pub struct Refusal {
+    /// The errno of the system call that failed, or 0 if none did.
+    pub errno: i32,
+    /// What was tried.
+    pub what: String,
+}
+
+/// What the VMM sends for each request.
+pub type Reply = Result<Answer, Refusal>;
