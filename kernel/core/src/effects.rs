@@ -1,0 +1,82 @@
+// SPDX-License-Identifier: GPL-2.0-only
+//! What the core asks of KVM.
+
+/// Bytes of struct kvm_regs.
+pub(crate) const REGS_BYTES: usize = 144;
+/// Bytes of struct kvm_sregs.
+pub(crate) const SREGS_BYTES: usize = 312;
+/// Bytes of the x86 part of a vCPU event.
+pub(crate) const ARCH_BYTES: usize = 536;
+
+/// A value of [`kvmi_uapi::error`]; a reply carries it negated.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub struct KvmError(pub i32);
+
+/// What the receive thread can do to the VM.
+pub trait VmEffects {
+    /// vCPUs online now.
+    fn vcpu_count(&mut self) -> u32;
+
+    /// Whether a vCPU (of an index below the count) takes commands; EAGAIN while it is not initialised.
+    ///
+    /// # Errors
+    /// EAGAIN.
+    fn vcpu_ready(&mut self, vcpu: u16) -> Result<(), KvmError>;
+
+    /// Reads 1 to 4096 bytes of one page of guest memory, at a gpa.
+    ///
+    /// # Errors
+    /// ENOENT.
+    fn read_physical(&mut self, gpa: u64, out: &mut [u8]) -> Result<(), KvmError>;
+
+    /// Writes 1 to 4096 bytes into one page of guest memory, at a gpa, and marks it dirty (P6).
+    ///
+    /// # Errors
+    /// ENOENT; EPERM for a read-only slot.
+    fn write_physical(&mut self, gpa: u64, data: &[u8]) -> Result<(), KvmError>;
+
+    /// Asks a vCPU (of an index below the count) for a PAUSE event; with `wait`, returns after it left guest mode.
+    ///
+    /// # Errors
+    /// EBUSY when too many requests are pending.
+    fn pause_vcpu(&mut self, vcpu: u16, wait: bool) -> Result<(), KvmError>;
+
+    /// Which page access restrictions can be expressed: bits of [`kvmi_uapi::Features`].
+    fn access_bits(&mut self) -> u8;
+
+    /// Whether the CPU can be stepped.
+    fn singlestep(&mut self) -> bool;
+}
+
+/// What a vCPU thread can do to its vCPU.
+pub trait VcpuEffects {
+    /// The vCPU's index.
+    fn index(&mut self) -> u16;
+
+    /// Guest TSC frequency in Hz; 0 when the CPU cannot control it.
+    fn tsc_hz(&mut self) -> u64;
+
+    /// Operand mode in bytes: 2, 4 or 8.
+    fn mode(&mut self) -> u8;
+
+    /// Fills in [`kvmi_uapi::VcpuEventArch`].
+    fn arch(&mut self, out: &mut [u8; ARCH_BYTES]);
+
+    /// Fills in [`kvmi_uapi::Regs`].
+    fn regs(&mut self, out: &mut [u8; REGS_BYTES]);
+
+    /// Fills in [`kvmi_uapi::Sregs`].
+    fn sregs(&mut self, out: &mut [u8; SREGS_BYTES]);
+
+    /// Reads an MSR.
+    ///
+    /// # Errors
+    /// EINVAL for one that the vCPU does not have.
+    fn msr(&mut self, index: u32) -> Result<u64, KvmError>;
+
+    /// Whether #BP is free to be intercepted.
+    ///
+    /// # Errors
+    /// EBUSY when guest debugging by the VMM owns it.
+    fn breakpoint_free(&mut self) -> Result<(), KvmError>;
+}

@@ -1,0 +1,143 @@
+// SPDX-License-Identifier: GPL-2.0-only
+//! vCPU commands. Each was known and allowed when it came in, and its vCPU header was checked.
+
+use kvmi_uapi::{
+    MAX_MSRS, MsrEntry, MsrsHdr, Regs, VcpuControlCr, VcpuControlEvents, VcpuGetInfoReply, VcpuGetRegisters,
+    VcpuGetRegistersReply,
+    error::{EBUSY, EINVAL, EOPNOTSUPP, EPERM},
+    event, msg,
+};
+
+use crate::{
+    KvmError, VcpuEffects, VcpuState, VmState,
+    effects::{REGS_BYTES, SREGS_BYTES},
+    known,
+    vcpu_state::Phase,
+    wire::{self, Message, REPLY_HEAD, area, put},
+};
+
+/// Carries out a command, whose message comes without the vCPU header, and writes its reply; returns the reply's
+/// length, None when the connection is to be closed.
+pub(crate) fn run<E: VcpuEffects>(
+    vm: &VmState,
+    state: &mut VcpuState,
+    effects: &mut E,
+    message: Message<'_>,
+    out: &mut [u8],
+) -> Option<usize> {
+    let hdr = message.hdr;
+    match hdr.id {
+        msg::VCPU_GET_INFO => wire::reply(
+            out,
+            hdr,
+            Ok(VcpuGetInfoReply {
+                tsc_speed: effects.tsc_hz(),
+            }),
+        ),
+        msg::VCPU_CONTROL_EVENTS => wire::reply(out, hdr, control_events(vm, state, effects, message.request())),
+        msg::VCPU_GET_REGISTERS => get_registers(effects, message, out),
+        msg::VCPU_SET_REGISTERS => wire::reply(out, hdr, set_registers(state, message)),
+        msg::VCPU_CONTROL_CR => wire::reply(out, hdr, control_cr(state, message.request())),
+        _ => None,
+    }
+}
+
+fn control_events<E: VcpuEffects>(
+    vm: &VmState,
+    state: &mut VcpuState,
+    effects: &mut E,
+    request: VcpuControlEvents,
+) -> Result<(), KvmError> {
+    let id = request.event_id;
+    if request.pad1 != 0 || request.pad2 != 0 || request.enable > 1 || !known::vcpu_event(id) {
+        return Err(KvmError(EINVAL));
+    }
+    if !vm.event_allowed(id) {
+        return Err(KvmError(EPERM));
+    }
+    let enable = request.enable == 1;
+    if id == event::BREAKPOINT {
+        match (enable, state.event_enabled(id)) {
+            (true, false) => effects.breakpoint_free()?,
+            (false, false) => return Err(KvmError(EBUSY)),
+            (_, true) => {}
+        }
+    }
+    state.enable_event(id, enable);
+    Ok(())
+}
+
+fn control_cr(state: &mut VcpuState, request: VcpuControlCr) -> Result<(), KvmError> {
+    let padded = request.pad1 != 0 || request.pad2 != 0;
+    if padded || request.enable > 1 || !matches!(request.cr, 0 | 3 | 4) {
+        return Err(KvmError(EINVAL));
+    }
+    state.enable_cr(request.cr, request.enable == 1);
+    Ok(())
+}
+
+/// Keeps the registers until the reply to the open event arrives.
+fn set_registers(state: &mut VcpuState, message: Message<'_>) -> Result<(), KvmError> {
+    if message.payload.len() < size_of::<Regs>() {
+        return Err(KvmError(EINVAL));
+    }
+    if state.phase != Phase::Sent {
+        return Err(KvmError(EOPNOTSUPP));
+    }
+    state.registers = Some(message.request());
+    Ok(())
+}
+
+/// Writes everything where it lies in the reply: 8 KiB have no place on a kernel stack.
+fn get_registers<E: VcpuEffects>(effects: &mut E, message: Message<'_>, out: &mut [u8]) -> Option<usize> {
+    const REGS: usize = REPLY_HEAD + core::mem::offset_of!(VcpuGetRegistersReply, regs);
+    const SREGS: usize = REPLY_HEAD + core::mem::offset_of!(VcpuGetRegistersReply, sregs);
+    const MSRS: usize = REPLY_HEAD + core::mem::offset_of!(VcpuGetRegistersReply, msrs);
+    const ENTRIES: usize = REPLY_HEAD + size_of::<VcpuGetRegistersReply>();
+
+    let indices = match msr_indices(&message) {
+        Ok(indices) => indices,
+        Err(err) => return wire::finish(out, message.hdr, Err(err), 0),
+    };
+    put(out, REPLY_HEAD, &[u32::from(effects.mode()), 0])?;
+    effects.regs(area::<REGS_BYTES>(out, REGS)?);
+    effects.sregs(area::<SREGS_BYTES>(out, SREGS)?);
+
+    let mut nmsrs = 0u32;
+    let mut end = ENTRIES;
+    for index in indices.chunks_exact(size_of::<u32>()) {
+        let index = u32::from_ne_bytes(index.try_into().ok()?);
+        let data = match effects.msr(index) {
+            Ok(data) => data,
+            Err(err) => return wire::finish(out, message.hdr, Err(err), 0),
+        };
+        put(
+            out,
+            end,
+            &MsrEntry {
+                index,
+                reserved: 0,
+                data,
+            },
+        )?;
+        end = end.checked_add(size_of::<MsrEntry>())?;
+        nmsrs = nmsrs.checked_add(1)?;
+    }
+    put(out, MSRS, &MsrsHdr { nmsrs, pad: 0 })?;
+    wire::finish(out, message.hdr, Ok(()), end.checked_sub(REPLY_HEAD)?)
+}
+
+/// The bytes of the MSR indices that the request lists.
+fn msr_indices<'a>(message: &Message<'a>) -> Result<&'a [u8], KvmError> {
+    let request: VcpuGetRegisters = message.request();
+    let nmsrs = usize::from(request.nmsrs);
+    if request.pad1 != 0 || request.pad2 != 0 || nmsrs > MAX_MSRS {
+        return Err(KvmError(EINVAL));
+    }
+    let bytes = nmsrs.saturating_mul(size_of::<u32>());
+    message
+        .skip(size_of::<VcpuGetRegisters>())
+        .payload
+        .get(..bytes)
+        .ok_or(KvmError(EINVAL))
+}

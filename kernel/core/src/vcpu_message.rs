@@ -1,0 +1,62 @@
+// SPDX-License-Identifier: GPL-2.0-only
+//! The vCPU thread's way with a message.
+
+use kvmi_uapi::{VcpuHdr, msg};
+
+use crate::{VcpuEffects, VcpuState, VmState, event_reply, vcpu_command, wire::Message};
+
+/// What becomes of a message in the vCPU thread.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum VcpuVerdict {
+    /// It is done; the reply has so many bytes, 0 when there is none.
+    Answered(usize),
+    /// It was the awaited event reply: the phase is [`crate::Phase::ReplyHere`] or [`crate::Phase::Crashed`] now.
+    Replied,
+    /// The connection is to be closed.
+    Close,
+}
+
+/// What a message did.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub struct VcpuOutcome {
+    /// What becomes of the message.
+    pub verdict: VcpuVerdict,
+    /// [`VcpuState::wants_breakpoint`] or [`VcpuState::wants_cr3_write`] says something else now: it is to be in force
+    /// before the guest runs again.
+    pub intercepts_changed: bool,
+}
+
+/// Takes one message, header included, that [`crate::VmVerdict::Queue`] sent here. `out` has room for the largest
+/// message.
+pub fn vcpu_message<E: VcpuEffects>(
+    vm: &VmState,
+    state: &mut VcpuState,
+    effects: &mut E,
+    bytes: &[u8],
+    out: &mut [u8],
+) -> VcpuOutcome {
+    let intercepts = (state.wants_breakpoint(), state.wants_cr3_write());
+    let verdict = take(vm, state, effects, bytes, out);
+    let intercepts_changed = intercepts != (state.wants_breakpoint(), state.wants_cr3_write());
+    VcpuOutcome {
+        verdict,
+        intercepts_changed,
+    }
+}
+
+fn take<E: VcpuEffects>(
+    vm: &VmState,
+    state: &mut VcpuState,
+    effects: &mut E,
+    bytes: &[u8],
+    out: &mut [u8],
+) -> VcpuVerdict {
+    let Some(message) = Message::parse(bytes) else {
+        return VcpuVerdict::Close;
+    };
+    if message.hdr.id == msg::VCPU_EVENT {
+        return event_reply::take(state, message);
+    }
+    let request = message.skip(size_of::<VcpuHdr>());
+    vcpu_command::run(vm, state, effects, request, out).map_or(VcpuVerdict::Close, VcpuVerdict::Answered)
+}

@@ -1,0 +1,240 @@
+// SPDX-License-Identifier: GPL-2.0-only
+//! One vCPU: what its tool asked for and how far its event has come.
+
+use kvmi_uapi::{Regs, event};
+
+use crate::{Occurrence, VmState, event_reply::Voided};
+
+/// How far a vCPU's event has come.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
+pub enum Phase {
+    /// There is none.
+    #[default]
+    Idle,
+    /// To be sent.
+    Recorded,
+    /// Sent; its reply is awaited.
+    Sent,
+    /// Answered CONTINUE or RETRY: the exit handler is to be called again.
+    ReplyHere,
+    /// Answered CRASH: the vCPU runs no further instruction.
+    Crashed,
+}
+
+/// What an event site does about an occurrence.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum Site {
+    /// As stock KVM does: nobody wants to know.
+    Pass,
+    /// It is recorded: leave the exit handler and change nothing.
+    Defer,
+    /// The tool said CONTINUE: complete it.
+    Continue,
+    /// The tool said RETRY: enter the guest again.
+    Retry,
+}
+
+/// State of one vCPU of a hooked VM; belongs to whoever runs the vCPU.
+#[derive(Debug, Default)]
+pub struct VcpuState {
+    pub(crate) phase: Phase,
+    /// The phase is about this one, unless it is Idle.
+    pub(crate) occurrence: Option<Occurrence>,
+    /// Sequence number of the event that was sent.
+    pub(crate) seq: u32,
+    pub(crate) voided: Voided,
+    /// The reply is RETRY rather than CONTINUE.
+    pub(crate) retry: bool,
+    /// The site has used the reply; its value can still be had.
+    taken: bool,
+    /// Value of the reply that replaces the guest's.
+    pub(crate) value: Option<u64>,
+    /// Set by VCPU_SET_REGISTERS while the event is open.
+    pub(crate) registers: Option<Regs>,
+    /// Bit n: event n is switched on.
+    enabled: u32,
+    /// Bit n: CR event for control register n is switched on.
+    cr_mask: u8,
+}
+
+impl VcpuState {
+    /// A vCPU with every event off.
+    pub fn new() -> Self {
+        Self::default()
+    }
+
+    /// How far the vCPU's event has come.
+    pub fn phase(&self) -> Phase {
+        self.phase
+    }
+
+    /// Id of the event that the phase is about; 0 when there is none.
+    pub fn phase_event(&self) -> u16 {
+        self.occurrence.map_or(0, |what| what.event())
+    }
+
+    /// An event site tells what happened. When the tool wants to know, it is recorded and the exit handler is left;
+    /// when the handler is called again with the reply at hand, the same site gets the answer.
+    pub fn record(&mut self, vm: &VmState, what: &Occurrence) -> Site {
+        match self.phase {
+            Phase::ReplyHere if self.answers(what.event(), what.cr()) => {
+                self.taken = true;
+                return if self.retry { Site::Retry } else { Site::Continue };
+            }
+            // One event at a time: this one is told again when the handler is called again.
+            Phase::Recorded | Phase::Sent | Phase::Crashed => return Site::Defer,
+            Phase::Idle | Phase::ReplyHere => {}
+        }
+        if !self.enabled_and_allowed(vm, what.event(), what.cr()) {
+            return Site::Pass;
+        }
+        self.forget_reply();
+        self.phase = Phase::Recorded;
+        self.occurrence = Some(*what);
+        Site::Defer
+    }
+
+    /// Whether [`Self::record`] of this event (and control register) could return anything but [`Site::Pass`].
+    pub fn wanted(&self, vm: &VmState, event: u16, cr: u8) -> bool {
+        match self.phase {
+            Phase::Recorded | Phase::Sent | Phase::Crashed => true,
+            Phase::ReplyHere if self.answers(event, cr) => true,
+            Phase::Idle | Phase::ReplyHere => self.enabled_and_allowed(vm, event, cr),
+        }
+    }
+
+    /// The value that the tool wants in control register `cr`, when its reply is at hand. Taking the reply with
+    /// [`Self::record`] leaves it readable until [`Self::event_done`].
+    pub fn reply_value(&self, cr: u8) -> Option<u64> {
+        match self.occurrence {
+            Some(Occurrence::Cr { cr: about, .. }) if self.phase == Phase::ReplyHere && about == cr => self.value,
+            _ => None,
+        }
+    }
+
+    /// The event was sent as `seq`.
+    pub fn event_sent(&mut self, seq: u32) {
+        if self.phase == Phase::Recorded {
+            self.phase = Phase::Sent;
+            self.seq = seq;
+        }
+    }
+
+    /// The VMM wrote the vCPU's registers: the instruction happens anew, and a reply that is under way is to be
+    /// taken and ignored (P1).
+    pub fn event_void(&mut self) {
+        if self.phase == Phase::Sent {
+            self.voided.add(self.seq);
+        }
+        if self.phase != Phase::Crashed {
+            self.idle();
+        }
+    }
+
+    /// The exit handler was called again and is through, whether it used the reply or not.
+    pub fn event_done(&mut self) {
+        if self.phase == Phase::ReplyHere {
+            self.idle();
+        }
+    }
+
+    /// The tool is gone and the session fails open: as if answered CONTINUE with the guest's values.
+    pub fn event_fail_open(&mut self) {
+        if matches!(self.phase, Phase::Recorded | Phase::Sent) {
+            self.forget_reply();
+            self.phase = Phase::ReplyHere;
+        }
+    }
+
+    /// The vCPU runs no further instruction.
+    pub fn crash(&mut self) {
+        self.forget_reply();
+        self.phase = Phase::Crashed;
+    }
+
+    /// The registers that the tool set during the event, once, when the reply is at hand.
+    pub fn take_registers(&mut self) -> Option<Regs> {
+        if self.phase == Phase::ReplyHere {
+            self.registers.take()
+        } else {
+            None
+        }
+    }
+
+    /// Whether #BP is to be intercepted.
+    pub fn wants_breakpoint(&self) -> bool {
+        self.event_enabled(event::BREAKPOINT)
+    }
+
+    /// Whether writes to CR3 are to be intercepted.
+    pub fn wants_cr3_write(&self) -> bool {
+        self.event_enabled(event::CR) && self.cr_enabled(3)
+    }
+
+    pub(crate) fn event_enabled(&self, id: u16) -> bool {
+        self.enabled & event_bit(id) != 0
+    }
+
+    pub(crate) fn enable_event(&mut self, id: u16, enable: bool) {
+        if enable {
+            self.enabled |= event_bit(id);
+        } else {
+            self.enabled &= !event_bit(id);
+        }
+    }
+
+    pub(crate) fn enable_cr(&mut self, cr: u8, enable: bool) {
+        if enable {
+            self.cr_mask |= cr_bit(cr);
+        } else {
+            self.cr_mask &= !cr_bit(cr);
+        }
+    }
+
+    fn cr_enabled(&self, cr: u8) -> bool {
+        self.cr_mask & cr_bit(cr) != 0
+    }
+
+    fn enabled_and_allowed(&self, vm: &VmState, id: u16, cr: u8) -> bool {
+        let enabled = match id {
+            event::PAUSE => true,
+            event::CR => self.event_enabled(id) && self.cr_enabled(cr),
+            _ => self.event_enabled(id),
+        };
+        enabled && vm.event_allowed(id)
+    }
+
+    /// Whether the reply at hand is to this event and not used yet.
+    fn answers(&self, event: u16, cr: u8) -> bool {
+        !self.taken
+            && self
+                .occurrence
+                .is_some_and(|what| what.event() == event && what.cr() == cr_of(event, cr))
+    }
+
+    fn forget_reply(&mut self) {
+        self.retry = false;
+        self.taken = false;
+        self.value = None;
+        self.registers = None;
+    }
+
+    fn idle(&mut self) {
+        self.forget_reply();
+        self.phase = Phase::Idle;
+        self.occurrence = None;
+    }
+}
+
+/// The control register of a question about an event: of no matter for all but CR.
+fn cr_of(event: u16, cr: u8) -> u8 {
+    if event == event::CR { cr } else { 0 }
+}
+
+fn event_bit(id: u16) -> u32 {
+    1u32.checked_shl(u32::from(id)).unwrap_or(0)
+}
+
+fn cr_bit(cr: u8) -> u8 {
+    1u8.checked_shl(u32::from(cr)).unwrap_or(0)
+}

@@ -1,0 +1,127 @@
+// SPDX-License-Identifier: GPL-2.0-only
+//! VM commands. Each is known and allowed when it comes here.
+
+use kvmi_uapi::{
+    EXTENSION_LEVEL, Features, GetVersionReply, MAX_PAYLOAD, MAX_PHYSICAL, VERSION, VmCheckCommand, VmCheckEvent,
+    VmControlCleanup, VmControlEvents, VmGetInfoReply, VmPauseVcpu, VmReadPhysical, VmWritePhysical,
+    error::{EINVAL, ENOENT, EPERM},
+    event, msg,
+};
+
+use crate::{
+    KvmError, VmEffects, VmState, known,
+    wire::{self, Message, REPLY_HEAD},
+};
+
+const PAGE_MASK: u64 = 4095;
+
+/// Carries out a command and writes its reply; returns the reply's length, None when the connection is to be closed.
+pub(crate) fn run<E: VmEffects>(vm: &VmState, effects: &mut E, message: Message<'_>, out: &mut [u8]) -> Option<usize> {
+    let hdr = message.hdr;
+    match hdr.id {
+        msg::GET_VERSION => wire::reply(out, hdr, Ok(version(effects))),
+        msg::VM_CHECK_COMMAND => wire::reply(out, hdr, check_command(vm, message.request())),
+        msg::VM_CHECK_EVENT => wire::reply(out, hdr, check_event(vm, message.request())),
+        msg::VM_GET_INFO => wire::reply(
+            out,
+            hdr,
+            Ok(VmGetInfoReply {
+                vcpu_count: effects.vcpu_count(),
+                pad: [0; 3],
+            }),
+        ),
+        msg::VM_CONTROL_EVENTS => wire::reply(out, hdr, control_events(vm, message.request())),
+        msg::VM_READ_PHYSICAL => read_physical(effects, message, out),
+        msg::VM_WRITE_PHYSICAL => write_physical(effects, message, out),
+        msg::VM_PAUSE_VCPU => wire::reply(out, hdr, pause_vcpu(vm, effects, message.request())),
+        msg::VM_CONTROL_CLEANUP => wire::reply(out, hdr, control_cleanup(vm, message.request())),
+        _ => None,
+    }
+}
+
+fn version<E: VmEffects>(effects: &mut E) -> GetVersionReply {
+    GetVersionReply {
+        version: VERSION,
+        max_msg_size: MAX_PAYLOAD as u32,
+        features: Features {
+            singlestep: u8::from(effects.singlestep()),
+            extension: EXTENSION_LEVEL,
+            access: effects.access_bits(),
+            pad: [0; 5],
+        },
+    }
+}
+
+fn check_command(vm: &VmState, request: VmCheckCommand) -> Result<(), KvmError> {
+    valid(request.pad1 == 0 && request.pad2 == 0)?;
+    usable(known::command(request.id), vm.command_allowed(request.id))
+}
+
+fn check_event(vm: &VmState, request: VmCheckEvent) -> Result<(), KvmError> {
+    valid(request.pad1 == 0 && request.pad2 == 0)?;
+    usable(known::event(request.id), vm.event_allowed(request.id))
+}
+
+fn control_events(vm: &VmState, request: VmControlEvents) -> Result<(), KvmError> {
+    valid(request.pad1 == 0 && request.pad2 == 0)?;
+    valid(request.enable <= 1 && request.event_id == event::UNHOOK)?;
+    allowed(vm.event_allowed(request.event_id))?;
+    vm.set_unhook_event(request.enable == 1);
+    Ok(())
+}
+
+fn read_physical<E: VmEffects>(effects: &mut E, message: Message<'_>, out: &mut [u8]) -> Option<usize> {
+    let request: VmReadPhysical = message.request();
+    let size = usize::from(request.size);
+    let outcome = match valid(request.pad1 == 0 && request.pad2 == 0 && in_one_page(request.gpa, size)) {
+        Ok(()) => effects.read_physical(request.gpa, out.get_mut(REPLY_HEAD..)?.get_mut(..size)?),
+        Err(err) => Err(err),
+    };
+    wire::finish(out, message.hdr, outcome, size)
+}
+
+fn write_physical<E: VmEffects>(effects: &mut E, message: Message<'_>, out: &mut [u8]) -> Option<usize> {
+    let request: VmWritePhysical = message.request();
+    let size = usize::from(request.size);
+    // A message that is shorter than it says is not understood at all: the stream can no longer be trusted.
+    let data = message.skip(size_of::<VmWritePhysical>()).payload.get(..size)?;
+    let outcome = match valid(request.pad1 == 0 && request.pad2 == 0 && in_one_page(request.gpa, size)) {
+        Ok(()) => effects.write_physical(request.gpa, data),
+        Err(err) => Err(err),
+    };
+    wire::finish(out, message.hdr, outcome, 0)
+}
+
+fn pause_vcpu<E: VmEffects>(vm: &VmState, effects: &mut E, request: VmPauseVcpu) -> Result<(), KvmError> {
+    valid(request.pad1 == 0 && request.pad2 == 0)?;
+    valid(request.wait <= 1 && u32::from(request.vcpu) < effects.vcpu_count())?;
+    allowed(vm.event_allowed(event::PAUSE))?;
+    effects.pause_vcpu(request.vcpu, request.wait == 1)
+}
+
+fn control_cleanup(vm: &VmState, request: VmControlCleanup) -> Result<(), KvmError> {
+    valid(request.pad == [0; 7] && request.enable <= 1)?;
+    vm.set_cleanup(request.enable == 1);
+    Ok(())
+}
+
+/// 1 to 4096 bytes that do not cross a page.
+fn in_one_page(gpa: u64, size: usize) -> bool {
+    let offset = (gpa & PAGE_MASK) as usize;
+    size >= 1 && offset.checked_add(size).is_some_and(|end| end <= MAX_PHYSICAL)
+}
+
+fn usable(known: bool, is_allowed: bool) -> Result<(), KvmError> {
+    if !known {
+        return Err(KvmError(ENOENT));
+    }
+    allowed(is_allowed)
+}
+
+fn valid(is_valid: bool) -> Result<(), KvmError> {
+    if is_valid { Ok(()) } else { Err(KvmError(EINVAL)) }
+}
+
+fn allowed(is_allowed: bool) -> Result<(), KvmError> {
+    if is_allowed { Ok(()) } else { Err(KvmError(EPERM)) }
+}

@@ -1,0 +1,112 @@
+// SPDX-License-Identifier: GPL-2.0-only
+//! What the core asks of KVM, asked of the C side.
+
+use kvmi_core::{KvmError, VcpuEffects, VmEffects};
+
+use crate::{
+    abi::{Session, Vcpu, outcome},
+    glue,
+};
+
+/// The session that a message came from.
+pub(crate) struct SessionEffects(*mut Session);
+
+impl SessionEffects {
+    /// # Safety
+    /// `session` came with the call from C that this value lives in.
+    pub(crate) unsafe fn new(session: *mut Session) -> Self {
+        Self(session)
+    }
+}
+
+impl VmEffects for SessionEffects {
+    fn vcpu_count(&mut self) -> u32 {
+        // SAFETY: promise 4.
+        unsafe { glue::kvmi_glue_vcpu_count(self.0) }
+    }
+
+    fn vcpu_ready(&mut self, vcpu: u16) -> Result<(), KvmError> {
+        // SAFETY: promise 4; the core checked the index.
+        outcome(unsafe { glue::kvmi_glue_vcpu_ready(self.0, vcpu) })
+    }
+
+    fn read_physical(&mut self, gpa: u64, out: &mut [u8]) -> Result<(), KvmError> {
+        // SAFETY: promise 4; the C side writes no more than `len` bytes.
+        outcome(unsafe { glue::kvmi_glue_read_physical(self.0, gpa, out.as_mut_ptr(), out.len()) })
+    }
+
+    fn write_physical(&mut self, gpa: u64, data: &[u8]) -> Result<(), KvmError> {
+        // SAFETY: promise 4; the C side reads no more than `len` bytes.
+        outcome(unsafe { glue::kvmi_glue_write_physical(self.0, gpa, data.as_ptr(), data.len()) })
+    }
+
+    fn pause_vcpu(&mut self, vcpu: u16, wait: bool) -> Result<(), KvmError> {
+        // SAFETY: promise 4; the core checked the index.
+        outcome(unsafe { glue::kvmi_glue_pause_vcpu(self.0, vcpu, wait) })
+    }
+
+    fn access_bits(&mut self) -> u8 {
+        // SAFETY: takes no argument.
+        unsafe { glue::kvmi_glue_access_bits() }
+    }
+
+    fn singlestep(&mut self) -> bool {
+        // SAFETY: takes no argument.
+        unsafe { glue::kvmi_glue_singlestep() != 0 }
+    }
+}
+
+/// The vCPU whose thread this is.
+pub(crate) struct ThisVcpu(*mut Vcpu);
+
+impl ThisVcpu {
+    /// # Safety
+    /// `vcpu` came with the call from C that this value lives in.
+    pub(crate) unsafe fn new(vcpu: *mut Vcpu) -> Self {
+        Self(vcpu)
+    }
+}
+
+impl VcpuEffects for ThisVcpu {
+    fn index(&mut self) -> u16 {
+        // SAFETY: promise 4.
+        unsafe { glue::kvmi_glue_vcpu_index(self.0) }
+    }
+
+    fn tsc_hz(&mut self) -> u64 {
+        // SAFETY: promise 4.
+        unsafe { glue::kvmi_glue_tsc_hz(self.0) }
+    }
+
+    fn mode(&mut self) -> u8 {
+        // SAFETY: promise 4.
+        unsafe { glue::kvmi_glue_mode(self.0) }
+    }
+
+    fn arch(&mut self, out: &mut [u8; 536]) {
+        // SAFETY: promise 4; the C side writes 536 bytes.
+        unsafe { glue::kvmi_glue_get_arch(self.0, out.as_mut_ptr()) }
+    }
+
+    fn regs(&mut self, out: &mut [u8; 144]) {
+        // SAFETY: promise 4; the C side writes 144 bytes.
+        unsafe { glue::kvmi_glue_get_regs(self.0, out.as_mut_ptr()) }
+    }
+
+    fn sregs(&mut self, out: &mut [u8; 312]) {
+        // SAFETY: promise 4; the C side writes 312 bytes.
+        unsafe { glue::kvmi_glue_get_sregs(self.0, out.as_mut_ptr()) }
+    }
+
+    fn msr(&mut self, index: u32) -> Result<u64, KvmError> {
+        let mut value = 0;
+        // SAFETY: promise 4; `value` outlives the call.
+        outcome(unsafe { glue::kvmi_glue_get_msr(self.0, index, &raw mut value) })?;
+        Ok(value)
+    }
+
+    fn breakpoint_free(&mut self) -> Result<(), KvmError> {
+        // SAFETY: promise 4.
+        outcome(unsafe { glue::kvmi_glue_breakpoint_free(self.0) })
+    }
+}

@@ -1,0 +1,187 @@
+// SPDX-License-Identifier: GPL-2.0-only
+//! What C calls in the vcpu and site contexts.
+
+use kvmi_core::{VcpuState, VmState};
+use zerocopy::IntoBytes;
+
+use crate::{
+    abi::{self, COccurrence, Vcpu},
+    effects::ThisVcpu,
+    glue,
+};
+
+#[unsafe(no_mangle)]
+extern "C" fn kvmi_vcpu_state_bytes() -> usize {
+    size_of::<VcpuState>()
+}
+
+/// # Safety
+/// `vcpu` has room for so many bytes and nobody else uses it yet.
+#[unsafe(no_mangle)]
+unsafe extern "C" fn kvmi_vcpu_state_init(vcpu: *mut VcpuState) {
+    // SAFETY: the caller's promise.
+    unsafe { vcpu.write(VcpuState::new()) }
+}
+
+/// # Safety
+/// Promises 1 to 4; `out_len` points to a usize.
+#[unsafe(no_mangle)]
+unsafe extern "C" fn kvmi_vcpu_message(
+    vm: *mut VmState,
+    state: *mut VcpuState,
+    vcpu: *mut Vcpu,
+    msg: *const u8,
+    msg_bytes: usize,
+    out: *mut u8,
+    out_len: *mut usize,
+) -> u32 {
+    let outcome = {
+        // SAFETY: promises 1 to 4. The references end with this block, before C is told of intercepts.
+        let (vm, state, mut effects, msg, out) = unsafe {
+            (
+                &*vm,
+                &mut *state,
+                ThisVcpu::new(vcpu),
+                abi::message(msg, msg_bytes),
+                abi::buffer(out),
+            )
+        };
+        kvmi_core::vcpu_message(vm, state, &mut effects, msg, out)
+    };
+    if outcome.intercepts_changed {
+        // SAFETY: promise 4. It calls back with the state, to which no reference is left.
+        unsafe { glue::kvmi_glue_intercepts_changed(vcpu) };
+    }
+    let (verdict, length) = abi::vcpu_verdict(outcome.verdict);
+    // SAFETY: the caller's promise.
+    unsafe { out_len.write(length) };
+    verdict
+}
+
+/// # Safety
+/// Promises 1 and 2; `what` points to a value.
+#[unsafe(no_mangle)]
+unsafe extern "C" fn kvmi_record(vm: *mut VmState, state: *mut VcpuState, what: *const COccurrence) -> u32 {
+    // SAFETY: promises 1 and 2, and the caller's for `what`.
+    let (vm, state, what) = unsafe { (&*vm, &mut *state, &*what) };
+    what.parse().map_or(abi::site(kvmi_core::Site::Pass), |what| {
+        abi::site(state.record(vm, &what))
+    })
+}
+
+/// # Safety
+/// Promises 1 and 2.
+#[unsafe(no_mangle)]
+unsafe extern "C" fn kvmi_event_wanted(vm: *const VmState, state: *const VcpuState, event: u16, cr: u8) -> bool {
+    // SAFETY: promises 1 and 2.
+    let (vm, state) = unsafe { (&*vm, &*state) };
+    state.wanted(vm, event, cr)
+}
+
+/// # Safety
+/// Promises 1 and 2; `new_val` points to a u64.
+#[unsafe(no_mangle)]
+unsafe extern "C" fn kvmi_reply_value(state: *const VcpuState, cr: u8, new_val: *mut u64) -> bool {
+    // SAFETY: promises 1 and 2.
+    let Some(value) = unsafe { &*state }.reply_value(cr) else {
+        return false;
+    };
+    // SAFETY: the caller's promise.
+    unsafe { new_val.write(value) };
+    true
+}
+
+/// # Safety
+/// Promises 1 and 2.
+#[unsafe(no_mangle)]
+unsafe extern "C" fn kvmi_phase(state: *const VcpuState) -> u32 {
+    // SAFETY: promises 1 and 2.
+    abi::phase(unsafe { &*state }.phase())
+}
+
+/// # Safety
+/// Promises 1 and 2.
+#[unsafe(no_mangle)]
+unsafe extern "C" fn kvmi_phase_event(state: *const VcpuState) -> u16 {
+    // SAFETY: promises 1 and 2.
+    unsafe { &*state }.phase_event()
+}
+
+/// # Safety
+/// Promises 1 to 4.
+#[unsafe(no_mangle)]
+unsafe extern "C" fn kvmi_build_event(state: *mut VcpuState, vcpu: *mut Vcpu, seq: u32, out: *mut u8) -> usize {
+    // SAFETY: promises 1 to 4.
+    let (state, mut effects, out) = unsafe { (&*state, ThisVcpu::new(vcpu), abi::buffer(out)) };
+    kvmi_core::build_event(state, &mut effects, seq, out)
+}
+
+/// # Safety
+/// Promises 1 and 2.
+#[unsafe(no_mangle)]
+unsafe extern "C" fn kvmi_event_sent(state: *mut VcpuState, seq: u32) {
+    // SAFETY: promises 1 and 2.
+    unsafe { &mut *state }.event_sent(seq);
+}
+
+/// # Safety
+/// Promises 1 and 2.
+#[unsafe(no_mangle)]
+unsafe extern "C" fn kvmi_event_void(state: *mut VcpuState) {
+    // SAFETY: promises 1 and 2.
+    unsafe { &mut *state }.event_void();
+}
+
+/// # Safety
+/// Promises 1 and 2.
+#[unsafe(no_mangle)]
+unsafe extern "C" fn kvmi_event_done(state: *mut VcpuState) {
+    // SAFETY: promises 1 and 2.
+    unsafe { &mut *state }.event_done();
+}
+
+/// # Safety
+/// Promises 1 and 2.
+#[unsafe(no_mangle)]
+unsafe extern "C" fn kvmi_event_fail_open(state: *mut VcpuState) {
+    // SAFETY: promises 1 and 2.
+    unsafe { &mut *state }.event_fail_open();
+}
+
+/// # Safety
+/// Promises 1 and 2.
+#[unsafe(no_mangle)]
+unsafe extern "C" fn kvmi_crash(state: *mut VcpuState) {
+    // SAFETY: promises 1 and 2.
+    unsafe { &mut *state }.crash();
+}
+
+/// # Safety
+/// Promises 1 and 2; `regs` points to 144 bytes.
+#[unsafe(no_mangle)]
+unsafe extern "C" fn kvmi_take_registers(state: *mut VcpuState, regs: *mut u8) -> bool {
+    // SAFETY: promises 1 and 2.
+    let Some(taken) = unsafe { &mut *state }.take_registers() else {
+        return false;
+    };
+    let bytes = taken.as_bytes();
+    // SAFETY: the caller's promise; `taken` is a value of this function's own.
+    unsafe { regs.copy_from_nonoverlapping(bytes.as_ptr(), bytes.len()) };
+    true
+}
+
+/// # Safety
+/// Promises 1 and 2.
+#[unsafe(no_mangle)]
+unsafe extern "C" fn kvmi_wants_breakpoint(state: *const VcpuState) -> bool {
+    // SAFETY: promises 1 and 2.
+    unsafe { &*state }.wants_breakpoint()
+}
+
+/// # Safety
+/// Promises 1 and 2.
+#[unsafe(no_mangle)]
+unsafe extern "C" fn kvmi_wants_cr3_write(state: *const VcpuState) -> bool {
+    // SAFETY: promises 1 and 2.
+    unsafe { &*state }.wants_cr3_write()
+}
