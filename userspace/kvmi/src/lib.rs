@@ -1,1 +1,75 @@
-//! Client library for KVM introspection.
+// SPDX-License-Identifier: MIT OR Apache-2.0
+//! Client library for KVM introspection: watch and steer a guest from outside.
+//!
+//! A [`Session`] is one introspected VM. It is a handle: clone it, use it from several threads. A thread of its own
+//! reads the connection, so a command may wait for its reply in one thread while another takes events.
+//!
+//! ```no_run
+//! use kvmi::{Event, Listener, Session, event};
+//!
+//! # fn main() -> Result<(), Box<dyn std::error::Error>> {
+//! // The VMM connects, tells who it is, and hands its end to the kernel.
+//! let listener = Listener::bind("/run/tool.sock")?;
+//! let (stream, vmm) = listener.accept(None)?;
+//! let session = Session::from(stream);
+//! println!("{} speaks version {}", vmm.name, session.version()?.version);
+//!
+//! for vcpu in 0..session.vcpu_count()? {
+//!     session.vcpu(vcpu as u16).control_event(event::CR, true)?;
+//!     session.vcpu(vcpu as u16).control_cr(3, true)?;
+//! }
+//! for event in session.events() {
+//!     match event? {
+//!         // The vCPU stands still until the reply; commands to it work meanwhile.
+//!         Event::Cr(cr) => {
+//!             println!("vCPU {} cr{}: {:#x} -> {:#x}", cr.vcpu, cr.data.cr, cr.data.old_value, cr.data.new_value);
+//!             cr.proceed()?;
+//!         }
+//!         // The VMM is about to unhook.
+//!         Event::Unhook(_) => break,
+//!         other => other.proceed()?,
+//!     }
+//! }
+//! session.close();
+//! # Ok(())
+//! # }
+//! ```
+//!
+//! - **Commands**: methods of [`Session`] and [`Vcpu`], which wait; or [`Session::submit`] with a type of [`command`],
+//!   which gives a [`Pending`] to wait for later. Any number may be under way.
+//! - **Events**: [`Session::events`], [`Session::next_event`]. Each kind has an answer type of its own, with which only
+//!   the legal answers can be expressed.
+//! - **Errors**: [`Error`]. What the kernel answered is a [`KvmError`].
+//! - **Bytes**: [`message`] builds them, [`Session::send_raw`] and [`RawConnection`] send whatever they are given.
+//! - **Transcript**: [`SessionOptions::transcript`] sees each message, which prints as one line.
+//!
+//! The connection is a unix stream socket; vsock has to wait for a user.
+
+#![forbid(unsafe_code)]
+
+pub mod command;
+mod error;
+mod event_kind;
+mod event_open;
+pub mod handshake;
+mod listener;
+pub mod message;
+mod pending;
+mod raw;
+mod reader;
+mod session;
+mod transcript;
+mod vcpu;
+mod vm;
+
+pub use error::{CloseReason, Error, KvmError, ProtocolError};
+pub use event_kind::{Decision, Hypercall, Kind, Pause, Proceed, Value};
+pub use event_open::{Event, Events, Open, Unhook, Unknown};
+pub use kvmi_uapi::{self as uapi, MsrEntry, Regs, Segment, Sregs, VcpuEventArch, event, msg};
+pub use listener::Listener;
+pub use message::Message;
+pub use pending::Pending;
+pub use raw::RawConnection;
+pub use session::{Session, SessionOptions};
+pub use transcript::{Direction, Entry};
+pub use vcpu::{Registers, Vcpu};

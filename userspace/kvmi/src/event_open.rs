@@ -1,0 +1,284 @@
+// SPDX-License-Identifier: MIT OR Apache-2.0
+//! Events that came, and the answers to them.
+
+use kvmi_uapi::{
+    EventHdr, VcpuEvent, VcpuEventArch,
+    event::{self, Breakpoint, Cr, Descriptor, Msr, Pf, Singlestep, Trap, Xsetbv},
+    msg,
+};
+
+use crate::{
+    Error, Hypercall, Kind, Message, Pause, ProtocolError, Session, message, reader::VCPU_EVENT_BYTES,
+    transcript::event_name,
+};
+
+/// A vCPU event that waits for its answer: the vCPU stands still until then, and commands to it work. Dropping it
+/// leaves it unanswered.
+#[must_use = "the vCPU stands still until the event is answered"]
+#[derive(Clone, Debug)]
+pub struct Open<K> {
+    /// Index of the vCPU.
+    pub vcpu: u16,
+    /// Sequence number of the event.
+    pub seq: u32,
+    /// Registers of the vCPU as the event found them.
+    pub arch: VcpuEventArch,
+    /// What this kind of event carries.
+    pub data: K,
+    session: Session,
+}
+
+impl<K: Kind> Open<K> {
+    /// Answers.
+    ///
+    /// # Errors
+    /// [`Error::Closed`], [`Error::Io`].
+    pub fn reply(self, answer: K::Answer) -> Result<(), Error> {
+        let (action, data) = K::encode(answer);
+        answer_event(&self.session, self.vcpu, self.seq, K::ID, action, data)
+    }
+
+    /// Answers that everything is to happen as without a tool.
+    ///
+    /// # Errors
+    /// As [`Self::reply`].
+    pub fn proceed(self) -> Result<(), Error> {
+        let answer = self.data.unmodified();
+        self.reply(answer)
+    }
+
+    /// Answers that the guest is to run no further instruction.
+    ///
+    /// # Errors
+    /// As [`Self::reply`].
+    pub fn crash(self) -> Result<(), Error> {
+        self.reply(K::crash())
+    }
+
+    /// The session that it belongs to.
+    pub fn session(&self) -> &Session {
+        &self.session
+    }
+}
+
+/// The VMM is about to unhook: undo what is to be undone and close the session.
+#[derive(Clone, Debug)]
+pub struct Unhook {
+    /// Sequence number of the event.
+    pub seq: u32,
+}
+
+/// A vCPU event of a kind that this library does not know.
+#[derive(Clone, Debug)]
+pub struct Unknown {
+    /// Event id.
+    pub id: u16,
+    /// Index of the vCPU; `None` for a VM event.
+    pub vcpu: Option<u16>,
+    /// Sequence number of the event.
+    pub seq: u32,
+    /// Everything after the header.
+    pub payload: Vec<u8>,
+    session: Session,
+}
+
+/// An event.
+#[derive(Clone, Debug)]
+#[non_exhaustive]
+#[allow(missing_docs, reason = "each is described where its data are")]
+pub enum Event {
+    Unhook(Unhook),
+    Pause(Open<Pause>),
+    Hypercall(Open<Hypercall>),
+    Breakpoint(Open<Breakpoint>),
+    Cr(Open<Cr>),
+    Trap(Open<Trap>),
+    Xsetbv(Open<Xsetbv>),
+    Descriptor(Open<Descriptor>),
+    Msr(Open<Msr>),
+    Pf(Open<Pf>),
+    Singlestep(Open<Singlestep>),
+    Unknown(Unknown),
+}
+
+/// For each kind of vCPU event the same.
+macro_rules! each {
+    ($event:expr, $open:ident => $do:expr, unhook $unhook:ident => $do_unhook:expr, unknown $unknown:ident => $do_unknown:expr) => {
+        match $event {
+            Event::Pause($open) => $do,
+            Event::Hypercall($open) => $do,
+            Event::Breakpoint($open) => $do,
+            Event::Cr($open) => $do,
+            Event::Trap($open) => $do,
+            Event::Xsetbv($open) => $do,
+            Event::Descriptor($open) => $do,
+            Event::Msr($open) => $do,
+            Event::Pf($open) => $do,
+            Event::Singlestep($open) => $do,
+            Event::Unhook($unhook) => $do_unhook,
+            Event::Unknown($unknown) => $do_unknown,
+        }
+    };
+}
+
+fn id_of<K: Kind>(_: &Open<K>) -> u16 {
+    K::ID
+}
+
+impl Event {
+    /// Event id.
+    pub fn id(&self) -> u16 {
+        each!(self, open => id_of(open), unhook _unhook => event::UNHOOK, unknown unknown => unknown.id)
+    }
+
+    /// Its name in the protocol; the number for an unknown one.
+    pub fn name(&self) -> String {
+        event_name(self.id())
+    }
+
+    /// Index of the vCPU; `None` for a VM event.
+    pub fn vcpu(&self) -> Option<u16> {
+        each!(self, open => Some(open.vcpu), unhook _unhook => None, unknown unknown => unknown.vcpu)
+    }
+
+    /// Sequence number.
+    pub fn seq(&self) -> u32 {
+        each!(self, open => open.seq, unhook unhook => unhook.seq, unknown unknown => unknown.seq)
+    }
+
+    /// Registers of the vCPU as the event found them; `None` for a VM event and an unknown one.
+    pub fn arch(&self) -> Option<&VcpuEventArch> {
+        each!(self, open => Some(&open.arch), unhook _unhook => None, unknown _unknown => None)
+    }
+
+    /// Answers that everything is to happen as without a tool; nothing for a VM event.
+    ///
+    /// # Errors
+    /// [`Error::Closed`], [`Error::Io`].
+    pub fn proceed(self) -> Result<(), Error> {
+        each!(self, open => open.proceed(), unhook _unhook => Ok(()),
+            unknown unknown => unknown.answer(event::CONTINUE))
+    }
+
+    /// Answers that the guest is to run no further instruction; nothing for a VM event.
+    ///
+    /// # Errors
+    /// [`Error::Closed`], [`Error::Io`].
+    pub fn crash(self) -> Result<(), Error> {
+        each!(self, open => open.crash(), unhook _unhook => Ok(()), unknown unknown => unknown.answer(event::CRASH))
+    }
+
+    /// The vCPU of an event that was not read yet.
+    pub(crate) fn vcpu_of(message: &Message) -> Option<u16> {
+        let vcpu: VcpuEvent = message.get(size_of::<EventHdr>()).ok()?;
+        Some(vcpu.vcpu)
+    }
+
+    pub(crate) fn parse(message: Message, session: &Session) -> Result<Self, ProtocolError> {
+        let event = message.get::<EventHdr>(0)?.event;
+        Ok(match (message.hdr.id, event) {
+            (msg::VM_EVENT, event::UNHOOK) => Self::Unhook(Unhook { seq: message.hdr.seq }),
+            (msg::VCPU_EVENT, event::PAUSE) => Self::Pause(open(&message, session)?),
+            (msg::VCPU_EVENT, event::HYPERCALL) => Self::Hypercall(open(&message, session)?),
+            (msg::VCPU_EVENT, event::BREAKPOINT) => Self::Breakpoint(open(&message, session)?),
+            (msg::VCPU_EVENT, event::CR) => Self::Cr(open(&message, session)?),
+            (msg::VCPU_EVENT, event::TRAP) => Self::Trap(open(&message, session)?),
+            (msg::VCPU_EVENT, event::XSETBV) => Self::Xsetbv(open(&message, session)?),
+            (msg::VCPU_EVENT, event::DESCRIPTOR) => Self::Descriptor(open(&message, session)?),
+            (msg::VCPU_EVENT, event::MSR) => Self::Msr(open(&message, session)?),
+            (msg::VCPU_EVENT, event::PF) => Self::Pf(open(&message, session)?),
+            (msg::VCPU_EVENT, event::SINGLESTEP) => Self::Singlestep(open(&message, session)?),
+            (scope, id) => Self::Unknown(Unknown {
+                id,
+                vcpu: (scope == msg::VCPU_EVENT).then(|| Self::vcpu_of(&message)).flatten(),
+                seq: message.hdr.seq,
+                payload: message.payload,
+                session: session.clone(),
+            }),
+        })
+    }
+}
+
+macro_rules! expectations {
+    ($( $method:ident, $variant:ident, $data:ty, $name:literal; )*) => {
+        /// For whoever knows what comes next.
+        impl Event { $(
+            /// The event, if it is of this kind.
+            ///
+            /// # Errors
+            /// [`Error::UnexpectedEvent`]; the event is left unanswered.
+            pub fn $method(self) -> Result<$data, Error> {
+                match self {
+                    Self::$variant(event) => Ok(event),
+                    other => Err(Error::UnexpectedEvent { expected: $name, got: other.name() }),
+                }
+            }
+        )* }
+    };
+}
+
+expectations! {
+    unhook, Unhook, Unhook, "UNHOOK";
+    pause, Pause, Open<Pause>, "PAUSE";
+    hypercall, Hypercall, Open<Hypercall>, "HYPERCALL";
+    breakpoint, Breakpoint, Open<Breakpoint>, "BREAKPOINT";
+    cr, Cr, Open<Cr>, "CR";
+}
+
+impl Unknown {
+    fn answer(&self, action: u8) -> Result<(), Error> {
+        match self.vcpu {
+            Some(vcpu) => answer_event(&self.session, vcpu, self.seq, self.id, action, None),
+            None => Ok(()),
+        }
+    }
+}
+
+/// Reads a vCPU event. Its data begin where its own size says, which a later kernel may have made larger.
+fn open<K: Kind>(message: &Message, session: &Session) -> Result<Open<K>, ProtocolError> {
+    let vcpu: VcpuEvent = message.get(size_of::<EventHdr>())?;
+    let at = size_of::<EventHdr>() + usize::from(vcpu.size);
+    let data = message.payload.get(at.max(VCPU_EVENT_BYTES)..).and_then(K::parse);
+    let short = ProtocolError::TooShort {
+        id: message.hdr.id,
+        got: message.payload.len(),
+        needed: at + size_of::<K>(),
+    };
+    Ok(Open {
+        vcpu: vcpu.vcpu,
+        seq: message.hdr.seq,
+        arch: vcpu.arch,
+        data: data.ok_or(short)?,
+        session: session.clone(),
+    })
+}
+
+fn answer_event(
+    session: &Session,
+    vcpu: u16,
+    seq: u32,
+    event: u16,
+    action: u8,
+    data: Option<u64>,
+) -> Result<(), Error> {
+    let data = data.map(u64::to_ne_bytes);
+    let data = data.as_ref().map_or(&[][..], |bytes| &bytes[..]);
+    session.send_raw(&message::encode_event_reply(vcpu, seq, event as u8, action, data))
+}
+
+/// Events as they come; made by [`Session::events`].
+#[derive(Debug)]
+pub struct Events<'a> {
+    pub(crate) session: &'a Session,
+}
+
+impl Iterator for Events<'_> {
+    type Item = Result<Event, Error>;
+
+    fn next(&mut self) -> Option<Self::Item> {
+        match self.session.next_event() {
+            Err(Error::Closed(_)) => None,
+            other => Some(other),
+        }
+    }
+}

@@ -1,0 +1,119 @@
+// SPDX-License-Identifier: MIT OR Apache-2.0
+//! The thread that reads the connection and gives each message to whom it belongs.
+
+use std::{
+    collections::{HashMap, VecDeque},
+    os::unix::net::UnixStream,
+    sync::{Arc, Condvar, Mutex, MutexGuard, PoisonError, mpsc::Sender},
+    time::{Duration, Instant},
+};
+
+use kvmi_uapi::{EventHdr, VcpuEvent, msg};
+use zerocopy::IntoBytes;
+
+use crate::{CloseReason, Direction, Message, session::Transcript};
+
+/// Least payload of a vCPU event. What carries the same id and is shorter refuses an event reply.
+pub(crate) const VCPU_EVENT_BYTES: usize = size_of::<EventHdr>() + size_of::<VcpuEvent>();
+
+/// What the reader shares with the users of a session.
+#[derive(Debug, Default)]
+pub(crate) struct Inbox {
+    state: Mutex<State>,
+    changed: Condvar,
+}
+
+#[derive(Debug, Default)]
+pub(crate) struct State {
+    /// Commands under way, by sequence number.
+    pub(crate) waiting: HashMap<u32, Sender<Message>>,
+    pub(crate) events: VecDeque<Message>,
+    /// Replies that nobody waits for.
+    pub(crate) strays: VecDeque<Message>,
+    pub(crate) closed: Option<CloseReason>,
+}
+
+impl Inbox {
+    /// What is true now. A thread that panicked while it held this left it whole: each change is one step.
+    pub(crate) fn lock(&self) -> MutexGuard<'_, State> {
+        self.state.lock().unwrap_or_else(PoisonError::into_inner)
+    }
+
+    /// Waits until `look` finds something, the connection is closed, or the time is over (`None`).
+    pub(crate) fn wait<T>(
+        &self,
+        timeout: Duration,
+        mut look: impl FnMut(&mut State) -> Option<T>,
+    ) -> Option<Result<T, CloseReason>> {
+        let end = Instant::now().checked_add(timeout);
+        let mut state = self.lock();
+        loop {
+            if let Some(found) = look(&mut state) {
+                return Some(Ok(found));
+            }
+            if let Some(reason) = &state.closed {
+                return Some(Err(reason.clone()));
+            }
+            state = match end.map(|end| end.saturating_duration_since(Instant::now())) {
+                Some(Duration::ZERO) => return None,
+                Some(left) => {
+                    self.changed
+                        .wait_timeout(state, left)
+                        .unwrap_or_else(PoisonError::into_inner)
+                        .0
+                }
+                None => self.changed.wait(state).unwrap_or_else(PoisonError::into_inner),
+            };
+        }
+    }
+
+    /// Marks the end; the first reason stays. Whoever waits for a reply is woken.
+    pub(crate) fn close(&self, reason: CloseReason) {
+        let mut state = self.lock();
+        state.closed.get_or_insert(reason);
+        state.waiting.clear();
+        drop(state);
+        self.changed.notify_all();
+    }
+
+    fn deliver(&self, message: Message) {
+        let mut state = self.lock();
+        if is_event(&message) {
+            state.events.push_back(message);
+        } else if message.hdr.id == msg::VCPU_EVENT {
+            state.strays.push_back(message);
+        } else {
+            match state.waiting.remove(&message.hdr.seq) {
+                // One that nobody waits for any more is dropped with its receiver.
+                Some(waiting) => drop(waiting.send(message)),
+                None => state.strays.push_back(message),
+            }
+        }
+        drop(state);
+        self.changed.notify_all();
+    }
+}
+
+fn is_event(message: &Message) -> bool {
+    match message.hdr.id {
+        msg::VM_EVENT => true,
+        msg::VCPU_EVENT => message.payload.len() >= VCPU_EVENT_BYTES,
+        _ => false,
+    }
+}
+
+/// Reads until the end of the connection.
+pub(crate) fn run(stream: &UnixStream, inbox: &Arc<Inbox>, transcript: Option<&Transcript>) {
+    loop {
+        match Message::read(stream) {
+            Ok(message) => {
+                if let Some(transcript) = transcript {
+                    let bytes = [message.hdr.as_bytes(), &message.payload].concat();
+                    transcript.tell(Direction::Received, &bytes);
+                }
+                inbox.deliver(message);
+            }
+            Err(reason) => return inbox.close(reason),
+        }
+    }
+}

@@ -1,0 +1,195 @@
+// SPDX-License-Identifier: MIT OR Apache-2.0
+//! What went over the wire, one line a message.
+
+use std::fmt;
+
+use kvmi_uapi::{
+    ErrorCode, EventHdr, MsgHdr, VcpuEvent, VcpuEventReply, VcpuHdr,
+    event::{self, Breakpoint, Cr, CrReply},
+    msg,
+};
+use zerocopy::FromBytes;
+
+use crate::KvmError;
+
+/// Which way a message went.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum Direction {
+    /// Tool to kernel.
+    Sent,
+    /// Kernel to tool.
+    Received,
+}
+
+/// A message that went over the wire. Displays as one line without an end.
+#[derive(Clone, Copy, Debug)]
+pub struct Entry<'a> {
+    /// Which way.
+    pub direction: Direction,
+    /// Header and payload; raw bytes need not be a message.
+    pub bytes: &'a [u8],
+}
+
+impl fmt::Display for Entry<'_> {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        f.write_str(match self.direction {
+            Direction::Sent => "> ",
+            Direction::Received => "< ",
+        })?;
+        let Some((hdr, payload)) = read::<MsgHdr>(self.bytes) else {
+            return write!(f, "{} bytes: {}", self.bytes.len(), Hex(self.bytes));
+        };
+        write!(f, "#{} ", hdr.seq)?;
+        match (self.direction, hdr.id) {
+            (Direction::Sent, msg::VCPU_EVENT) => event_reply(f, payload),
+            (Direction::Sent, id) => command(f, id, payload),
+            (Direction::Received, msg::VM_EVENT) => vm_event(f, payload),
+            (Direction::Received, msg::VCPU_EVENT) if payload.len() > size_of::<ErrorCode>() => vcpu_event(f, payload),
+            (Direction::Received, id) => reply(f, id, payload),
+        }
+    }
+}
+
+fn command(f: &mut fmt::Formatter<'_>, id: u16, payload: &[u8]) -> fmt::Result {
+    match read::<VcpuHdr>(payload) {
+        Some((hdr, rest)) if msg::is_vcpu(id) => write!(f, "{} vcpu {} {}", Name(id), hdr.vcpu, Hex(rest)),
+        _ => write!(f, "{} {}", Name(id), Hex(payload)),
+    }
+}
+
+fn reply(f: &mut fmt::Formatter<'_>, id: u16, payload: &[u8]) -> fmt::Result {
+    let Some((code, data)) = read::<ErrorCode>(payload) else {
+        return write!(f, "{} reply too short: {}", Name(id), Hex(payload));
+    };
+    match KvmError::from_err(code.err) {
+        Some(error) => write!(f, "{} {error}", Name(id)),
+        None => write!(f, "{} ok {}", Name(id), Hex(data)),
+    }
+}
+
+fn event_reply(f: &mut fmt::Formatter<'_>, payload: &[u8]) -> fmt::Result {
+    let parts = read::<VcpuHdr>(payload).and_then(|(hdr, rest)| Some((hdr, read::<VcpuEventReply>(rest)?)));
+    let Some((hdr, (answer, data))) = parts else {
+        return write!(f, "event reply too short: {}", Hex(payload));
+    };
+    write!(f, "answer {} vcpu {} ", event_name(u16::from(answer.event)), hdr.vcpu)?;
+    match answer.action {
+        event::CONTINUE => f.write_str("CONTINUE")?,
+        event::RETRY => f.write_str("RETRY")?,
+        event::CRASH => f.write_str("CRASH")?,
+        action => write!(f, "action {action}")?,
+    }
+    match read::<CrReply>(data) {
+        Some((value, [])) => write!(f, " value {:#x}", value.new_val),
+        _ if data.is_empty() => Ok(()),
+        _ => write!(f, " {}", Hex(data)),
+    }
+}
+
+fn vm_event(f: &mut fmt::Formatter<'_>, payload: &[u8]) -> fmt::Result {
+    match read::<EventHdr>(payload) {
+        Some((hdr, data)) => write!(f, "event {} {}", event_name(hdr.event), Hex(data)),
+        None => write!(f, "event too short: {}", Hex(payload)),
+    }
+}
+
+fn vcpu_event(f: &mut fmt::Formatter<'_>, payload: &[u8]) -> fmt::Result {
+    let parts = read::<EventHdr>(payload).and_then(|(hdr, rest)| Some((hdr, read::<VcpuEvent>(rest)?)));
+    let Some((hdr, (vcpu, data))) = parts else {
+        return write!(f, "event too short: {}", Hex(payload));
+    };
+    write!(
+        f,
+        "event {} vcpu {} rip {:#x}",
+        event_name(hdr.event),
+        vcpu.vcpu,
+        vcpu.arch.regs.rip
+    )?;
+    match hdr.event {
+        event::CR => match read::<Cr>(data) {
+            Some((cr, _)) => write!(f, " cr{} {:#x} -> {:#x}", cr.cr, cr.old_value, cr.new_value),
+            None => write!(f, " {}", Hex(data)),
+        },
+        event::BREAKPOINT => match read::<Breakpoint>(data) {
+            Some((bp, _)) => write!(f, " gpa {:#x} insn_len {}", bp.gpa, bp.insn_len),
+            None => write!(f, " {}", Hex(data)),
+        },
+        _ if data.is_empty() => Ok(()),
+        _ => write!(f, " {}", Hex(data)),
+    }
+}
+
+fn read<T: FromBytes>(bytes: &[u8]) -> Option<(T, &[u8])> {
+    T::read_from_prefix(bytes).ok()
+}
+
+pub(crate) fn event_name(id: u16) -> String {
+    event::ALL
+        .iter()
+        .find(|(known, _)| *known == id)
+        .map_or_else(|| format!("{id}"), |(_, name)| (*name).to_owned())
+}
+
+struct Name(u16);
+
+impl fmt::Display for Name {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        match msg::COMMANDS.iter().find(|(id, _)| *id == self.0) {
+            Some((_, name)) => f.write_str(name),
+            None => write!(f, "message {}", self.0),
+        }
+    }
+}
+
+/// The first bytes.
+struct Hex<'a>(&'a [u8]);
+
+const HEX_BYTES: usize = 24;
+
+impl fmt::Display for Hex<'_> {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        for byte in self.0.iter().take(HEX_BYTES) {
+            write!(f, "{byte:02x}")?;
+        }
+        if self.0.len() > HEX_BYTES {
+            write!(f, "... ({} bytes)", self.0.len())?;
+        }
+        Ok(())
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use crate::message::{encode, encode_event_reply, encode_vcpu};
+
+    fn line(direction: Direction, bytes: &[u8]) -> String {
+        Entry { direction, bytes }.to_string()
+    }
+
+    #[test]
+    fn lines_tell_what_it_was() {
+        use Direction::{Received, Sent};
+        assert_eq!(line(Sent, &encode(2, 1, &[])), "> #1 GET_VERSION ");
+        assert_eq!(
+            line(Sent, &encode_vcpu(13, 2, 1, &[3, 1])),
+            "> #2 VCPU_CONTROL_CR vcpu 1 0301"
+        );
+        assert_eq!(
+            line(Sent, &encode_event_reply(0, 9, 7, 0, &16u64.to_ne_bytes())),
+            "> #9 answer CR vcpu 0 CONTINUE value 0x10"
+        );
+        let mut error = [0; 8];
+        error[..4].copy_from_slice(&(-22i32).to_ne_bytes());
+        assert_eq!(line(Received, &encode(4, 3, &error)), "< #3 VM_CHECK_COMMAND EINVAL");
+        assert_eq!(line(Received, &encode(1, 3, &error)), "< #3 message 1 EINVAL");
+        assert_eq!(line(Received, &encode(0, 4, &[0; 8])), "< #4 event UNHOOK ");
+        let mut event = vec![0; 552];
+        event[0] = 3;
+        assert_eq!(
+            line(Received, &encode(1, 5, &event)),
+            "< #5 event HYPERCALL vcpu 0 rip 0x0"
+        );
+        assert_eq!(line(Sent, &[1, 2, 3]), "> 3 bytes: 010203");
+    }
+}

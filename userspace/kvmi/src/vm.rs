@@ -1,0 +1,103 @@
+// SPDX-License-Identifier: MIT OR Apache-2.0
+//! VM commands as calls.
+
+use kvmi_uapi::{GetVersionReply, event};
+
+use crate::{
+    Error, Session,
+    command::{
+        CheckCommand, CheckEvent, ControlCleanup, ControlVmEvents, GetInfo, GetVersion, PauseVcpu, Raw, ReadPhysical,
+        WritePhysical,
+    },
+};
+
+/// Each waits for its reply. Errors are those of [`Session::call`]; [`Error::Kernel`] holds what the kernel answered.
+impl Session {
+    /// GET_VERSION: version, size of messages, features.
+    ///
+    /// # Errors
+    /// As [`Session::call`].
+    pub fn version(&self) -> Result<GetVersionReply, Error> {
+        self.call(GetVersion)
+    }
+
+    /// VM_CHECK_COMMAND: `Ok` when the command may be used.
+    ///
+    /// # Errors
+    /// As [`Session::call`]: ENOENT when the kernel does not know it, EPERM when the VMM does not allow it.
+    pub fn check_command(&self, id: u16) -> Result<(), Error> {
+        self.call(CheckCommand { id })
+    }
+
+    /// VM_CHECK_EVENT: `Ok` when the event may be used.
+    ///
+    /// # Errors
+    /// As [`Self::check_command`].
+    pub fn check_event(&self, id: u16) -> Result<(), Error> {
+        self.call(CheckEvent { id })
+    }
+
+    /// VM_GET_INFO: vCPUs online now; their indices are 0 to one less.
+    ///
+    /// # Errors
+    /// As [`Session::call`].
+    pub fn vcpu_count(&self) -> Result<u32, Error> {
+        Ok(self.call(GetInfo)?.vcpu_count)
+    }
+
+    /// VM_CONTROL_EVENTS: switches a VM event on or off.
+    ///
+    /// # Errors
+    /// As [`Session::call`].
+    pub fn control_vm_event(&self, event: u16, enable: bool) -> Result<(), Error> {
+        self.call(ControlVmEvents { event, enable })
+    }
+
+    /// VM_CONTROL_EVENTS for UNHOOK.
+    ///
+    /// # Errors
+    /// As [`Session::call`].
+    pub fn control_unhook(&self, enable: bool) -> Result<(), Error> {
+        self.control_vm_event(event::UNHOOK, enable)
+    }
+
+    /// VM_READ_PHYSICAL: 1 to 4096 bytes of one page of guest memory.
+    ///
+    /// # Errors
+    /// As [`Session::call`]: EINVAL, ENOENT.
+    pub fn read_physical(&self, gpa: u64, size: u16) -> Result<Vec<u8>, Error> {
+        self.call(ReadPhysical { gpa, size })
+    }
+
+    /// VM_WRITE_PHYSICAL: 1 to 4096 bytes into one page of guest memory.
+    ///
+    /// # Errors
+    /// As [`Session::call`]: EINVAL, ENOENT, EPERM for a read-only slot.
+    pub fn write_physical(&self, gpa: u64, data: &[u8]) -> Result<(), Error> {
+        self.call(WritePhysical { gpa, data })
+    }
+
+    /// VM_PAUSE_VCPU: asks for a PAUSE event; with `wait`, returns after the vCPU has left guest mode.
+    ///
+    /// # Errors
+    /// As [`Session::call`]: EINVAL, EPERM, EBUSY.
+    pub fn pause_vcpu(&self, vcpu: u16, wait: bool) -> Result<(), Error> {
+        self.call(PauseVcpu { vcpu, wait })
+    }
+
+    /// VM_CONTROL_CLEANUP: whether unhook removes the intercepts that this tool asked for.
+    ///
+    /// # Errors
+    /// As [`Session::call`].
+    pub fn control_cleanup(&self, enable: bool) -> Result<(), Error> {
+        self.call(ControlCleanup { enable })
+    }
+
+    /// Any command with any payload (for a vCPU command with its vCPU header); gives the reply's data.
+    ///
+    /// # Errors
+    /// As [`Session::call`].
+    pub fn call_raw(&self, id: u16, payload: &[u8]) -> Result<Vec<u8>, Error> {
+        self.call(Raw { id, payload })
+    }
+}
