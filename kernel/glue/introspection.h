@@ -1,0 +1,79 @@
+/* SPDX-License-Identifier: GPL-2.0-only */
+/*
+ * What KVM's own code calls for introspection.  Everything is behind a static
+ * key that is off until the first HOOK, and behind vcpu->introspection.
+ */
+#ifndef KVM_INTROSPECTION_H
+#define KVM_INTROSPECTION_H
+
+#include <linux/jump_label.h>
+#include <linux/kvm_host.h>
+
+#include "kvmi.h"
+
+/* vcpu->introspection_intercepts: the tool's share of what the hardware intercepts. */
+#define KVM_INTROSPECT_BP	BIT(0)
+#define KVM_INTROSPECT_CR0	BIT(1)
+#define KVM_INTROSPECT_CR3	BIT(2)
+
+DECLARE_STATIC_KEY_FALSE(kvm_introspection_hooked);
+
+/* Lifecycle (session.c) */
+bool kvm_is_introspection_enabled(void);
+bool kvm_is_introspection_ioctl(unsigned int ioctl);
+long kvm_vm_ioctl_introspection(struct kvm *kvm, unsigned int ioctl, void __user *argp);
+void kvm_introspection_vm_destroy(struct kvm *kvm);
+void kvm_introspection_vmm_exit(struct kvm *kvm);
+int kvm_introspection_vcpu_create(struct kvm_vcpu *vcpu);
+void kvm_introspection_vcpu_destroy(struct kvm_vcpu *vcpu);
+
+/* The run loop (vcpu.c) */
+int __kvm_introspection_work(struct kvm_vcpu *vcpu);
+void kvm_introspection_recalc_intercepts(struct kvm_vcpu *vcpu);
+
+/* Event sites (sites.c) */
+bool __kvm_introspection_hypercall(struct kvm_vcpu *vcpu, int *r);
+bool __kvm_introspection_defer_cr(struct kvm_vcpu *vcpu, int cr,
+				  unsigned long old, unsigned long new);
+void __kvm_introspection_void_event(struct kvm_vcpu *vcpu);
+bool kvm_introspection_breakpoint(struct kvm_vcpu *vcpu, u8 insn_len);
+bool kvm_introspection_owns_breakpoint(struct kvm_vcpu *vcpu);
+int kvm_guest_write_cr(struct kvm_vcpu *vcpu, int cr, unsigned long val);
+
+static __always_inline bool kvm_is_introspected(struct kvm_vcpu *vcpu)
+{
+	return static_branch_unlikely(&kvm_introspection_hooked) &&
+	       rcu_access_pointer(vcpu->introspection);
+}
+
+/*
+ * Send what was recorded, wait for replies, run commands.  Called within
+ * kvm->srcu read side, which it leaves and takes again.  1: go on;
+ * 0, -EINTR: KVM_RUN is to return.
+ */
+static inline int kvm_introspection_work(struct kvm_vcpu *vcpu)
+{
+	return kvm_is_introspected(vcpu) ? __kvm_introspection_work(vcpu) : 1;
+}
+
+/* True when the hypercall is the tool's: *r is what the exit handler returns. */
+static inline bool kvm_introspection_hypercall(struct kvm_vcpu *vcpu, int *r)
+{
+	return kvm_is_introspected(vcpu) && __kvm_introspection_hypercall(vcpu, r);
+}
+
+/* True when a checked write of a control register has to wait for the tool. */
+static inline bool kvm_introspection_defer_cr(struct kvm_vcpu *vcpu, int cr,
+					      unsigned long old, unsigned long new)
+{
+	return kvm_is_introspected(vcpu) && __kvm_introspection_defer_cr(vcpu, cr, old, new);
+}
+
+/* The VMM writes this vCPU's registers; vcpu->mutex is held. */
+static inline void kvm_introspection_void_event(struct kvm_vcpu *vcpu)
+{
+	if (kvm_is_introspected(vcpu))
+		__kvm_introspection_void_event(vcpu);
+}
+
+#endif

@@ -1,0 +1,74 @@
+// SPDX-License-Identifier: GPL-2.0-only
+/*
+ * What waits for a vCPU: commands and the reply to its event, in the order in
+ * which the tool sent them.  The reader alone adds, the vCPU alone takes.
+ */
+#include <linux/slab.h>
+
+#include "session.h"
+
+/* reader: 0; a negated KVM_E* to answer; -EPIPE: the connection is to be closed. */
+int kvmi_queue(struct kvm_vcpu_introspection *vi, const u8 *msg, size_t bytes)
+{
+	bool is_reply = kvmi_is_event_reply(msg);
+	struct kvmi_job *job;
+	int r = 0;
+
+	/* Only the reader adds: what is admitted here stays so. */
+	spin_lock(&vi->lock);
+	if (is_reply)
+		r = vi->reply_queued ? -EPIPE : 0;
+	else if (!kvmi_queue_admits(vi->job_count, vi->job_bytes, bytes))
+		r = -KVM_EBUSY;
+	spin_unlock(&vi->lock);
+	if (r)
+		return r;
+
+	job = kmalloc(struct_size(job, msg, bytes), GFP_KERNEL_ACCOUNT);
+	if (!job)
+		return is_reply ? -EPIPE : -KVM_ENOMEM;
+	job->is_reply = is_reply;
+	job->bytes = bytes;
+	memcpy(job->msg, msg, bytes);
+
+	spin_lock(&vi->lock);
+	list_add_tail(&job->link, &vi->jobs);
+	if (is_reply) {
+		vi->reply_queued = true;
+	} else {
+		vi->job_count++;
+		vi->job_bytes += bytes;
+	}
+	spin_unlock(&vi->lock);
+
+	return 0;
+}
+
+/* vcpu: the caller frees it. */
+struct kvmi_job *kvmi_dequeue(struct kvm_vcpu_introspection *vi)
+{
+	struct kvmi_job *job;
+
+	spin_lock(&vi->lock);
+	job = list_first_entry_or_null(&vi->jobs, struct kvmi_job, link);
+	if (job) {
+		list_del(&job->link);
+		if (job->is_reply) {
+			vi->reply_queued = false;
+		} else {
+			vi->job_count--;
+			vi->job_bytes -= job->bytes;
+		}
+	}
+	spin_unlock(&vi->lock);
+
+	return job;
+}
+
+void kvmi_drop_jobs(struct kvm_vcpu_introspection *vi)
+{
+	struct kvmi_job *job;
+
+	while ((job = kvmi_dequeue(vi)))
+		kfree(job);
+}

@@ -1,0 +1,129 @@
+/* SPDX-License-Identifier: GPL-2.0-only */
+/*
+ * A session: one VM, one socket, one tool.
+ *
+ * Locking, outermost first:
+ *
+ *	kvm->introspection_lock		mutex: HOOK, UNHOOK, the other ioctls, end of VM
+ *	  kvm->lock			publishing and detaching; vCPU creation
+ *	vcpu->mutex			a vCPU's event and its Rust state
+ *	  session->tx_lock		mutex: one writer; numbers events in the order of sending
+ *	    vi->lock			spinlock: a vCPU's queue
+ *
+ * tx_lock is also taken under introspection_lock (PREUNHOOK) and by the reader
+ * alone.  Nothing waits for a vCPU or for the tool with vi->lock held.  A vCPU
+ * waits for the tool with nothing held but its own vcpu->mutex, outside SRCU,
+ * interruptibly, on a reference to its vi.
+ *
+ * kvm->introspection and vcpu->introspection are written under kvm->lock.
+ * vcpu->introspection is read under kvm->srcu; whoever keeps it beyond that
+ * takes a reference.  The reader needs neither: it is joined before the
+ * pointers go.  The session holds no reference on the VM: it is gone before
+ * the VM is.
+ */
+#ifndef KVMI_SESSION_H
+#define KVMI_SESSION_H
+
+#include <linux/completion.h>
+#include <linux/kref.h>
+#include <linux/kvm_host.h>
+#include <linux/net.h>
+#include <linux/spinlock.h>
+#include <linux/wait.h>
+
+#include "introspection.h"
+#include "seam.h"
+
+#define KVMI_MAX_PENDING_PAUSES	1001	/* protocol.md, VM_PAUSE_VCPU */
+
+struct kvm_introspection {
+	struct kvm *kvm;
+	struct socket *sock;
+	struct task_struct *reader;
+	struct completion reader_done;
+	u32 flags;			/* KVMI_HOOK_* */
+
+	bool closing;			/* UNHOOK has begun: every wait ends */
+	bool lost;			/* the connection is no more */
+	bool leaving;			/* PREUNHOOK was sent: what follows is no loss */
+
+	struct mutex tx_lock;
+	u32 last_event_seq;
+	size_t rest_off, rest_len;	/* of a message that was cut short, in rest */
+	u8 *rest;
+
+	u8 *rx, *tx;			/* the reader's */
+	size_t rx_dirty;		/* bytes of rx that may be non-zero */
+
+	struct kvmi_vm_state *state;
+};
+
+/* What the tool sent to a vCPU and the vCPU has not looked at yet. */
+struct kvmi_job {
+	struct list_head link;
+	bool is_reply;
+	size_t bytes;
+	u8 msg[];
+};
+
+struct kvm_vcpu_introspection {
+	struct kvm_vcpu *vcpu;
+	struct kvm_introspection *session;
+	struct kref ref;
+	struct completion gone;
+	struct list_head detached;
+	wait_queue_head_t wq;
+
+	spinlock_t lock;		/* the next four */
+	struct list_head jobs;
+	u32 job_count;
+	size_t job_bytes;
+	bool reply_queued;
+
+	atomic_t pauses;
+
+	/* The vcpu context alone: */
+	bool writing_cr;		/* inside kvm_guest_write_cr() */
+	bool owes_rest;			/* its message was cut short: see to the rest */
+	size_t unsent;			/* bytes of a reply in tx that is still to be sent */
+	size_t rx_dirty;
+	u8 *rx, *tx;
+	struct kvmi_vcpu_state *state;
+};
+
+/* Within kvm->srcu read side, or with kvm->lock, or in the reader. */
+static inline struct kvm_vcpu_introspection *kvmi_vcpu(struct kvm_vcpu *vcpu)
+{
+	return rcu_dereference_check(vcpu->introspection, true);
+}
+
+bool kvmi_fails_open(struct kvm_introspection *session);
+bool kvmi_fails_closed(struct kvm_introspection *session);
+bool kvmi_crashes(struct kvm_introspection *session);
+
+/* vcpu.c */
+struct kvm_vcpu_introspection *kvmi_vcpu_alloc(struct kvm_introspection *session,
+					       struct kvm_vcpu *vcpu);
+void kvmi_vcpu_free(struct kvm_vcpu_introspection *vi);
+void kvmi_vcpu_put(struct kvm_vcpu_introspection *vi);
+void kvmi_vcpu_kick(struct kvm_vcpu_introspection *vi);
+enum kvmi_site kvmi_site(struct kvm_vcpu *vcpu, const struct kvmi_occurrence *what);
+
+/* queue.c */
+int kvmi_queue(struct kvm_vcpu_introspection *vi, const u8 *msg, size_t bytes);
+struct kvmi_job *kvmi_dequeue(struct kvm_vcpu_introspection *vi);
+void kvmi_drop_jobs(struct kvm_vcpu_introspection *vi);
+
+/* transport.c */
+struct socket *kvmi_socket_get(int fd);
+int kvmi_send(struct kvm_introspection *session, const u8 *msg, size_t bytes, bool *owes_rest);
+int kvmi_send_event(struct kvm_vcpu_introspection *vi);
+int kvmi_send_unhook(struct kvm_introspection *session);
+int kvmi_send_rest(struct kvm_introspection *session);
+int kvmi_receive(struct kvm_introspection *session, size_t *bytes);
+void kvmi_hang_up(struct kvm_introspection *session);
+
+/* reader.c */
+int kvmi_reader(void *session);
+
+#endif

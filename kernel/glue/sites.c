@@ -1,0 +1,201 @@
+// SPDX-License-Identifier: GPL-2.0-only
+/*
+ * The event sites: what exit handlers call when the guest does something that
+ * a tool may want to know.  All run with SRCU held and, on the second call with
+ * the reply at hand, complete what the first call deferred.
+ */
+#include <linux/export.h>
+#include <linux/kvm_para.h>
+
+#include "session.h"
+#include "kvm_cache_regs.h"
+#include "kvm_emulate.h"
+#include "x86.h"
+
+/* The agent's way to call the tool: KVM_HC_XEN_HVM_OP, "guest request vm event". */
+#define HYPERCALL_HVM_OP		34
+#define HYPERCALL_GUEST_REQUEST		24
+
+static bool is_tool_hypercall(struct kvm_vcpu *vcpu)
+{
+	if (is_64_bit_hypercall(vcpu))
+		return kvm_rax_read(vcpu) == HYPERCALL_HVM_OP &&
+		       kvm_rdi_read(vcpu) == HYPERCALL_GUEST_REQUEST && !kvm_rsi_read(vcpu);
+
+	return (u32)kvm_rax_read(vcpu) == HYPERCALL_HVM_OP &&
+	       (u32)kvm_rbx_read(vcpu) == HYPERCALL_GUEST_REQUEST && !(u32)kvm_rcx_read(vcpu);
+}
+
+bool __kvm_introspection_hypercall(struct kvm_vcpu *vcpu, int *r)
+{
+	static const struct kvmi_occurrence hypercall = { .event = KVMI_VCPU_EVENT_HYPERCALL };
+
+	if (is_guest_mode(vcpu) || !is_tool_hypercall(vcpu))
+		return false;
+
+	switch (kvmi_site(vcpu, &hypercall)) {
+	case KVMI_SITE_PASS:
+		return false;
+	case KVMI_SITE_CONTINUE:
+		kvm_rax_write(vcpu, 0);
+		*r = kvm_skip_emulated_instruction(vcpu);
+		return true;
+	default:
+		*r = 1;
+		return true;
+	}
+}
+
+static bool userspace_owns_breakpoint(struct kvm_vcpu *vcpu)
+{
+	const unsigned long sw_bp = KVM_GUESTDBG_ENABLE | KVM_GUESTDBG_USE_SW_BP;
+
+	return (vcpu->guest_debug & sw_bp) == sw_bp;
+}
+
+/* Where the CPU does not say how long the instruction was (SVM without next-RIP save). */
+static u8 decoded_insn_len(struct kvm_vcpu *vcpu)
+{
+	struct x86_emulate_ctxt *ctxt = vcpu->arch.emulate_ctxt;
+
+	if (x86_decode_emulated_instruction(vcpu, EMULTYPE_SKIP, NULL, 0) != EMULATION_OK)
+		return 1;
+	return ctxt->_eip - ctxt->eip;
+}
+
+/*
+ * A #BP exit; insn_len is 0 where the CPU does not tell.  True when the exit is
+ * dealt with, false when it is for userspace's debugger.
+ */
+bool kvm_introspection_breakpoint(struct kvm_vcpu *vcpu, u8 insn_len)
+{
+	struct kvmi_occurrence bp = { .event = KVMI_VCPU_EVENT_BREAKPOINT };
+	struct kvm_vcpu_introspection *vi;
+	struct x86_exception ignored;
+	enum kvmi_site site = KVMI_SITE_PASS;
+
+	if (!kvm_is_introspection_enabled() || userspace_owns_breakpoint(vcpu))
+		return false;
+
+	vi = kvmi_vcpu(vcpu);
+	if (vi && !is_guest_mode(vcpu) &&
+	    kvmi_event_wanted(vi->session->state, vi->state, bp.event, 0)) {
+		bp.a = kvm_mmu_gva_to_gpa_system(vcpu, kvm_get_linear_rip(vcpu), &ignored);
+		bp.insn_len = insn_len ? : decoded_insn_len(vcpu);
+		site = kvmi_site(vcpu, &bp);
+	}
+
+	/* Not, or no longer, the tool's: the guest's own. */
+	if (site == KVMI_SITE_PASS || site == KVMI_SITE_CONTINUE)
+		kvm_queue_exception(vcpu, BP_VECTOR);
+	return true;
+}
+EXPORT_SYMBOL_GPL(kvm_introspection_breakpoint);
+
+/* vcpu->mutex is held, SRCU is not. */
+bool kvm_introspection_owns_breakpoint(struct kvm_vcpu *vcpu)
+{
+	struct kvm_vcpu_introspection *vi;
+	bool owns;
+	int idx;
+
+	if (!kvm_is_introspected(vcpu))
+		return false;
+
+	idx = srcu_read_lock(&vcpu->kvm->srcu);
+	vi = kvmi_vcpu(vcpu);
+	owns = vi && !kvmi_fails_open(vi->session) && kvmi_wants_breakpoint(vi->state);
+	srcu_read_unlock(&vcpu->kvm->srcu, idx);
+
+	return owns;
+}
+
+/*
+ * Bits that VMX leaves to the guest are reported on neither vendor, so that a
+ * tool sees the same on both.
+ */
+static bool is_reported_change(int cr, unsigned long old, unsigned long new)
+{
+	switch (cr) {
+	case 0:
+		return (old ^ new) & ~KVM_POSSIBLE_CR0_GUEST_BITS;
+	case 4:
+		return (old ^ new) & ~KVM_POSSIBLE_CR4_GUEST_BITS;
+	default:
+		return old != new;
+	}
+}
+
+bool __kvm_introspection_defer_cr(struct kvm_vcpu *vcpu, int cr,
+				  unsigned long old, unsigned long new)
+{
+	struct kvmi_occurrence write = {
+		.event = KVMI_VCPU_EVENT_CR, .cr = cr, .a = old, .b = new,
+	};
+	struct kvm_vcpu_introspection *vi = kvmi_vcpu(vcpu);
+
+	if (!vi || !vi->writing_cr || !is_reported_change(cr, old, new))
+		return false;
+
+	return kvmi_site(vcpu, &write) == KVMI_SITE_DEFER;
+}
+
+/* What the tool answered instead of the guest's value; to be checked like the guest's. */
+static unsigned long replaced_value(struct kvm_vcpu *vcpu, struct kvm_vcpu_introspection *vi,
+				    int cr, unsigned long val)
+{
+	u64 new;
+
+	if (!kvmi_reply_value(vi->state, cr, &new))
+		return val;
+	/* The tool was not shown the guest's wish to keep the TLB. */
+	if (cr == 3 && kvm_is_cr4_bit_set(vcpu, X86_CR4_PCIDE))
+		new |= val & X86_CR3_PCID_NOFLUSH;
+	return new;
+}
+
+/*
+ * The guest's own MOV to CR or LMSW: an instruction that can be left and run
+ * again.  As kvm_set_crN(), or KVM_CR_DEFERRED.
+ */
+int kvm_guest_write_cr(struct kvm_vcpu *vcpu, int cr, unsigned long val)
+{
+	struct kvm_vcpu_introspection *vi = NULL;
+	int r;
+
+	if (kvm_is_introspected(vcpu) && !is_guest_mode(vcpu))
+		vi = kvmi_vcpu(vcpu);
+	if (vi) {
+		val = replaced_value(vcpu, vi, cr, val);
+		vi->writing_cr = true;
+	}
+
+	switch (cr) {
+	case 0:
+		r = kvm_set_cr0(vcpu, val);
+		break;
+	case 3:
+		r = kvm_set_cr3(vcpu, val);
+		break;
+	default:
+		r = kvm_set_cr4(vcpu, val);
+		break;
+	}
+
+	if (vi)
+		vi->writing_cr = false;
+	return r;
+}
+EXPORT_SYMBOL_GPL(kvm_guest_write_cr);
+
+void __kvm_introspection_void_event(struct kvm_vcpu *vcpu)
+{
+	struct kvm_vcpu_introspection *vi;
+	int idx;
+
+	idx = srcu_read_lock(&vcpu->kvm->srcu);
+	vi = kvmi_vcpu(vcpu);
+	if (vi)
+		kvmi_event_void(vi->state);
+	srcu_read_unlock(&vcpu->kvm->srcu, idx);
+}

@@ -1,0 +1,221 @@
+// SPDX-License-Identifier: GPL-2.0-only
+/*
+ * The socket: whole messages in both directions.
+ *
+ * A message leaves whole or the session ends.  A signal that interrupts a
+ * sender before the first byte makes it try again later; one that interrupts
+ * it in the middle leaves the rest in session->rest, which whoever sends next
+ * sends first, and for which the interrupted vCPU comes back (owes_rest).
+ */
+#include <linux/net.h>
+#include <linux/socket.h>
+#include <linux/uio.h>
+#include <net/sock.h>
+
+#include "session.h"
+
+/* P16: a connected stream, unix or vsock; -EINVAL for anything else. */
+struct socket *kvmi_socket_get(int fd)
+{
+	struct socket *sock;
+	int err;
+
+	sock = sockfd_lookup(fd, &err);
+	if (!sock)
+		return ERR_PTR(-EINVAL);
+
+	if (sock->type == SOCK_STREAM && READ_ONCE(sock->state) == SS_CONNECTED &&
+	    (sock->sk->sk_family == AF_UNIX || sock->sk->sk_family == AF_VSOCK))
+		return sock;
+
+	sockfd_put(sock);
+	return ERR_PTR(-EINVAL);
+}
+
+void kvmi_hang_up(struct kvm_introspection *session)
+{
+	kernel_sock_shutdown(session->sock, SHUT_RDWR);
+}
+
+/* The connection cannot go on; the reader, who notices, wakes the vCPUs. */
+static int broken(struct kvm_introspection *session)
+{
+	WRITE_ONCE(session->lost, true);
+	kvmi_hang_up(session);
+	return -EPIPE;
+}
+
+/* Bytes sent (at least one), -EINTR, or -EPIPE: the session is lost. */
+static int send_some(struct kvm_introspection *session, const u8 *data, size_t bytes)
+{
+	int r;
+
+	do {
+		struct msghdr msg = { .msg_flags = MSG_NOSIGNAL };
+		struct kvec vec = { .iov_base = (void *)data, .iov_len = bytes };
+
+		r = kernel_sendmsg(session->sock, &msg, &vec, 1, bytes);
+		/* A send time-out of the socket's (SO_SNDTIMEO) is not ours. */
+	} while (r == -EAGAIN && !signal_pending(current));
+
+	if (r > 0)
+		return r;
+	if (r == -EINTR || r == -ERESTARTSYS || r == -EAGAIN)
+		return -EINTR;
+	return broken(session);
+}
+
+static int send_rest_locked(struct kvm_introspection *session)
+{
+	int r;
+
+	while (session->rest_len) {
+		r = send_some(session, session->rest + session->rest_off, session->rest_len);
+		if (r < 0)
+			return r;
+		session->rest_off += r;
+		session->rest_len -= r;
+	}
+	return 0;
+}
+
+/* 0: the message is on its way whole; -EINTR: no byte of it; -EPIPE. */
+static int send_locked(struct kvm_introspection *session, const u8 *msg, size_t bytes,
+		       bool *owes_rest)
+{
+	int r;
+
+	if (READ_ONCE(session->lost))
+		return -EPIPE;
+	r = send_rest_locked(session);
+	if (r)
+		return r;
+	r = send_some(session, msg, bytes);
+	if (r < 0)
+		return r;
+	if (r == bytes)
+		return 0;
+
+	session->rest_off = 0;
+	session->rest_len = bytes - r;
+	memcpy(session->rest, msg + r, bytes - r);
+	r = send_rest_locked(session);
+	if (r != -EINTR)
+		return r;
+	*owes_rest = true;
+	return 0;
+}
+
+int kvmi_send(struct kvm_introspection *session, const u8 *msg, size_t bytes, bool *owes_rest)
+{
+	int r;
+
+	if (mutex_lock_interruptible(&session->tx_lock))
+		return -EINTR;
+	r = send_locked(session, msg, bytes, owes_rest);
+	mutex_unlock(&session->tx_lock);
+
+	return r;
+}
+
+int kvmi_send_rest(struct kvm_introspection *session)
+{
+	int r;
+
+	if (mutex_lock_interruptible(&session->tx_lock))
+		return -EINTR;
+	r = send_rest_locked(session);
+	mutex_unlock(&session->tx_lock);
+
+	return r;
+}
+
+/* vcpu: the recorded event.  Numbered here, so that numbers and order on the wire agree. */
+int kvmi_send_event(struct kvm_vcpu_introspection *vi)
+{
+	struct kvm_introspection *session = vi->session;
+	u32 seq;
+	int r;
+
+	if (mutex_lock_interruptible(&session->tx_lock))
+		return -EINTR;
+
+	seq = session->last_event_seq + 1;
+	r = send_locked(session, vi->tx, kvmi_build_event(vi->state, vi, seq, vi->tx),
+			&vi->owes_rest);
+	if (!r) {
+		session->last_event_seq = seq;
+		kvmi_event_sent(vi->state, seq);
+	}
+	mutex_unlock(&session->tx_lock);
+
+	return r;
+}
+
+/* ioctl: 0, -ENOENT when it could not be sent, -EINTR.  Sixteen bytes: whole or not at all. */
+int kvmi_send_unhook(struct kvm_introspection *session)
+{
+	u8 msg[32];
+	size_t bytes;
+	u32 seq;
+	int r;
+
+	if (mutex_lock_interruptible(&session->tx_lock))
+		return -EINTR;
+
+	seq = session->last_event_seq + 1;
+	bytes = kvmi_build_unhook_event(seq, msg);
+	r = send_rest_locked(session);
+	if (!r) {
+		r = send_some(session, msg, bytes);
+		if (r == bytes)
+			r = 0;
+		else if (r > 0)
+			r = broken(session);
+	}
+	if (!r) {
+		session->last_event_seq = seq;
+		WRITE_ONCE(session->leaving, true);
+	}
+	mutex_unlock(&session->tx_lock);
+
+	return r == -EPIPE ? -ENOENT : r;
+}
+
+static int receive_exactly(struct kvm_introspection *session, u8 *data, size_t bytes)
+{
+	while (bytes) {
+		struct msghdr msg = {};
+		struct kvec vec = { .iov_base = data, .iov_len = bytes };
+		int r;
+
+		r = kernel_recvmsg(session->sock, &msg, &vec, 1, bytes, MSG_WAITALL);
+		/* A receive time-out of the socket's (SO_RCVTIMEO) is not ours. */
+		if (r == -EAGAIN || r == -EINTR || r == -ERESTARTSYS)
+			continue;
+		if (r <= 0)
+			return -EPIPE;
+		data += r;
+		bytes -= r;
+	}
+	return 0;
+}
+
+/* reader: one message into session->rx, zeroes behind it. */
+int kvmi_receive(struct kvm_introspection *session, size_t *bytes)
+{
+	const size_t header = sizeof(struct kvmi_msg_hdr);
+	size_t payload;
+
+	memset(session->rx, 0, session->rx_dirty);
+	session->rx_dirty = KVMI_BUFFER_BYTES;
+
+	if (receive_exactly(session, session->rx, header) ||
+	    !kvmi_header_ok(session->rx, &payload) ||
+	    receive_exactly(session, session->rx + header, payload))
+		return -EPIPE;
+
+	*bytes = header + payload;
+	session->rx_dirty = *bytes;
+	return 0;
+}

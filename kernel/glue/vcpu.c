@@ -1,0 +1,291 @@
+// SPDX-License-Identifier: GPL-2.0-only
+/*
+ * A vCPU of a session: what its thread does in the run loop, between exits.
+ *
+ * An exit handler that has something for the tool records it (kvmi_site())
+ * and returns without having changed anything.  The loop then sends it, waits
+ * for the reply and, with the reply at hand, calls the same exit handler again:
+ * the exit information outlives the wait, and no guest instruction runs in
+ * between, so that nothing is seen twice.
+ */
+#include <linux/sched/signal.h>
+#include <linux/slab.h>
+
+#include "session.h"
+#include "x86.h"
+
+struct kvm_vcpu_introspection *kvmi_vcpu_alloc(struct kvm_introspection *session,
+					       struct kvm_vcpu *vcpu)
+{
+	struct kvm_vcpu_introspection *vi;
+
+	vi = kzalloc(sizeof(*vi), GFP_KERNEL_ACCOUNT);
+	if (!vi)
+		return NULL;
+
+	vi->vcpu = vcpu;
+	vi->session = session;
+	kref_init(&vi->ref);
+	init_completion(&vi->gone);
+	init_waitqueue_head(&vi->wq);
+	spin_lock_init(&vi->lock);
+	INIT_LIST_HEAD(&vi->jobs);
+	vi->rx = kzalloc(KVMI_BUFFER_BYTES, GFP_KERNEL_ACCOUNT);
+	vi->tx = kzalloc(KVMI_BUFFER_BYTES, GFP_KERNEL_ACCOUNT);
+	vi->state = kzalloc(kvmi_vcpu_state_bytes(), GFP_KERNEL_ACCOUNT);
+	if (!vi->rx || !vi->tx || !vi->state) {
+		kvmi_vcpu_free(vi);
+		return NULL;
+	}
+	kvmi_vcpu_state_init(vi->state);
+
+	return vi;
+}
+
+void kvmi_vcpu_free(struct kvm_vcpu_introspection *vi)
+{
+	kvmi_drop_jobs(vi);
+	kfree(vi->state);
+	kfree(vi->rx);
+	kfree(vi->tx);
+	kfree(vi);
+}
+
+static void vcpu_gone(struct kref *ref)
+{
+	complete(&container_of(ref, struct kvm_vcpu_introspection, ref)->gone);
+}
+
+void kvmi_vcpu_put(struct kvm_vcpu_introspection *vi)
+{
+	kref_put(&vi->ref, vcpu_gone);
+}
+
+/* Have the vCPU come to its run loop: out of the guest, of HLT, of its wait for a reply. */
+void kvmi_vcpu_kick(struct kvm_vcpu_introspection *vi)
+{
+	kvm_make_request(KVM_REQ_INTROSPECTION, vi->vcpu);
+	kvm_make_request(KVM_REQ_UNBLOCK, vi->vcpu);
+	wake_up_all(&vi->wq);
+	kvm_vcpu_kick(vi->vcpu);
+}
+
+/* site: record what happened, or take the reply to it. */
+enum kvmi_site kvmi_site(struct kvm_vcpu *vcpu, const struct kvmi_occurrence *what)
+{
+	struct kvm_vcpu_introspection *vi = kvmi_vcpu(vcpu);
+
+	if (!vi || READ_ONCE(vi->session->closing))
+		return KVMI_SITE_PASS;
+	if (kvmi_phase(vi->state) != KVMI_REPLY_HERE && kvmi_fails_open(vi->session))
+		return KVMI_SITE_PASS;
+
+	return kvmi_record(vi->session->state, vi->state, what);
+}
+
+/* One queued message.  0, -EINTR (its reply waits in tx), -EPIPE. */
+static int run_job(struct kvm_vcpu_introspection *vi, struct kvmi_job *job)
+{
+	enum kvmi_verdict verdict;
+	size_t out = 0;
+	int r;
+
+	/* The core reads what a short request lacks as zeroes. */
+	if (job->bytes < vi->rx_dirty)
+		memset(vi->rx + job->bytes, 0, vi->rx_dirty - job->bytes);
+	memcpy(vi->rx, job->msg, job->bytes);
+	vi->rx_dirty = job->bytes;
+
+	verdict = kvmi_vcpu_message(vi->session->state, vi->state, vi, vi->rx, job->bytes,
+				    vi->tx, &out);
+	if (verdict == KVMI_CLOSE) {
+		kvmi_hang_up(vi->session);
+		WRITE_ONCE(vi->session->lost, true);
+		return -EPIPE;
+	}
+	if (!out)
+		return 0;
+
+	r = kvmi_send(vi->session, vi->tx, out, &vi->owes_rest);
+	if (r == -EINTR)
+		vi->unsent = out;
+	return r;
+}
+
+/* What an interrupted KVM_RUN left half-done comes first.  0, -EINTR, -EPIPE. */
+static int send_leftovers(struct kvm_vcpu_introspection *vi)
+{
+	int r = 0;
+
+	if (vi->unsent) {
+		r = kvmi_send(vi->session, vi->tx, vi->unsent, &vi->owes_rest);
+		if (r != -EINTR)
+			vi->unsent = 0;
+	}
+	if (!r && vi->owes_rest) {
+		r = kvmi_send_rest(vi->session);
+		if (r != -EINTR)
+			vi->owes_rest = false;
+	}
+	return r;
+}
+
+/* The tool is gone: end the vCPU's part as HOOK asked. */
+static void lose(struct kvm_vcpu_introspection *vi)
+{
+	kvmi_drop_jobs(vi);
+	atomic_set(&vi->pauses, 0);
+	vi->unsent = 0;
+	vi->owes_rest = false;
+
+	if (kvmi_crashes(vi->session))
+		kvmi_crash(vi->state);
+	else if (kvmi_fails_open(vi->session))
+		kvmi_event_fail_open(vi->state);
+}
+
+static bool wait_is_over(struct kvm_vcpu_introspection *vi)
+{
+	return READ_ONCE(vi->session->closing) ||
+	       (READ_ONCE(vi->session->lost) ? !kvmi_fails_closed(vi->session) :
+					       !list_empty_careful(&vi->jobs));
+}
+
+static int wait_for_tool(struct kvm_vcpu_introspection *vi)
+{
+	return wait_event_interruptible(vi->wq, wait_is_over(vi)) ? -EINTR : 0;
+}
+
+static bool take_pause(struct kvm_vcpu_introspection *vi)
+{
+	static const struct kvmi_occurrence pause = { .event = KVMI_VCPU_EVENT_PAUSE };
+
+	while (atomic_add_unless(&vi->pauses, -1, 0)) {
+		if (kvmi_record(vi->session->state, vi->state, &pause) == KVMI_SITE_DEFER)
+			return true;
+	}
+	return false;
+}
+
+/*
+ * Outside SRCU, with a reference on vi: everything that can block.  1: the
+ * vCPU may go on, with KVMI_REPLY_HERE by completing its exit; 0: it crashed;
+ * -EINTR: a signal.
+ */
+static int serve(struct kvm_vcpu_introspection *vi)
+{
+	struct kvm_introspection *session = vi->session;
+	struct kvmi_job *job;
+	int r;
+
+	for (;;) {
+		if (READ_ONCE(session->closing))
+			return 1;
+		if (READ_ONCE(session->lost))
+			lose(vi);
+		if (kvmi_phase(vi->state) == KVMI_CRASHED)
+			return 0;
+		if (signal_pending(current))
+			return -EINTR;
+		cond_resched();
+
+		if (!READ_ONCE(session->lost)) {
+			r = send_leftovers(vi);
+			if (!r && (job = kvmi_dequeue(vi))) {
+				r = run_job(vi, job);
+				kfree(job);
+				if (!r)
+					continue;
+			}
+			if (r == -EPIPE)
+				continue;
+			if (r)
+				return r;
+		}
+
+		switch (kvmi_phase(vi->state)) {
+		case KVMI_RECORDED:
+			r = READ_ONCE(session->lost) ? wait_for_tool(vi) : kvmi_send_event(vi);
+			break;
+		case KVMI_SENT:
+			r = wait_for_tool(vi);
+			break;
+		case KVMI_IDLE:
+			if (!READ_ONCE(session->lost) && take_pause(vi))
+				continue;
+			return 1;
+		default:
+			return 1;
+		}
+		if (r == -EINTR)
+			return r;
+	}
+}
+
+/* In SRCU again: the reply is here, let what was recorded happen. */
+static int complete_exit(struct kvm_vcpu_introspection *vi)
+{
+	struct kvm_vcpu *vcpu = vi->vcpu;
+	struct kvm_regs regs;
+	unsigned long rip = kvm_rip_read(vcpu);
+	bool pending = vcpu->arch.exception.pending;
+	bool pending_vmexit = vcpu->arch.exception_vmexit.pending;
+	int r = 1;
+
+	if (kvmi_take_registers(vi->state, (u8 *)&regs)) {
+		__set_regs(vcpu, &regs);
+		/* It is not the tool's to swallow an exception that is on its way. */
+		vcpu->arch.exception.pending = pending;
+		vcpu->arch.exception_vmexit.pending = pending_vmexit;
+	}
+
+	/*
+	 * A tool that moved RIP has dealt with the instruction: to complete it
+	 * would skip or fault on another one.
+	 */
+	if (kvmi_phase_event(vi->state) != KVMI_VCPU_EVENT_PAUSE && kvm_rip_read(vcpu) == rip)
+		r = kvm_x86_call(handle_exit)(vcpu, EXIT_FASTPATH_NONE);
+	kvmi_event_done(vi->state);
+
+	return r;
+}
+
+static bool has_work(struct kvm_vcpu_introspection *vi)
+{
+	return !list_empty_careful(&vi->jobs) || atomic_read(&vi->pauses) || vi->unsent ||
+	       vi->owes_rest || kvmi_phase(vi->state) != KVMI_IDLE || kvmi_crashes(vi->session);
+}
+
+int __kvm_introspection_work(struct kvm_vcpu *vcpu)
+{
+	struct kvm_vcpu_introspection *vi;
+	int r = 1;
+
+	while (r > 0) {
+		/* Looked up anew each time: it may have gone while SRCU was not held. */
+		vi = kvmi_vcpu(vcpu);
+		if (!vi || READ_ONCE(vi->session->closing) || !has_work(vi))
+			return 1;
+
+		kref_get(&vi->ref);
+		kvm_vcpu_srcu_read_unlock(vcpu);
+		r = serve(vi);
+		kvm_vcpu_srcu_read_lock(vcpu);
+		if (!r)
+			vcpu->run->exit_reason = KVM_EXIT_SHUTDOWN;
+		if (r > 0 && vi == kvmi_vcpu(vcpu) && kvmi_phase(vi->state) == KVMI_REPLY_HERE)
+			r = complete_exit(vi);
+		kvmi_vcpu_put(vi);
+	}
+
+	if (r == -EINTR) {
+		vcpu->run->exit_reason = KVM_EXIT_INTR;
+		++vcpu->stat.signal_exits;
+	}
+	return r;
+}
+
+void kvm_introspection_recalc_intercepts(struct kvm_vcpu *vcpu)
+{
+	kvm_x86_call(recalc_introspection_intercepts)(vcpu);
+}
