@@ -16,7 +16,7 @@ pub(crate) const TARGET: &str = "x86_64-unknown-none";
 
 /// A cargo command (its subcommand and arguments first) that builds for bare metal in release mode into `target`.
 pub(crate) fn cargo(shop: &Workshop, command: &[&str], flags: &[String], target: &Path) -> Program {
-    Program::new("cargo")
+    let cargo = Program::new("cargo")
         .args(command)
         .args([
             "--release",
@@ -38,11 +38,17 @@ pub(crate) fn cargo(shop: &Workshop, command: &[&str], flags: &[String], target:
         // It is what makes an ordinary compiler take -Z flags.
         .env("RUSTC_BOOTSTRAP", "1")
         .env("RUSTC", RUSTC)
-        .env("CARGO_ENCODED_RUSTFLAGS", flags.join("\x1f"))
         .env("CARGO_TERM_COLOR", "never")
         .env_remove("RUSTFLAGS")
         .env_remove("RUSTC_WRAPPER")
-        .env_remove("CARGO_TARGET_DIR")
+        .env_remove("CARGO_ENCODED_RUSTFLAGS")
+        .env_remove("CARGO_TARGET_DIR");
+    // Flags in the environment take the place of those in .cargo/config.toml.
+    if flags.is_empty() {
+        cargo
+    } else {
+        cargo.env("CARGO_ENCODED_RUSTFLAGS", flags.join("\x1f"))
+    }
 }
 
 /// Where [`cargo`] leaves what it made.

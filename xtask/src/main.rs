@@ -7,16 +7,22 @@
 
 mod apt;
 mod bare_metal;
+mod e2e;
+mod emulators;
 mod exit;
 mod kernel;
+mod lab;
 mod lockfile;
+mod nextest;
 mod screen;
+mod table;
 mod workshop;
 
 use std::process::ExitCode;
 
 use anyhow::Result;
 use clap::{Parser, Subcommand};
+use kvmi_lab_control::Lane;
 
 use crate::workshop::Workshop;
 
@@ -40,6 +46,25 @@ enum Command {
         #[arg(long, value_name = "VERSION")]
         kernel: Option<String>,
     },
+    /// Run the scenarios on every lane: set up, build, boot, run, and show how they ended
+    E2e(E2eArguments),
+    /// List the scenarios; nothing is booted
+    List,
+}
+
+#[derive(Debug, clap::Args)]
+struct E2eArguments {
+    /// A part of scenarios' names, or the whole name of one
+    filter: Option<String>,
+    /// Run on this lane only: svm-tcg or vmx-bochs
+    #[arg(long)]
+    lane: Option<Lane>,
+    /// The kernel, e.g. 6.12.115; the newest that Debian has when not given
+    #[arg(long, value_name = "VERSION")]
+    kernel: Option<String>,
+    /// Where the scenarios' random numbers start
+    #[arg(long, default_value_t = 1)]
+    seed: u64,
 }
 
 fn main() -> ExitCode {
@@ -66,6 +91,25 @@ fn run(shop: &Workshop, arguments: &Arguments) -> Result<u8> {
                 built.kernel.version.release(),
                 built.modules.display()
             );
+            Ok(exit::OK)
+        }
+        Command::E2e(e2e) => {
+            let wanted = e2e::Wanted {
+                filter: e2e.filter.clone(),
+                lane: e2e.lane,
+                kernel: e2e.kernel.clone(),
+                seed: e2e.seed,
+                json: arguments.json,
+            };
+            let ran = e2e::run(shop, &wanted)?;
+            Ok(if ran.failed() == 0 {
+                exit::OK
+            } else {
+                exit::SCENARIO_FAILED
+            })
+        }
+        Command::List => {
+            e2e::list(shop)?;
             Ok(exit::OK)
         }
     }

@@ -132,6 +132,24 @@ impl Cache {
         Ok(place)
     }
 
+    /// Removes entries of a kind but the `keep` that were made last.
+    ///
+    /// # Errors
+    ///
+    /// [`CacheError::Io`]
+    pub fn prune(&self, kind: &str, keep: usize) -> Result<(), CacheError> {
+        let dir = self.root.join(kind);
+        let Ok(entries) = fs::read_dir(&dir) else { return Ok(()) };
+        let mut finished: Vec<_> = entries
+            .filter_map(Result::ok)
+            .filter(|e| !e.file_name().to_string_lossy().starts_with('.'))
+            .filter_map(|e| Some((e.metadata().ok()?.modified().ok()?, e.path())))
+            .collect();
+        finished.sort();
+        let surplus = finished.len().saturating_sub(keep);
+        finished[..surplus].iter().try_for_each(|(_, path)| remove(path))
+    }
+
     fn place(&self, kind: &str, key: &Key) -> PathBuf {
         self.root.join(kind).join(&key.0)
     }
@@ -288,6 +306,21 @@ mod tests {
         assert!(matches!(failed, Err(CacheError::NoPlace)));
         assert!(cache.find("kind", &key("a")).is_none());
         assert_eq!(fs::read_dir(dir.path().join("kind")).unwrap().count(), 0);
+    }
+
+    #[test]
+    fn pruning_keeps_the_newest() {
+        let dir = tempfile::tempdir().unwrap();
+        let cache = Cache::at(dir.path());
+        for (age, name) in [(30, "a"), (20, "b"), (10, "c")] {
+            let at = cache.entry::<CacheError>("kind", &key(name), |_| Ok(())).unwrap();
+            let when = std::time::SystemTime::now() - std::time::Duration::from_secs(age);
+            File::open(at).unwrap().set_modified(when).unwrap();
+        }
+        cache.prune("kind", 2).unwrap();
+        assert!(cache.find("kind", &key("a")).is_none());
+        assert!(cache.find("kind", &key("b")).is_some() && cache.find("kind", &key("c")).is_some());
+        cache.prune("no such kind", 2).unwrap();
     }
 
     #[test]

@@ -5,10 +5,12 @@ use std::collections::VecDeque;
 use std::ffi::OsStr;
 use std::fs::File;
 use std::io::{self, BufRead, BufReader, Write};
+use std::os::fd::{AsRawFd, BorrowedFd};
 use std::os::unix::process::CommandExt;
 use std::path::{Path, PathBuf};
 use std::process::{Command, ExitStatus, Stdio};
 
+use nix::fcntl::{FcntlArg, FdFlag, fcntl};
 use nix::sys::prctl;
 use nix::sys::signal::Signal;
 use nix::unistd::{Pid, getpid, getppid};
@@ -54,7 +56,7 @@ pub enum ProcessError {
 /// So the program must be started by a thread that lives as long as it is needed.
 pub fn end_with_us(command: &mut Command) -> &mut Command {
     let parent = getpid();
-    let set = move || end_with_parent(parent);
+    let set = move || end_with(parent);
     // SAFETY: between fork and exec `set` only makes the system calls prctl and getppid; it allocates nothing and takes no lock.
     #[allow(unsafe_code)]
     unsafe {
@@ -62,13 +64,39 @@ pub fn end_with_us(command: &mut Command) -> &mut Command {
     }
 }
 
-fn end_with_parent(parent: Pid) -> io::Result<()> {
+/// Makes this process end (`SIGKILL`) when its parent does.
+///
+/// # Errors
+///
+/// The system's, or `BrokenPipe` if the parent has ended already.
+pub fn end_with_parent() -> io::Result<()> {
+    end_with(getppid())
+}
+
+fn end_with(parent: Pid) -> io::Result<()> {
     prctl::set_pdeathsig(Signal::SIGKILL)?;
     // The parent may have ended before the call above.
     if getppid() == parent {
         Ok(())
     } else {
         Err(io::ErrorKind::BrokenPipe.into())
+    }
+}
+
+/// Lets the program inherit a descriptor under its number.
+pub fn keep_open<'c>(command: &'c mut Command, descriptor: BorrowedFd<'_>) -> &'c mut Command {
+    let number = descriptor.as_raw_fd();
+    let keep = move || {
+        // SAFETY: `number` is open in the child, which is a copy of the process that holds `descriptor`.
+        #[allow(unsafe_code)]
+        let descriptor = unsafe { BorrowedFd::borrow_raw(number) };
+        fcntl(descriptor, FcntlArg::F_SETFD(FdFlag::empty()))?;
+        Ok(())
+    };
+    // SAFETY: between fork and exec `keep` only makes the system call fcntl.
+    #[allow(unsafe_code)]
+    unsafe {
+        command.pre_exec(keep)
     }
 }
 

@@ -1,3 +1,42 @@
-//! The nextest face: one test per scenario and lane.
+// SPDX-License-Identifier: MIT OR Apache-2.0
+//! The nextest face: one test for each scenario on each of its lanes, `LANE::scenario`. Listing them boots nothing.
 
-fn main() {}
+#![forbid(unsafe_code)]
+
+use std::process::ExitCode;
+
+use kvmi_lab_control::Lane;
+use kvmi_lab_machine::lab_run::LabRun;
+use kvmi_lab_machine::outcome::Outcome;
+use kvmi_lab_machine::process::end_with_parent;
+use libtest_mimic::{Arguments, Failed, Trial};
+
+fn main() -> ExitCode {
+    // The runner ends its tests in groups of their own; a runner that was killed must not leave them either.
+    if let Err(e) = end_with_parent() {
+        eprintln!("cannot arrange to end with the test runner: {e}");
+        return ExitCode::FAILURE;
+    }
+    let trials = kvmi_lab_scenarios::all().iter().flat_map(|scenario| {
+        let trial = |&lane: &Lane| {
+            Trial::test(format!("{lane}::{}", scenario.name), move || run(lane, scenario.name))
+                // What is run only when named.
+                .with_ignored_flag(!scenario.needs.by_default)
+        };
+        scenario.needs.lanes.iter().map(trial)
+    });
+    libtest_mimic::run(&Arguments::from_args(), trials.collect()).exit_code()
+}
+
+fn run(lane: Lane, scenario: &str) -> Result<(), Failed> {
+    let lab = LabRun::from_env()?;
+    let record = lab.run(lane, scenario)?;
+    if let Outcome::Skip { reason } = &record.outcome {
+        println!("skip: {reason}");
+    }
+    if record.outcome.is_fine() {
+        return Ok(());
+    }
+    let folder = lab.scenario_folder(lane, scenario);
+    Err(format!("{}\nlogs: {}", record.outcome, folder.display()).into())
+}

@@ -1,6 +1,7 @@
 // SPDX-License-Identifier: MIT OR Apache-2.0
 //! Debian packages, by apt's own programs.
 
+mod sources;
 mod stanza;
 
 use std::path::{Path, PathBuf};
@@ -12,6 +13,7 @@ use kvmi_lab_machine::progress::Task;
 
 use crate::workshop::Workshop;
 
+pub(crate) use sources::mirror;
 pub(crate) use stanza::{Stanza, parse_stanzas};
 
 /// A package that commands need on the machine, and what for.

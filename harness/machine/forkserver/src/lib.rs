@@ -1,0 +1,186 @@
+// SPDX-License-Identifier: MIT OR Apache-2.0
+//! Preloaded into Bochs: makes it fork at L1's point, once for each scenario.
+//!
+//! Bochs sends what L1 writes to its second serial port over a socket, by `send`. This library stands before that function. When the
+//! byte [`POINT`] leaves, the process stops being a machine and becomes a server: it accepts connections on a unix socket that it
+//! inherited, and for each forks a child that goes on as the machine. In the child the connection takes the place of the serial port's
+//! socket, and the console log and Bochs's own log are new files.
+//!
+//! A connection begins with one line: the folder for the logs. A child ends when its connection closes or the server ends.
+//!
+//! The process gives the library what it must know in its environment: [`SOCKET`], [`CONSOLE`], [`LOG`].
+
+// Unsafe is what this library is for: it replaces a C function, and forks a process that is not its own.
+#![allow(unsafe_code)]
+
+use std::ffi::{c_int, c_void};
+use std::fs::{self, File};
+use std::io::{self, Read};
+use std::os::fd::{AsRawFd, FromRawFd, RawFd};
+use std::os::unix::net::{UnixListener, UnixStream};
+use std::path::{Path, PathBuf};
+use std::sync::OnceLock;
+use std::sync::atomic::{AtomicBool, Ordering};
+use std::{env, process, ptr, thread};
+
+/// As in kvmi-lab-control, which this library does not depend on: it lives inside another program and is kept small.
+const POINT: u8 = 0x06;
+
+/// Names the variable with the number of the listening socket.
+const SOCKET: &str = "KVMI_LAB_FORK_SOCKET";
+/// Names the variable with the path of the console log that Bochs has open.
+const CONSOLE: &str = "KVMI_LAB_FORK_CONSOLE";
+/// Names the variable with the path of Bochs's own log.
+const LOG: &str = "KVMI_LAB_FORK_LOG";
+
+/// Exit code of a child that could not become the machine, or whose connection closed.
+const GIVE_UP: c_int = 75;
+
+type Send = unsafe extern "C" fn(c_int, *const c_void, usize, c_int) -> isize;
+
+/// Stands before the C library's `send`.
+///
+/// # Safety
+///
+/// As `send(2)`: `data` points to `length` readable bytes.
+#[unsafe(no_mangle)]
+pub unsafe extern "C" fn send(socket: c_int, data: *const c_void, length: usize, flags: c_int) -> isize {
+    static NEXT: OnceLock<Option<Send>> = OnceLock::new();
+    let next = NEXT.get_or_init(|| {
+        // SAFETY: the name is a C string; the symbol, if there is one, is the C library's function of the type `Send`.
+        unsafe {
+            let symbol = libc::dlsym(libc::RTLD_NEXT, c"send".as_ptr());
+            (!symbol.is_null()).then(|| std::mem::transmute::<*mut c_void, Send>(symbol))
+        }
+    });
+    let Some(next) = next else { return -1 };
+    // SAFETY: the caller's promise, passed on.
+    let sent = unsafe { next(socket, data, length, flags) };
+    // SAFETY: the caller promises that `data` has `length` bytes; serial ports send a few at a time.
+    let is_point = length > 0 && unsafe { std::slice::from_raw_parts(data.cast::<u8>(), length) }.contains(&POINT);
+    if is_point
+        && let Some(listener) = inherited_listener()
+        && let Err(e) = serve(&listener, socket)
+    {
+        eprintln!("fork server: {e}");
+        process::exit(GIVE_UP);
+    }
+    sent
+}
+
+/// The listening socket, the first time; a child is only a machine and does not fork again.
+fn inherited_listener() -> Option<UnixListener> {
+    static TAKEN: AtomicBool = AtomicBool::new(false);
+    if TAKEN.swap(true, Ordering::Relaxed) {
+        return None;
+    }
+    let number: RawFd = env::var(SOCKET).ok()?.parse().ok()?;
+    // SAFETY: the lab opened this descriptor for this library and nothing else in the process uses it.
+    Some(unsafe { UnixListener::from_raw_fd(number) })
+}
+
+/// Accepts for ever; returns in a child, which then goes on as the machine.
+fn serve(listener: &UnixListener, serial: c_int) -> io::Result<()> {
+    // Children are not waited for; ignoring the signal lets them vanish.
+    // SAFETY: setting a signal's disposition to "ignore" has no requirements.
+    unsafe { libc::signal(libc::SIGCHLD, libc::SIG_IGN) };
+    let server = process::id();
+    loop {
+        let (connection, _) = listener.accept()?;
+        // SAFETY: Bochs runs its machine on this one thread, so the child's memory is consistent.
+        match unsafe { libc::fork() } {
+            -1 => return Err(io::Error::last_os_error()),
+            0 => {
+                if let Err(e) = become_machine(connection, serial, server) {
+                    eprintln!("fork server: child: {e}");
+                    // SAFETY: ends the process without running Bochs's exit handlers, which belong to the server.
+                    unsafe { libc::_exit(GIVE_UP) };
+                }
+                return Ok(());
+            }
+            // The child has the connection now.
+            _ => drop(connection),
+        }
+    }
+}
+
+fn become_machine(mut connection: UnixStream, serial: c_int, server: u32) -> io::Result<()> {
+    // SAFETY: both calls take plain numbers. The child gets a group of its own and dies with the server.
+    unsafe {
+        libc::setpgid(0, 0);
+        libc::prctl(libc::PR_SET_PDEATHSIG, libc::SIGKILL);
+    }
+    // SAFETY: takes nothing; the server may have ended before the line above.
+    if u32::try_from(unsafe { libc::getppid() }) != Ok(server) {
+        return Err(io::ErrorKind::BrokenPipe.into());
+    }
+    let folder = read_line(&mut connection)?;
+    for (variable, name) in [(CONSOLE, "console.log"), (LOG, "emulator.log")] {
+        let open = env::var_os(variable).ok_or_else(|| io::Error::other(format!("{variable} is not set")))?;
+        redirect(Path::new(&open), &folder.join(name))?;
+    }
+    replace(connection.as_raw_fd(), serial)?;
+    thread::spawn(move || end_with_connection(&connection));
+    Ok(())
+}
+
+/// Ends this process when the other side closes the connection.
+fn end_with_connection(connection: &UnixStream) {
+    let mut wanted = libc::pollfd {
+        fd: connection.as_raw_fd(),
+        events: libc::POLLRDHUP,
+        revents: 0,
+    };
+    loop {
+        // SAFETY: one pollfd, which lives as long as the call.
+        let ready = unsafe { libc::poll(ptr::from_mut(&mut wanted), 1, -1) };
+        if ready > 0 {
+            // SAFETY: as above, without exit handlers: nobody is left to see what they do.
+            unsafe { libc::_exit(GIVE_UP) };
+        }
+    }
+}
+
+/// Reads up to a newline, byte by byte: what follows belongs to the machine.
+fn read_line(from: &mut UnixStream) -> io::Result<PathBuf> {
+    let mut line = Vec::new();
+    let mut byte = [0];
+    loop {
+        from.read_exact(&mut byte)?;
+        if byte[0] == b'\n' {
+            break;
+        }
+        line.push(byte[0]);
+    }
+    String::from_utf8(line).map(PathBuf::from).map_err(io::Error::other)
+}
+
+/// Makes every descriptor that is open on `old` be open on the new file `new` instead.
+fn redirect(old: &Path, new: &Path) -> io::Result<()> {
+    let file = File::create(new)?;
+    let mut found = false;
+    for entry in fs::read_dir("/proc/self/fd")? {
+        let entry = entry?;
+        let Some(number) = entry.file_name().to_str().and_then(|n| n.parse::<RawFd>().ok()) else {
+            continue;
+        };
+        if fs::read_link(entry.path()).is_ok_and(|target| target == old) {
+            replace(file.as_raw_fd(), number)?;
+            found = true;
+        }
+    }
+    if found {
+        Ok(())
+    } else {
+        Err(io::Error::other(format!("nothing is open on {}", old.display())))
+    }
+}
+
+fn replace(with: RawFd, number: RawFd) -> io::Result<()> {
+    // SAFETY: dup2 takes plain numbers; `number` stays open, on something else.
+    if unsafe { libc::dup2(with, number) } < 0 {
+        Err(io::Error::last_os_error())
+    } else {
+        Ok(())
+    }
+}

@@ -1,0 +1,233 @@
+// SPDX-License-Identifier: MIT OR Apache-2.0
+//! Starting L1: what is booted, and the wait for the point from which scenarios start.
+
+use std::fs;
+use std::io::{self, Read};
+use std::path::{Path, PathBuf};
+use std::process::ExitStatus;
+use std::sync::mpsc::{self, RecvTimeoutError};
+use std::thread;
+use std::time::{Duration, Instant};
+
+use kvmi_lab_control::{Backend, FromL1, Lane, LineReader, ReadError};
+use serde::{Deserialize, Serialize};
+
+use crate::complaint::complaints;
+use crate::process::ProcessError;
+use crate::progress::Task;
+use crate::qmp::QmpError;
+
+/// What L1 is made of.
+#[derive(Clone, Debug, Serialize, Deserialize)]
+pub struct Boot {
+    /// The stock kernel.
+    pub kernel: PathBuf,
+    /// The archive with `/init`, modules and guests.
+    pub initrd: PathBuf,
+}
+
+/// Memory of L1.
+pub(crate) const MEMORY_MIB: u32 = 512;
+
+/// Kernel arguments on every lane, each with its reason.
+const KERNEL_ARGUMENTS: &[&str] = &[
+    // L0 keeps what the first serial port says.
+    "console=ttyS0",
+    // An L1 that broke is of no use any more: end it, the emulators are told not to reboot.
+    "panic=-1",
+    "oops=panic",
+    // Addresses in logs match System.map.
+    "nokaslr",
+    // Emulated CPUs leak nothing to anyone.
+    "mitigations=off",
+    // There is no other clock worth comparing with.
+    "tsc=reliable",
+];
+
+/// The kernel's command line.
+pub(crate) fn kernel_arguments(more: &[&str]) -> String {
+    [KERNEL_ARGUMENTS, more].concat().join(" ")
+}
+
+/// Why L1 did not come up.
+#[derive(Debug, thiserror::Error)]
+pub enum BootError {
+    /// A file or socket could not be had.
+    #[error("cannot {action}: {error}")]
+    Io {
+        /// What was tried.
+        action: String,
+        /// The system's answer.
+        error: io::Error,
+    },
+    /// A program failed.
+    #[error(transparent)]
+    Process(#[from] ProcessError),
+    /// QEMU did not do as told.
+    #[error(transparent)]
+    Qmp(#[from] QmpError),
+    /// The cache failed.
+    #[error(transparent)]
+    Cache(#[from] crate::cache::CacheError),
+    /// The emulator ended before the point.
+    #[error("{lane}: the emulator ended before L1 was ready ({status}); the end of {}:\n{tail}", log.display())]
+    Ended {
+        /// The lane.
+        lane: Lane,
+        /// How the emulator ended.
+        status: String,
+        /// The log that was looked at.
+        log: PathBuf,
+        /// Its last lines.
+        tail: String,
+    },
+    /// The point did not come in time.
+    #[error("{lane}: L1 was not ready after {} s; the end of {}:\n{tail}", after.as_secs(), log.display())]
+    Late {
+        /// The lane.
+        lane: Lane,
+        /// How long was waited.
+        after: Duration,
+        /// L1's console log.
+        log: PathBuf,
+        /// Its last lines.
+        tail: String,
+    },
+    /// Something else than Ready and the point came on the control channel.
+    #[error("{lane}: L1 did not say that it is ready: {message}; its console is in {}", log.display())]
+    Unready {
+        /// The lane.
+        lane: Lane,
+        /// What it said instead.
+        message: String,
+        /// L1's console log.
+        log: PathBuf,
+    },
+    /// L1's kernel complained while it booted.
+    #[error("{lane}: L1's kernel complains while booting, see {}:\n{}", log.display(), complaints.join("\n"))]
+    Complaints {
+        /// The lane.
+        lane: Lane,
+        /// The lines.
+        complaints: Vec<String>,
+        /// L1's console log.
+        log: PathBuf,
+    },
+}
+
+pub(crate) fn io_error(action: impl Into<String>) -> impl FnOnce(io::Error) -> BootError {
+    move |error| BootError::Io {
+        action: action.into(),
+        error,
+    }
+}
+
+/// Reads Ready and the point from the control channel, showing the console's last line meanwhile.
+///
+/// `on_point` is told how to have the emulator's exit status when the channel ends before.
+pub(crate) fn wait_for_point(
+    lane: Lane,
+    control: impl Read + Send + 'static,
+    console: &Path,
+    at_most: Duration,
+    task: &Task,
+    status: impl FnOnce() -> Option<ExitStatus>,
+) -> Result<(), BootError> {
+    let (send, receive) = mpsc::channel();
+    // Ends with the channel, at the latest when the emulator does.
+    thread::spawn(move || send.send(read_point(control)));
+    let end = Instant::now() + at_most;
+    let unready = |message| BootError::Unready {
+        lane,
+        message,
+        log: console.to_owned(),
+    };
+    let ready = loop {
+        match receive.recv_timeout(Duration::from_millis(500)) {
+            Ok(result) => break result,
+            Err(RecvTimeoutError::Timeout) if Instant::now() < end => task.note(last_line(console)),
+            Err(RecvTimeoutError::Timeout) => {
+                return Err(BootError::Late {
+                    lane,
+                    after: at_most,
+                    log: console.to_owned(),
+                    tail: tail(console),
+                });
+            }
+            Err(RecvTimeoutError::Disconnected) => return Err(unready("the reader of the channel ended".into())),
+        }
+    };
+    match ready {
+        Ok(Some(backend)) if backend == lane.backend() => Ok(()),
+        Ok(Some(backend)) => Err(unready(format!(
+            "it loaded the {backend} back end, expected {}",
+            lane.backend()
+        ))),
+        Ok(None) => {
+            let status = status().map_or_else(|| "still running".to_owned(), |s| s.to_string());
+            Err(BootError::Ended {
+                lane,
+                status,
+                log: console.to_owned(),
+                tail: tail(console),
+            })
+        }
+        Err(e) => Err(unready(e)),
+    }?;
+    let log = read_lossy(console);
+    let said: Vec<String> = complaints(&log).into_iter().map(str::to_owned).collect();
+    if said.is_empty() {
+        return Ok(());
+    }
+    Err(BootError::Complaints {
+        lane,
+        complaints: said,
+        log: console.to_owned(),
+    })
+}
+
+/// The back end that L1 loaded; `None` when the channel ends first.
+fn read_point(control: impl Read) -> Result<Option<Backend>, String> {
+    let mut lines = LineReader::new(control);
+    let ended = |e: &ReadError| matches!(e, ReadError::Io(e) if e.kind() == io::ErrorKind::ConnectionReset);
+    loop {
+        match lines.message() {
+            Ok(Some(FromL1::Ready { backend, .. })) => {
+                return match lines.point() {
+                    Ok(true) => Ok(Some(backend)),
+                    Ok(false) => Ok(None),
+                    Err(e) => Err(e.to_string()),
+                };
+            }
+            // Said while it prepares itself; the console has what matters.
+            Ok(Some(FromL1::Log { .. } | FromL1::Stage { .. })) => {}
+            Ok(Some(FromL1::Done { verdict })) => return Err(format!("{verdict:?}")),
+            Ok(Some(other)) => return Err(format!("{other:?}")),
+            Ok(None) => return Ok(None),
+            Err(e) if ended(&e) => return Ok(None),
+            Err(e) => return Err(e.to_string()),
+        }
+    }
+}
+
+/// A log as text; what is not there is empty, what is no text is replaced.
+pub(crate) fn read_lossy(log: &Path) -> String {
+    fs::read(log)
+        .map(|bytes| String::from_utf8_lossy(&bytes).into_owned())
+        .unwrap_or_default()
+}
+
+fn last_line(log: &Path) -> String {
+    read_lossy(log)
+        .lines()
+        .rfind(|l| !l.trim().is_empty())
+        .unwrap_or_default()
+        .to_owned()
+}
+
+/// The last lines of a log.
+pub(crate) fn tail(log: &Path) -> String {
+    let text = read_lossy(log);
+    let lines: Vec<&str> = text.lines().map(str::trim_end).collect();
+    lines[lines.len().saturating_sub(20)..].join("\n")
+}

@@ -1,0 +1,135 @@
+// SPDX-License-Identifier: MIT OR Apache-2.0
+//! QEMU's own control protocol: JSON lines, commands answered in order, events in between.
+
+use std::io::Write;
+use std::os::unix::net::UnixStream;
+use std::time::{Duration, Instant};
+
+use kvmi_lab_control::{LineReader, ReadError};
+use serde_json::{Value, json};
+
+/// Why a command to QEMU did not work.
+#[derive(Debug, thiserror::Error)]
+pub enum QmpError {
+    /// The connection failed.
+    #[error("qemu's control protocol: {0}")]
+    Read(#[from] ReadError),
+    /// The command could not be sent.
+    #[error("cannot send `{command}` to qemu: {error}")]
+    Send {
+        /// Which command.
+        command: String,
+        /// The system's answer.
+        error: std::io::Error,
+    },
+    /// QEMU ended.
+    #[error("qemu ended while `{0}` was awaited")]
+    Ended(String),
+    /// QEMU says no.
+    #[error("qemu refuses `{command}`: {answer}")]
+    Refused {
+        /// Which command.
+        command: String,
+        /// QEMU's description.
+        answer: String,
+    },
+}
+
+/// A connection to a QEMU.
+#[derive(Debug)]
+pub struct Qmp {
+    lines: LineReader<UnixStream>,
+    writer: UnixStream,
+}
+
+impl Qmp {
+    /// Takes the greeting and makes commands possible.
+    ///
+    /// # Errors
+    ///
+    /// [`QmpError`]
+    pub fn start(stream: UnixStream) -> Result<Self, QmpError> {
+        let writer = stream.try_clone().map_err(ReadError::Io)?;
+        let mut qmp = Self {
+            lines: LineReader::new(stream),
+            writer,
+        };
+        qmp.next("the greeting")?;
+        qmp.command("qmp_capabilities", json!({}))?;
+        Ok(qmp)
+    }
+
+    /// Sends a command and waits for its answer. Events that come before it are dropped.
+    ///
+    /// # Errors
+    ///
+    /// [`QmpError`]
+    pub fn command(&mut self, command: &str, arguments: Value) -> Result<Value, QmpError> {
+        let line = format!("{}\n", json!({ "execute": command, "arguments": arguments }));
+        self.writer.write_all(line.as_bytes()).map_err(|error| QmpError::Send {
+            command: command.to_owned(),
+            error,
+        })?;
+        loop {
+            let mut message = self.next(command)?;
+            if let Some(answer) = message.get_mut("return") {
+                return Ok(answer.take());
+            }
+            if let Some(error) = message.get("error") {
+                let answer = error["desc"].as_str().unwrap_or_default().to_owned();
+                return Err(QmpError::Refused {
+                    command: command.to_owned(),
+                    answer,
+                });
+            }
+        }
+    }
+
+    /// Waits for the next event.
+    ///
+    /// # Errors
+    ///
+    /// [`QmpError`], [`QmpError::Ended`] when QEMU has.
+    pub fn event(&mut self) -> Result<(String, Value), QmpError> {
+        loop {
+            let mut message = self.next("an event")?;
+            if let Some(name) = message["event"].as_str().map(str::to_owned) {
+                return Ok((name, message["data"].take()));
+            }
+        }
+    }
+
+    /// Waits until an event comes that `is_it` accepts.
+    ///
+    /// # Errors
+    ///
+    /// [`QmpError`], a timeout of the stream after `at_most`.
+    pub fn wait_for(&mut self, at_most: Duration, is_it: impl Fn(&str, &Value) -> bool) -> Result<(), QmpError> {
+        let end = Instant::now() + at_most;
+        loop {
+            let left = end
+                .saturating_duration_since(Instant::now())
+                .max(Duration::from_millis(1));
+            self.lines
+                .stream()
+                .set_read_timeout(Some(left))
+                .map_err(ReadError::Io)?;
+            let (name, data) = self.event()?;
+            if is_it(&name, &data) {
+                self.lines.stream().set_read_timeout(None).map_err(ReadError::Io)?;
+                return Ok(());
+            }
+        }
+    }
+
+    fn next(&mut self, awaited: &str) -> Result<Value, QmpError> {
+        match self.lines.message() {
+            Ok(Some(message)) => Ok(message),
+            Ok(None) => Err(QmpError::Ended(awaited.to_owned())),
+            Err(ReadError::Io(e)) if e.kind() == std::io::ErrorKind::ConnectionReset => {
+                Err(QmpError::Ended(awaited.to_owned()))
+            }
+            Err(e) => Err(e.into()),
+        }
+    }
+}

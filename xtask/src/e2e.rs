@@ -1,0 +1,318 @@
+// SPDX-License-Identifier: MIT OR Apache-2.0
+//! The main job: set up what is missing, build, boot each lane's L1 once, run the scenarios, tell how they ended.
+
+use std::fs;
+use std::path::{Path, PathBuf};
+use std::process::Command;
+use std::thread;
+use std::time::{SystemTime, UNIX_EPOCH};
+
+use anyhow::{Context, Result, bail};
+use kvmi_lab_control::Lane;
+use kvmi_lab_machine::lab_run::{LabRun, Prepared, VARIABLE};
+use kvmi_lab_machine::outcome::{Outcome, Record};
+use kvmi_lab_machine::process::{Program, end_with_us};
+use kvmi_lab_machine::{bochs, qemu};
+
+use crate::emulators::{self, Fetched};
+use crate::kernel::{self, Built};
+use crate::lab;
+use crate::nextest;
+use crate::workshop::Workshop;
+use crate::{apt, table};
+
+/// How many runs' logs are kept below `target/lab`.
+const KEPT_RUNS: usize = 10;
+
+/// What to run.
+#[derive(Clone, Debug)]
+pub(crate) struct Wanted {
+    /// A part of the scenarios' names, or the whole name of one.
+    pub(crate) filter: Option<String>,
+    /// The lane; all of them if not given.
+    pub(crate) lane: Option<Lane>,
+    /// The kernel's version; the newest if not given.
+    pub(crate) kernel: Option<String>,
+    /// Where random numbers start.
+    pub(crate) seed: u64,
+    /// Whether a program reads what is said.
+    pub(crate) json: bool,
+}
+
+impl Wanted {
+    fn lanes(&self) -> Vec<Lane> {
+        self.lane.map_or_else(|| Lane::ALL.to_vec(), |lane| vec![lane])
+    }
+}
+
+/// How it went.
+#[derive(Clone, Debug)]
+pub(crate) struct Ran {
+    pub(crate) records: Vec<Record>,
+    pub(crate) run: LabRun,
+}
+
+impl Ran {
+    pub(crate) fn passed(&self) -> usize {
+        self.records.iter().filter(|r| r.outcome.is_fine()).count()
+    }
+
+    pub(crate) fn failed(&self) -> usize {
+        self.records.len() - self.passed()
+    }
+}
+
+/// Sets everything up and runs the scenarios.
+pub(crate) fn run(shop: &Workshop, wanted: &Wanted) -> Result<Ran> {
+    apt::require_debian()?;
+    apt::install_needed(shop)?;
+    // The emulators come over the network while the processor is busy with the kernel.
+    let (built, fetched) = thread::scope(|scope| {
+        let fetching = scope.spawn(|| emulators::fetch(shop));
+        let built = kernel::build(shop, wanted.kernel.as_deref());
+        let fetched = fetching
+            .join()
+            .unwrap_or_else(|_| bail!("fetching the emulators panicked"));
+        anyhow::Ok((built?, fetched?))
+    })?;
+    let runner = nextest::program(shop)?;
+    compile_tests(shop, &runner)?;
+    let folder = new_folder(shop)?;
+    let lanes = prepare(shop, wanted, &built, &fetched, &folder)?;
+    let run = LabRun {
+        folder,
+        seed: wanted.seed,
+        lanes: lanes.iter().map(|l| l.prepared.clone()).collect(),
+    };
+    let file = run.folder.join("run.json");
+    run.write(&file).with_context(|| format!("write {}", file.display()))?;
+    let status = run_tests(shop, wanted, &runner, &file)?;
+    drop(lanes);
+    let records = collect(&run)?;
+    match status {
+        Some(0) => {}
+        Some(nextest::TESTS_FAILED) if !records.is_empty() => {}
+        Some(nextest::NO_TESTS) => {
+            bail!("no scenario matches; for the list: cargo xtask list");
+        }
+        other => bail!("the test runner ended with {other:?}; its output says why"),
+    }
+    table::show(shop, wanted, &records, &run);
+    Ok(Ran { records, run })
+}
+
+/// A lane's L1 at its point, for as long as the run lasts.
+struct Standing {
+    prepared: Prepared,
+    _server: Option<bochs::ForkServer>,
+}
+
+fn prepare(shop: &Workshop, wanted: &Wanted, built: &Built, fetched: &Fetched, folder: &Path) -> Result<Vec<Standing>> {
+    let boot = lab::boot(shop, built)?;
+    let mut booting = None;
+    for lane in wanted.lanes() {
+        fs::create_dir_all(folder.join(lane.name()))?;
+        if lane == Lane::VmxBochs {
+            let cd = lab::cd(shop, &boot)?;
+            let library = lab::fork_server(shop)?;
+            let logs = folder.join(lane.name());
+            // On this thread: Bochs ends with the thread that started it.
+            booting = Some(bochs::start(&fetched.emulators, &library, &cd, &logs, &shop.progress)?);
+        }
+    }
+    let mut lanes = Vec::new();
+    if wanted.lanes().contains(&Lane::SvmTcg) {
+        let saved = qemu::prepare(
+            &shop.cache,
+            &fetched.emulators,
+            &fetched.packages,
+            &boot,
+            &shop.progress,
+        )?;
+        lanes.push(Standing {
+            prepared: Prepared::Qemu(saved),
+            _server: None,
+        });
+    }
+    if let Some(booting) = booting {
+        let server = booting.ready()?;
+        lanes.push(Standing {
+            prepared: Prepared::Bochs(server.forks().clone()),
+            _server: Some(server),
+        });
+    }
+    Ok(lanes)
+}
+
+/// A folder for the logs of this run; the oldest ones go.
+fn new_folder(shop: &Workshop) -> Result<PathBuf> {
+    let top = shop.path("target/lab");
+    fs::create_dir_all(&top)?;
+    let mut runs: Vec<PathBuf> = fs::read_dir(&top)?
+        .filter_map(Result::ok)
+        .map(|e| e.path())
+        .filter(|p| p.is_dir())
+        .collect();
+    runs.sort();
+    let surplus = (runs.len() + 1).saturating_sub(KEPT_RUNS);
+    for old in &runs[..surplus] {
+        fs::remove_dir_all(old).with_context(|| format!("remove {}", old.display()))?;
+    }
+    let now = SystemTime::now()
+        .duration_since(UNIX_EPOCH)
+        .context("the clock stands before 1970")?;
+    let folder = top.join(format!("{}-{}", now.as_secs(), std::process::id()));
+    fs::create_dir(&folder).with_context(|| format!("make {}", folder.display()))?;
+    Ok(folder)
+}
+
+fn compile_tests(shop: &Workshop, runner: &Path) -> Result<()> {
+    let task = shop.progress.task("build the scenarios' runner");
+    Program::new(runner)
+        .args(["nextest", "run", "--no-run", "--locked", "--package", "kvmi-lab-tests"])
+        .in_dir(&shop.checkout)
+        .env("CARGO_TERM_COLOR", "never")
+        .run(&task)?;
+    task.done();
+    Ok(())
+}
+
+/// Runs nextest over the prepared lanes and returns its exit code.
+fn run_tests(shop: &Workshop, wanted: &Wanted, runner: &Path, run_file: &Path) -> Result<Option<i32>> {
+    let mut command = Command::new(runner);
+    command
+        .args([
+            "nextest",
+            "run",
+            "--locked",
+            "--package",
+            "kvmi-lab-tests",
+            "--profile",
+            "lab",
+            "-E",
+        ])
+        .arg(selection(wanted))
+        .args(if wanted.filter.is_some() {
+            &["--run-ignored", "all"][..]
+        } else {
+            &[]
+        })
+        .current_dir(&shop.checkout)
+        .env(VARIABLE, run_file);
+    if wanted.json {
+        // Standard output belongs to the JSON lines.
+        command.stdout(std::io::stderr());
+    }
+    let status = end_with_us(&mut command)
+        .status()
+        .with_context(|| format!("run {}", runner.display()))?;
+    Ok(status.code())
+}
+
+/// nextest's expression for what is wanted.
+fn selection(wanted: &Wanted) -> String {
+    let lanes: Vec<String> = wanted.lanes().iter().map(|lane| format!("test(/^{lane}::/)")).collect();
+    let lanes = format!("({})", lanes.join(" or "));
+    match &wanted.filter {
+        // A whole name selects that one alone, not all that it is the beginning of.
+        Some(name) if is_scenario(name) => format!("{lanes} and test(/^[a-z-]+::{name}$/)"),
+        Some(part) => format!("{lanes} and test(~{part})"),
+        None => lanes,
+    }
+}
+
+fn is_scenario(name: &str) -> bool {
+    name.split("::").count() > 1
+        && !name.ends_with("::")
+        && name.chars().all(|c| c.is_ascii_alphanumeric() || "_:".contains(c))
+}
+
+/// The records of a run, by lane and name. A scenario without one is lost: the process that ran it was ended.
+fn collect(run: &LabRun) -> Result<Vec<Record>> {
+    let mut records = Vec::new();
+    for lane in run.lanes.iter().map(Prepared::lane) {
+        let mut folders: Vec<PathBuf> = fs::read_dir(run.folder.join(lane.name()))?
+            .filter_map(Result::ok)
+            .map(|e| e.path())
+            .filter(|p| p.is_dir())
+            .collect();
+        folders.sort();
+        for folder in folders {
+            let scenario = folder
+                .file_name()
+                .unwrap_or_default()
+                .to_string_lossy()
+                .replace('.', "::");
+            records.push(Record::read(&folder).unwrap_or_else(|_| Record {
+                scenario,
+                lane,
+                seed: run.seed,
+                outcome: Outcome::Lost {
+                    message: "the test's process ended before its verdict".to_owned(),
+                },
+                seconds: 0.0,
+                measures: Vec::new(),
+            }));
+        }
+    }
+    Ok(records)
+}
+
+/// Lists the scenarios of every lane.
+pub(crate) fn list(shop: &Workshop) -> Result<()> {
+    let mut command = Command::new(nextest::program(shop)?);
+    command.args([
+        "nextest",
+        "list",
+        "--locked",
+        "--package",
+        "kvmi-lab-tests",
+        "--run-ignored",
+        "all",
+    ]);
+    let status = end_with_us(command.current_dir(&shop.checkout))
+        .status()
+        .context("list the scenarios")?;
+    anyhow::ensure!(status.success(), "the test runner ended with {status}");
+    Ok(())
+}
+
+/// The command that runs one scenario again.
+pub(crate) fn again(record: &Record) -> String {
+    format!(
+        "cargo xtask e2e {} --lane {} --seed {}",
+        record.scenario, record.lane, record.seed
+    )
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    fn selected(filter: Option<&str>, lane: Option<Lane>) -> String {
+        selection(&Wanted {
+            filter: filter.map(str::to_owned),
+            lane,
+            kernel: None,
+            seed: 0,
+            json: false,
+        })
+    }
+
+    #[test]
+    fn a_whole_name_selects_one_and_a_part_many() {
+        assert_eq!(selected(None, Some(Lane::SvmTcg)), "(test(/^svm-tcg::/))");
+        assert_eq!(
+            selected(Some("hook"), None),
+            "(test(/^svm-tcg::/) or test(/^vmx-bochs::/)) and test(~hook)"
+        );
+        assert_eq!(
+            selected(Some("a::b_c"), Some(Lane::VmxBochs)),
+            "(test(/^vmx-bochs::/)) and test(/^[a-z-]+::a::b_c$/)"
+        );
+        assert_eq!(
+            selected(Some("bench::"), Some(Lane::VmxBochs)),
+            "(test(/^vmx-bochs::/)) and test(~bench::)"
+        );
+    }
+}

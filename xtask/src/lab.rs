@@ -1,0 +1,137 @@
+// SPDX-License-Identifier: MIT OR Apache-2.0
+//! What L1 and L2 are made of: init, guests and modules in one archive, and the CD and the library that Bochs needs.
+
+use std::fs;
+use std::path::{Path, PathBuf};
+
+use anyhow::{Context, Result, ensure};
+use kvmi_lab_machine::bochs;
+use kvmi_lab_machine::boot::Boot;
+use kvmi_lab_machine::cache::{Key, files_below};
+use kvmi_lab_machine::initrd::Initrd;
+use kvmi_lab_machine::process::Program;
+use kvmi_lab_machine::progress::Task;
+
+use crate::bare_metal;
+use crate::kernel::{self, Built};
+use crate::workshop::Workshop;
+
+/// How many images of each kind stay in the cache: enough to go back and forth between a few states of the sources.
+const KEPT_IMAGES: usize = 4;
+
+const HOST: &str = "x86_64-unknown-linux-gnu";
+
+/// Builds L1's init and the guests, and puts them and the modules into an archive.
+pub(crate) fn boot(shop: &Workshop, built: &Built) -> Result<Boot> {
+    let mut initrd = Initrd::new();
+    let init = build_init(shop)?;
+    initrd
+        .file("init", 0o755, read(&init)?)
+        .character_device("dev/console", 5, 1);
+    for folder in ["dev", "proc", "sys", "tmp"] {
+        initrd.directory(folder);
+    }
+    let stock = &built.kernel.image;
+    initrd.file("modules/irqbypass.ko", 0o644, read(&stock.join("irqbypass.ko"))?);
+    for module in kernel::MODULES {
+        initrd.file(
+            &format!("modules/kvmi/{module}"),
+            0o644,
+            read(&built.modules.join(module))?,
+        );
+        initrd.file(&format!("modules/stock/{module}"), 0o644, read(&stock.join(module))?);
+    }
+    for (name, path) in build_guests(shop)? {
+        initrd.file(&format!("guests/{name}"), 0o755, read(&path)?);
+    }
+    let bytes = initrd.write(Vec::new())?;
+    let key = Key::of("initrd 1").bytes("content", &bytes).finish();
+    let entry = shop.cache.entry("initrds", &key, |into| {
+        fs::write(into.join("initrd"), &bytes).context("write the initrd")
+    })?;
+    for kind in ["initrds", "cds", "points"] {
+        shop.cache.prune(kind, KEPT_IMAGES)?;
+    }
+    Ok(Boot {
+        kernel: stock.join("vmlinuz"),
+        initrd: entry.join("initrd"),
+    })
+}
+
+fn read(path: &Path) -> Result<Vec<u8>> {
+    fs::read(path).with_context(|| format!("read {}", path.display()))
+}
+
+/// L1's init: one static program, so that L1 needs no libraries.
+fn build_init(shop: &Workshop) -> Result<PathBuf> {
+    let target = shop.path("target/l1");
+    let task = shop.progress.task("build L1's init");
+    Program::new("cargo")
+        .args([
+            "build",
+            "--release",
+            "--locked",
+            "--package",
+            "kvmi-lab-l1",
+            "--target",
+            HOST,
+            "--target-dir",
+        ])
+        .arg(&target)
+        .in_dir(&shop.checkout)
+        .env("RUSTFLAGS", "-Ctarget-feature=+crt-static -Cstrip=debuginfo")
+        .env("CARGO_TERM_COLOR", "never")
+        .env_remove("CARGO_ENCODED_RUSTFLAGS")
+        .run(&task)?;
+    task.done();
+    Ok(target.join(HOST).join("release/kvmi-lab-l1"))
+}
+
+/// The guests: name and file of each.
+pub(crate) fn build_guests(shop: &Workshop) -> Result<Vec<(String, PathBuf)>> {
+    let task = shop.progress.task("build the guests");
+    let guests = build_guests_with(shop, &task)?;
+    task.done();
+    Ok(guests)
+}
+
+fn build_guests_with(shop: &Workshop, task: &Task) -> Result<Vec<(String, PathBuf)>> {
+    let target = shop.path("target/guests");
+    let output = bare_metal::cargo(shop, &["build", "--package", "kvmi-guests", "--bins"], &[], &target).run(task)?;
+    bare_metal::refuse_warnings(&output).context("build the guests")?;
+    let sources = files_below(&shop.path("guests/src/bin"))?;
+    let names = sources
+        .iter()
+        .filter_map(|(name, _)| name.strip_suffix(".rs").filter(|n| !n.contains('/')));
+    let guests: Vec<(String, PathBuf)> = names
+        .map(|name| (name.to_owned(), bare_metal::output(&target, name)))
+        .collect();
+    ensure!(!guests.is_empty(), "no guests in guests/src/bin");
+    Ok(guests)
+}
+
+/// The CD from which Bochs boots the same.
+pub(crate) fn cd(shop: &Workshop, boot: &Boot) -> Result<PathBuf> {
+    let key = Key::of("cd 1")
+        .text("arguments", &bochs::kernel_arguments_on_cd())
+        .file("kernel", &boot.kernel)?
+        .file("initrd", &boot.initrd)?
+        .finish();
+    let entry = shop.cache.entry("cds", &key, |into| {
+        bochs::write_cd(boot, &into.join("l1.iso"), &shop.progress).context("write the CD for Bochs")
+    })?;
+    Ok(entry.join("l1.iso"))
+}
+
+/// The library that makes Bochs fork.
+pub(crate) fn fork_server(shop: &Workshop) -> Result<PathBuf> {
+    let task = shop.progress.task("build the fork server for Bochs");
+    Program::new("cargo")
+        .args(["build", "--release", "--locked", "--package", "kvmi-lab-forkserver"])
+        .in_dir(&shop.checkout)
+        .env("CARGO_TERM_COLOR", "never")
+        .env("CARGO_TARGET_DIR", shop.path("target"))
+        .run(&task)?;
+    task.done();
+    Ok(shop.path("target/release/libkvmi_lab_forkserver.so"))
+}

@@ -1,0 +1,104 @@
+// SPDX-License-Identifier: MIT OR Apache-2.0
+//! How scenarios ended, for people and for programs.
+
+use std::collections::BTreeMap;
+use std::path::Path;
+
+use comfy_table::{Cell, CellAlignment, Table, presets};
+use kvmi_lab_control::Lane;
+use kvmi_lab_machine::lab_run::LabRun;
+use kvmi_lab_machine::outcome::Record;
+use serde_json::json;
+
+use crate::e2e::{Wanted, again};
+use crate::workshop::Workshop;
+
+/// Shows the table and, for each failure, where its logs are and the command that runs just it again.
+pub(crate) fn show(shop: &Workshop, wanted: &Wanted, records: &[Record], run: &LabRun) {
+    if wanted.json {
+        for record in records {
+            let logs = run.scenario_folder(record.lane, &record.scenario);
+            println!(
+                "{}",
+                json!({ "event": "scenario", "record": record, "logs": logs, "again": again(record) })
+            );
+        }
+        return;
+    }
+    println!("\n{}", scenarios(records));
+    for record in records.iter().filter(|r| !r.outcome.is_fine()) {
+        println!("\n{} on {}: {}", record.scenario, record.lane, record.outcome);
+        println!(
+            "  logs:  {}",
+            relative(&run.scenario_folder(record.lane, &record.scenario), &shop.checkout)
+        );
+        println!("  again: {}", again(record));
+    }
+    let failed = records.iter().filter(|r| !r.outcome.is_fine()).count();
+    println!(
+        "\n{} scenarios passed, {failed} failed; logs are in {}",
+        records.len() - failed,
+        relative(&run.folder, &shop.checkout)
+    );
+}
+
+fn relative(path: &Path, to: &Path) -> String {
+    path.strip_prefix(to).unwrap_or(path).display().to_string()
+}
+
+/// The table, in a form that Markdown takes as it is.
+fn scenarios(records: &[Record]) -> Table {
+    let lanes: Vec<Lane> = Lane::ALL
+        .iter()
+        .copied()
+        .filter(|l| records.iter().any(|r| r.lane == *l))
+        .collect();
+    let mut rows: BTreeMap<&str, BTreeMap<Lane, &Record>> = BTreeMap::new();
+    for record in records {
+        rows.entry(&record.scenario).or_default().insert(record.lane, record);
+    }
+    let mut table = Table::new();
+    table.load_preset(presets::ASCII_MARKDOWN);
+    table.set_header(std::iter::once("scenario".to_owned()).chain(lanes.iter().map(ToString::to_string)));
+    for (scenario, on) in rows {
+        let cells = lanes.iter().map(|lane| {
+            let text = on
+                .get(lane)
+                .map_or_else(String::new, |r| format!("{} {:.1} s", r.outcome.word(), r.seconds));
+            Cell::new(text).set_alignment(CellAlignment::Right)
+        });
+        table.add_row(std::iter::once(Cell::new(scenario)).chain(cells));
+    }
+    table
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use kvmi_lab_machine::outcome::Outcome;
+
+    #[test]
+    fn a_row_for_each_scenario_and_a_column_for_each_lane() {
+        let record = |scenario: &str, lane, outcome| Record {
+            scenario: scenario.to_owned(),
+            lane,
+            seed: 1,
+            outcome,
+            seconds: 0.44,
+            measures: Vec::new(),
+        };
+        let records = [
+            record("b::two", Lane::SvmTcg, Outcome::Pass),
+            record("a::one", Lane::SvmTcg, Outcome::Fail { message: "no".into() }),
+            record("a::one", Lane::VmxBochs, Outcome::Pass),
+        ];
+        let text = scenarios(&records).to_string();
+        let lines: Vec<String> = text
+            .lines()
+            .map(|l| l.split_whitespace().collect::<Vec<_>>().join(" "))
+            .collect();
+        assert_eq!(lines[0], "| scenario | svm-tcg | vmx-bochs |");
+        assert_eq!(lines[2], "| a::one | fail 0.4 s | pass 0.4 s |");
+        assert_eq!(lines[3], "| b::two | pass 0.4 s | |");
+    }
+}
