@@ -54,7 +54,9 @@ int kvmi_reader(void *data)
 	unsigned long i;
 	size_t bytes;
 
-	while (!kvmi_receive(session, &bytes) && !handle(session, bytes))
+	/* What still lies in the socket when the session is lost is not carried out. */
+	while (!kvmi_receive(session, &bytes) && !READ_ONCE(session->lost) &&
+	       !READ_ONCE(session->closing) && !handle(session, bytes))
 		cond_resched();
 
 	WRITE_ONCE(session->lost, true);

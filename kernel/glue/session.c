@@ -308,8 +308,7 @@ long kvm_vm_ioctl_introspection(struct kvm *kvm, unsigned int ioctl, void __user
 
 void kvm_introspection_vm_destroy(struct kvm *kvm)
 {
-	if (kvm->introspection)
-		session_end(kvm, kvm->introspection, false);
+	kvm_introspection_vmm_exit(kvm);
 }
 
 /* kvm->mm is being torn down: the VM is dead, though its file may be open elsewhere. */

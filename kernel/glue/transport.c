@@ -155,7 +155,6 @@ int kvmi_send_event(struct kvm_vcpu_introspection *vi)
 /* ioctl: 0, -ENOENT when it could not be sent, -EINTR.  Sixteen bytes: whole or not at all. */
 int kvmi_send_unhook(struct kvm_introspection *session)
 {
-	u8 msg[32];
 	size_t bytes;
 	u32 seq;
 	int r;
@@ -164,10 +163,11 @@ int kvmi_send_unhook(struct kvm_introspection *session)
 		return -EINTR;
 
 	seq = session->last_event_seq + 1;
-	bytes = kvmi_build_unhook_event(seq, msg);
 	r = send_rest_locked(session);
 	if (!r) {
-		r = send_some(session, msg, bytes);
+		/* Nothing is left in rest: a buffer that tx_lock protects. */
+		bytes = kvmi_build_unhook_event(seq, session->rest);
+		r = send_some(session, session->rest, bytes);
 		if (r == bytes)
 			r = 0;
 		else if (r > 0)
