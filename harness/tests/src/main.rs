@@ -18,7 +18,7 @@ fn main() -> ExitCode {
         return ExitCode::FAILURE;
     }
     let trials = kvmi_lab_scenarios::all().iter().flat_map(|scenario| {
-        let trial = |&lane: &Lane| {
+        let trial = move |&lane: &Lane| {
             Trial::test(format!("{lane}::{}", scenario.name), move || run(lane, scenario.name))
                 // What is run only when named.
                 .with_ignored_flag(!scenario.needs.by_default)
