@@ -17,7 +17,7 @@ int kvmi_queue(struct kvm_vcpu_introspection *vi, const u8 *msg, size_t bytes)
 	/* Only the reader adds: what is admitted here stays so. */
 	spin_lock(&vi->lock);
 	if (is_reply)
-		r = vi->reply_queued ? -EPIPE : 0;
+		r = vi->reply_count < KVMI_MAX_QUEUED_REPLIES ? 0 : -EPIPE;
 	else if (!kvmi_queue_admits(vi->job_count, vi->job_bytes, bytes))
 		r = -KVM_EBUSY;
 	spin_unlock(&vi->lock);
@@ -34,7 +34,7 @@ int kvmi_queue(struct kvm_vcpu_introspection *vi, const u8 *msg, size_t bytes)
 	spin_lock(&vi->lock);
 	list_add_tail(&job->link, &vi->jobs);
 	if (is_reply) {
-		vi->reply_queued = true;
+		vi->reply_count++;
 	} else {
 		vi->job_count++;
 		vi->job_bytes += bytes;
@@ -54,7 +54,7 @@ struct kvmi_job *kvmi_dequeue(struct kvm_vcpu_introspection *vi)
 	if (job) {
 		list_del(&job->link);
 		if (job->is_reply) {
-			vi->reply_queued = false;
+			vi->reply_count--;
 		} else {
 			vi->job_count--;
 			vi->job_bytes -= job->bytes;

@@ -89,7 +89,7 @@ void kvmi_glue_intercepts_changed(struct kvm_vcpu_introspection *vi)
 
 	if (kvmi_wants_breakpoint(vi->state))
 		intercepts |= KVM_INTROSPECT_BP;
-	if (kvmi_event_wanted(vi->session->state, vi->state, KVMI_VCPU_EVENT_CR, 0))
+	if (kvmi_wants_cr0_write(vi->state))
 		intercepts |= KVM_INTROSPECT_CR0;
 	if (kvmi_wants_cr3_write(vi->state))
 		intercepts |= KVM_INTROSPECT_CR3;

@@ -119,7 +119,7 @@ enum kvmi_site {
  */
 enum kvmi_site kvmi_record(struct kvmi_vm_state *vm, struct kvmi_vcpu_state *state,
 			   const struct kvmi_occurrence *what);
-/* site: whether kvmi_record() of this event (and register) could return anything but PASS. */
+/* site: whether kvmi_record() of this event (and register) would return anything but PASS, coming from the guest. */
 bool kvmi_event_wanted(const struct kvmi_vm_state *vm, const struct kvmi_vcpu_state *state,
 		       u16 event, u8 cr);
 /*
@@ -164,6 +164,7 @@ void kvmi_crash(struct kvmi_vcpu_state *state);
 bool kvmi_take_registers(struct kvmi_vcpu_state *state, u8 *regs);
 /* vcpu: which intercepts the tool asked for (the session may be gone: then ask with cleanup in mind). */
 bool kvmi_wants_breakpoint(const struct kvmi_vcpu_state *state);
+bool kvmi_wants_cr0_write(const struct kvmi_vcpu_state *state);
 bool kvmi_wants_cr3_write(const struct kvmi_vcpu_state *state);
 
 /* ---- C, called by Rust ------------------------------------------------- */
@@ -193,7 +194,7 @@ void kvmi_glue_get_sregs(struct kvm_vcpu_introspection *vcpu, u8 *out);	/* 312: 
 int  kvmi_glue_get_msr(struct kvm_vcpu_introspection *vcpu, u32 index, u64 *value); /* 0 or -KVM_EINVAL */
 /* before enabling: 0 or -KVM_EBUSY (userspace guest-debug owns #BP) */
 int  kvmi_glue_breakpoint_free(struct kvm_vcpu_introspection *vcpu);
-/* kvmi_wants_*() changed: apply before the guest runs again */
+/* kvmi_wants_*() may have changed: apply before the guest runs again.  The one function that may call back with the state. */
 void kvmi_glue_intercepts_changed(struct kvm_vcpu_introspection *vcpu);
 
 #endif

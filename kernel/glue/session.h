@@ -35,6 +35,8 @@
 #include "seam.h"
 
 #define KVMI_MAX_PENDING_PAUSES	1001	/* protocol.md, VM_PAUSE_VCPU */
+/* More than one: late replies to voided events, and the one that is awaited. */
+#define KVMI_MAX_QUEUED_REPLIES	64
 
 struct kvm_introspection {
 	struct kvm *kvm;
@@ -78,7 +80,7 @@ struct kvm_vcpu_introspection {
 	struct list_head jobs;
 	u32 job_count;
 	size_t job_bytes;
-	bool reply_queued;
+	u32 reply_count;
 
 	atomic_t pauses;
 

@@ -21,8 +21,8 @@ pub enum VcpuVerdict {
 pub struct VcpuOutcome {
     /// What becomes of the message.
     pub verdict: VcpuVerdict,
-    /// [`VcpuState::wants_breakpoint`] or [`VcpuState::wants_cr3_write`] says something else now: it is to be in force
-    /// before the guest runs again.
+    /// [`VcpuState::wants_breakpoint`] or [`VcpuState::wants_cr_write`] may say something else now: it is to be in
+    /// force before the guest runs again.
     pub intercepts_changed: bool,
 }
 
@@ -35,9 +35,9 @@ pub fn vcpu_message<E: VcpuEffects>(
     bytes: &[u8],
     out: &mut [u8],
 ) -> VcpuOutcome {
-    let intercepts = (state.wants_breakpoint(), state.wants_cr3_write());
+    let switches = state.switches();
     let verdict = take(vm, state, effects, bytes, out);
-    let intercepts_changed = intercepts != (state.wants_breakpoint(), state.wants_cr3_write());
+    let intercepts_changed = switches != state.switches();
     VcpuOutcome {
         verdict,
         intercepts_changed,

@@ -94,13 +94,11 @@ impl VcpuState {
         Site::Defer
     }
 
-    /// Whether [`Self::record`] of this event (and control register) could return anything but [`Site::Pass`].
+    /// Whether the tool wants to know of this event (and control register), or its reply to it is at hand: without
+    /// either, [`Self::record`] returns [`Site::Pass`] when the vCPU comes from the guest.
     pub fn wanted(&self, vm: &VmState, event: u16, cr: u8) -> bool {
-        match self.phase {
-            Phase::Recorded | Phase::Sent | Phase::Crashed => true,
-            Phase::ReplyHere if self.answers(event, cr) => true,
-            Phase::Idle | Phase::ReplyHere => self.enabled_and_allowed(vm, event, cr),
-        }
+        let answered = self.phase == Phase::ReplyHere && self.answers(event, cr);
+        answered || self.enabled_and_allowed(vm, event, cr)
     }
 
     /// The value that the tool wants in control register `cr`, when its reply is at hand. Taking the reply with
@@ -166,9 +164,15 @@ impl VcpuState {
         self.event_enabled(event::BREAKPOINT)
     }
 
-    /// Whether writes to CR3 are to be intercepted.
-    pub fn wants_cr3_write(&self) -> bool {
-        self.event_enabled(event::CR) && self.cr_enabled(3)
+    /// Whether writes to a control register (0, 3 or 4) are to be intercepted. The VMM may revoke and grant the event
+    /// at any time, so its permission makes no difference here.
+    pub fn wants_cr_write(&self, cr: u8) -> bool {
+        self.event_enabled(event::CR) && self.cr_enabled(cr)
+    }
+
+    /// What the intercepts follow from; compared before and after a command.
+    pub(crate) fn switches(&self) -> (u32, u8) {
+        (self.enabled, self.cr_mask)
     }
 
     pub(crate) fn event_enabled(&self, id: u16) -> bool {

@@ -181,7 +181,15 @@ unsafe extern "C" fn kvmi_wants_breakpoint(state: *const VcpuState) -> bool {
 /// # Safety
 /// Promises 1 and 2.
 #[unsafe(no_mangle)]
+unsafe extern "C" fn kvmi_wants_cr0_write(state: *const VcpuState) -> bool {
+    // SAFETY: promises 1 and 2.
+    unsafe { &*state }.wants_cr_write(0)
+}
+
+/// # Safety
+/// Promises 1 and 2.
+#[unsafe(no_mangle)]
 unsafe extern "C" fn kvmi_wants_cr3_write(state: *const VcpuState) -> bool {
     // SAFETY: promises 1 and 2.
-    unsafe { &*state }.wants_cr3_write()
+    unsafe { &*state }.wants_cr_write(3)
 }

@@ -1,0 +1,263 @@
+// SPDX-License-Identifier: GPL-2.0-only
+//! A VM and vCPUs that only remember what was asked of them, and messages to try on them.
+#![allow(dead_code, unreachable_pub, reason = "each test program uses its part")]
+
+use kvmi_core::{
+    KvmError, Occurrence, Site, VcpuEffects, VcpuOutcome, VcpuState, VcpuVerdict, VmEffects, VmState, VmVerdict,
+    vcpu_message, vm_message,
+};
+use kvmi_uapi::{
+    ErrorCode, MAX_MESSAGE, MsgHdr, VcpuEventReply, VcpuHdr,
+    error::{EAGAIN, EINVAL, ENOENT, EPERM},
+    msg,
+};
+use zerocopy::{FromBytes, Immutable, IntoBytes};
+
+/// Guest memory: two pages from 0, the second read-only.
+pub const MEMORY: u64 = 8192;
+/// The MSR that vCPUs do not have.
+pub const NO_MSR: u32 = 0xdead;
+
+#[derive(Debug)]
+pub struct FakeVm {
+    pub vcpus: u32,
+    /// Index of a vCPU that is not initialised.
+    pub asleep: Option<u16>,
+    pub memory: Vec<u8>,
+    pub pauses: Vec<(u16, bool)>,
+    pub pause_answer: Result<(), KvmError>,
+}
+
+impl Default for FakeVm {
+    fn default() -> Self {
+        let memory = (0..MEMORY).map(|at| at as u8).collect();
+        Self {
+            vcpus: 2,
+            asleep: None,
+            memory,
+            pauses: Vec::new(),
+            pause_answer: Ok(()),
+        }
+    }
+}
+
+impl VmEffects for FakeVm {
+    fn vcpu_count(&mut self) -> u32 {
+        self.vcpus
+    }
+
+    fn vcpu_ready(&mut self, vcpu: u16) -> Result<(), KvmError> {
+        assert!(u32::from(vcpu) < self.vcpus);
+        if self.asleep == Some(vcpu) {
+            Err(KvmError(EAGAIN))
+        } else {
+            Ok(())
+        }
+    }
+
+    fn read_physical(&mut self, gpa: u64, out: &mut [u8]) -> Result<(), KvmError> {
+        assert_one_page(gpa, out.len());
+        if gpa >= MEMORY {
+            return Err(KvmError(ENOENT));
+        }
+        out.copy_from_slice(&self.memory[gpa as usize..][..out.len()]);
+        Ok(())
+    }
+
+    fn write_physical(&mut self, gpa: u64, data: &[u8]) -> Result<(), KvmError> {
+        assert_one_page(gpa, data.len());
+        match gpa {
+            ..4096 => self.memory[gpa as usize..][..data.len()].copy_from_slice(data),
+            4096..MEMORY => return Err(KvmError(EPERM)),
+            _ => return Err(KvmError(ENOENT)),
+        }
+        Ok(())
+    }
+
+    fn pause_vcpu(&mut self, vcpu: u16, wait: bool) -> Result<(), KvmError> {
+        assert!(u32::from(vcpu) < self.vcpus);
+        self.pauses.push((vcpu, wait));
+        self.pause_answer
+    }
+
+    fn access_bits(&mut self) -> u8 {
+        7
+    }
+
+    fn singlestep(&mut self) -> bool {
+        true
+    }
+}
+
+fn assert_one_page(gpa: u64, len: usize) {
+    assert!((1..=4096).contains(&len));
+    assert_eq!(gpa / 4096, (gpa + len as u64 - 1) / 4096);
+}
+
+#[derive(Debug)]
+pub struct FakeVcpu {
+    pub index: u16,
+    pub breakpoint_answer: Result<(), KvmError>,
+}
+
+impl Default for FakeVcpu {
+    fn default() -> Self {
+        Self {
+            index: 0,
+            breakpoint_answer: Ok(()),
+        }
+    }
+}
+
+impl VcpuEffects for FakeVcpu {
+    fn index(&mut self) -> u16 {
+        self.index
+    }
+
+    fn tsc_hz(&mut self) -> u64 {
+        2_000_000_000
+    }
+
+    fn mode(&mut self) -> u8 {
+        8
+    }
+
+    fn arch(&mut self, out: &mut [u8; 536]) {
+        assert_eq!(*out, [0; 536]);
+        out.fill(0xaa);
+    }
+
+    fn regs(&mut self, out: &mut [u8; 144]) {
+        out.fill(0xbb);
+    }
+
+    fn sregs(&mut self, out: &mut [u8; 312]) {
+        out.fill(0xcc);
+    }
+
+    fn msr(&mut self, index: u32) -> Result<u64, KvmError> {
+        if index == NO_MSR {
+            Err(KvmError(EINVAL))
+        } else {
+            Ok(u64::from(index) << 8)
+        }
+    }
+
+    fn breakpoint_free(&mut self) -> Result<(), KvmError> {
+        self.breakpoint_answer
+    }
+}
+
+/// A VM with one vCPU to talk to, everything allowed.
+pub struct Guest {
+    pub vm: VmState,
+    pub fake_vm: FakeVm,
+    pub state: VcpuState,
+    pub fake_vcpu: FakeVcpu,
+    pub out: Vec<u8>,
+}
+
+impl Default for Guest {
+    fn default() -> Self {
+        let vm = VmState::new();
+        vm.allow_command(1, -1).unwrap();
+        vm.allow_event(1, -1).unwrap();
+        Self {
+            vm,
+            fake_vm: FakeVm::default(),
+            state: VcpuState::new(),
+            fake_vcpu: FakeVcpu::default(),
+            out: vec![0xee; MAX_MESSAGE],
+        }
+    }
+}
+
+impl Guest {
+    pub fn vm_message(&mut self, bytes: &[u8]) -> VmVerdict {
+        vm_message(&self.vm, &mut self.fake_vm, bytes, &mut self.out)
+    }
+
+    pub fn vcpu_message(&mut self, bytes: &[u8]) -> VcpuOutcome {
+        vcpu_message(&self.vm, &mut self.state, &mut self.fake_vcpu, bytes, &mut self.out)
+    }
+
+    /// Sends a VM command that is answered; gives the error code and the reply's data.
+    pub fn vm_call(&mut self, id: u16, request: &(impl IntoBytes + Immutable + ?Sized)) -> (i32, Vec<u8>) {
+        let VmVerdict::Answered(length) = self.vm_message(&message(id, 7, request.as_bytes())) else {
+            panic!("not answered");
+        };
+        self.answer(id, length)
+    }
+
+    /// Sends a vCPU command the whole way; gives the error code and the reply's data.
+    pub fn vcpu_call(&mut self, id: u16, request: &(impl IntoBytes + Immutable + ?Sized)) -> (i32, Vec<u8>) {
+        let bytes = vcpu_bytes(id, 7, 0, request);
+        match self.vm_message(&bytes) {
+            VmVerdict::Answered(length) => return self.answer(id, length),
+            verdict => assert_eq!(verdict, VmVerdict::Queue(0)),
+        }
+        let VcpuVerdict::Answered(length) = self.vcpu_message(&bytes).verdict else {
+            panic!("not answered")
+        };
+        self.answer(id, length)
+    }
+
+    fn answer(&self, id: u16, length: usize) -> (i32, Vec<u8>) {
+        let (hdr, payload) = MsgHdr::read_from_prefix(&self.out[..length]).unwrap();
+        assert_eq!((hdr.id, hdr.seq, usize::from(hdr.size)), (id, 7, payload.len()));
+        let (code, data) = ErrorCode::read_from_prefix(payload).unwrap();
+        assert_eq!(code.pad, 0);
+        assert!(code.err == 0 || data.is_empty());
+        (code.err, data.to_vec())
+    }
+
+    /// Records an occurrence that is wanted, and sends its event.
+    pub fn send_event(&mut self, what: Occurrence, seq: u32) {
+        assert_eq!(self.state.record(&self.vm, &what), Site::Defer);
+        assert_ne!(
+            kvmi_core::build_event(&self.state, &mut self.fake_vcpu, seq, &mut self.out),
+            0
+        );
+        self.state.event_sent(seq);
+    }
+
+    /// Answers an event.
+    pub fn reply(&mut self, seq: u32, event: u16, action: u8, data: &[u8]) -> VcpuVerdict {
+        let bytes = reply_bytes(seq, event as u8, action, data);
+        assert_eq!(self.vm_message(&bytes), VmVerdict::Queue(0));
+        let outcome = self.vcpu_message(&bytes);
+        assert!(!outcome.intercepts_changed);
+        outcome.verdict
+    }
+}
+
+pub fn message(id: u16, seq: u32, payload: &[u8]) -> Vec<u8> {
+    let mut bytes = MsgHdr {
+        id,
+        size: payload.len() as u16,
+        seq,
+    }
+    .as_bytes()
+    .to_vec();
+    bytes.extend_from_slice(payload);
+    bytes
+}
+
+pub fn vcpu_bytes(id: u16, seq: u32, vcpu: u16, request: &(impl IntoBytes + Immutable + ?Sized)) -> Vec<u8> {
+    let mut payload = VcpuHdr { vcpu, pad1: 0, pad2: 0 }.as_bytes().to_vec();
+    payload.extend_from_slice(request.as_bytes());
+    message(id, seq, &payload)
+}
+
+pub fn reply_bytes(seq: u32, event: u8, action: u8, data: &[u8]) -> Vec<u8> {
+    let mut reply = VcpuEventReply {
+        action,
+        event,
+        pad1: 0,
+        pad2: 0,
+    }
+    .as_bytes()
+    .to_vec();
+    reply.extend_from_slice(data);
+    vcpu_bytes(msg::VCPU_EVENT, seq, 0, &reply[..])
+}
