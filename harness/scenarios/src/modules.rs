@@ -80,7 +80,12 @@ pub fn load_kvm(origin: Origin, backend: Backend, introspection: bool) -> io::Re
         (Origin::Stock, _) => "",
     };
     load(&folder.join("kvm.ko"), parameters)?;
-    load(&folder.join(vendor_module(backend)).with_extension("ko"), "")
+    let vendor_parameters = match backend {
+        Backend::Svm => "",
+        // Bochs 3.0 refuses the address of any posted-interrupt descriptor, and then every entry with a LAPIC fails.
+        Backend::Vmx => "enable_apicv=0",
+    };
+    load(&folder.join(vendor_module(backend)).with_extension("ko"), vendor_parameters)
 }
 
 /// Unloads the vendor module and kvm.ko; fails if a VM still exists.
