@@ -37,9 +37,9 @@ fn role() -> anyhow::Result<()> {
             runner::scenario(name, seed)
         }
         ["vmm"] => vmm::main(),
-        ["tool", behaviour] => Ok(kvmi_lab_scenarios::tool_process(behaviour)?),
+        ["tool", vcpus] => kvmi_lab_scenarios::tool_process(vcpus).map_err(|failure| anyhow::anyhow!("{failure:?}")),
         _ => bail!(
-            "this is process 1 of the lab's L1; roles are `scenario NAME SEED`, `vmm` and `tool BEHAVIOUR`, not {args:?}"
+            "this is process 1 of the lab's L1; roles are `scenario NAME SEED`, `vmm` and `tool VCPUS`, not {args:?}"
         ),
     }
 }

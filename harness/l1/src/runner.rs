@@ -7,7 +7,7 @@ use std::process::{Command, Stdio};
 
 use anyhow::{Context as _, bail};
 use kvmi_lab_control::{Backend, FromL1, Verdict};
-use kvmi_lab_scenarios::{Context, Failure, modules, say};
+use kvmi_lab_scenarios::{Context, Failure, modules, say, wire};
 
 /// Where the scenario's process leaves its verdict.
 const VERDICT: &str = "/tmp/verdict";
@@ -64,6 +64,9 @@ pub(crate) fn scenario(name: &str, seed: u64) -> anyhow::Result<()> {
             message: format!("panicked: {}", panic_text(&*panic)),
         },
     };
+    if let Verdict::Fail { .. } = verdict {
+        wire::say_recent();
+    }
     fs::write(VERDICT, serde_json::to_vec(&verdict)?).context("write the verdict")?;
     Ok(())
 }

@@ -3,12 +3,16 @@
 
 use std::cell::Cell;
 use std::io::Write;
+use std::os::fd::AsFd;
+use std::os::unix::net::UnixStream;
 use std::time::{Duration, Instant};
 
 use kvmi_lab_control::{Backend, FromL1, encode};
+use kvmi_uapi::ioctl;
 
-use crate::Failure;
-use crate::vmm::{Vm, VmConfig};
+use crate::vmm::{Permission, Vm, VmConfig};
+use crate::wire::Wire;
+use crate::{Failure, check_eq};
 
 /// How much longer than its deadline in host time a stage may take in L1's time: L0, which enforces the deadline, comes first.
 const L1_PATIENCE: u32 = 4;
@@ -96,6 +100,50 @@ impl Context {
         vm.run()?;
         vm.wait_ready(self)?;
         Ok(vm)
+    }
+
+    /// Hooks a VM on a new socket, with these flags, and allows every command and event; the tool's end.
+    ///
+    /// # Errors
+    ///
+    /// A HOOK that is refused.
+    pub fn hook_with(&self, vm: &Vm, flags: u32) -> Result<Wire, Failure> {
+        let wire = self.bare_hook(vm, flags)?;
+        for what in [Permission::Command, Permission::Event] {
+            check_eq!(vm.permit(what, 1, ioctl::ALL)?, 0, "errno of allowing all");
+        }
+        Ok(wire)
+    }
+
+    /// Hooks a VM on a new socket, fail open, and allows every command and event; the tool's end.
+    ///
+    /// # Errors
+    ///
+    /// A HOOK that is refused.
+    pub fn hook(&self, vm: &Vm) -> Result<Wire, Failure> {
+        self.hook_with(vm, 0)
+    }
+
+    /// Hooks a VM on a new socket and allows nothing; the tool's end.
+    ///
+    /// # Errors
+    ///
+    /// A HOOK that is refused.
+    pub fn bare_hook(&self, vm: &Vm, flags: u32) -> Result<Wire, Failure> {
+        let (ours, theirs) = UnixStream::pair()?;
+        check_eq!(vm.hook(theirs.as_fd(), flags)?, 0, "errno of HOOK");
+        Ok(Wire::new(ours)?)
+    }
+
+    /// A running VM that is hooked.
+    ///
+    /// # Errors
+    ///
+    /// As [`Context::running_vm`] and [`Context::hook`].
+    pub fn hooked_vm(&self, guest: &str, vcpus: usize) -> Result<(Vm, Wire), Failure> {
+        let vm = self.running_vm(guest, vcpus)?;
+        let wire = self.hook(&vm)?;
+        Ok((vm, wire))
     }
 
     /// Waits until the condition holds, giving the CPU away between looks. For what only shows in memory; whatever can be waited for by

@@ -25,6 +25,15 @@ impl Failure {
         Self::Failed(format!("{message} ({}:{})", place.file(), place.line()))
     }
 
+    /// The same, with what it came after.
+    #[must_use]
+    pub(crate) fn after(self, what: &str) -> Self {
+        match self {
+            Self::Failed(message) => Self::Failed(format!("{what}: {message}")),
+            skipped => skipped,
+        }
+    }
+
     /// The verdict that says it.
     #[must_use]
     pub fn verdict(self) -> Verdict {

@@ -3,12 +3,23 @@
 //!
 //! L0 links this crate too, for the list alone.
 
+mod bench;
+mod client;
+mod commands;
 mod context;
+mod destroy;
+mod events;
 mod failure;
+mod fuzz;
 pub mod ioctls;
 mod lab;
+mod lifecycle;
 pub mod modules;
+mod pause;
+mod requests;
+mod storm;
 pub mod vmm;
+pub mod wire;
 
 use std::sync::LazyLock;
 
@@ -51,17 +62,31 @@ pub struct Scenario {
 /// Every scenario, subject by subject.
 #[must_use]
 pub fn all() -> &'static [Scenario] {
-    static ALL: LazyLock<Vec<Scenario>> = LazyLock::new(|| [lab::SCENARIOS].concat());
+    static ALL: LazyLock<Vec<Scenario>> = LazyLock::new(|| {
+        [
+            lab::SCENARIOS.to_vec(),
+            lifecycle::scenarios(),
+            commands::scenarios(),
+            pause::scenarios(),
+            events::scenarios(),
+            destroy::scenarios(),
+            storm::scenarios(),
+            fuzz::scenarios(),
+            client::scenarios(),
+            bench::scenarios(),
+        ]
+        .concat()
+    });
     &ALL
 }
 
-/// What the role `tool` of the lab's L1 program does.
+/// The role `tool` of the lab's L1 program: a tool for so many vCPUs, which is killed in the end.
 ///
 /// # Errors
 ///
 /// The tool's.
-pub fn tool_process(behaviour: &str) -> std::io::Result<()> {
-    Err(std::io::Error::other(format!("no behaviour `{behaviour}`")))
+pub fn tool_process(vcpus: &str) -> Result<(), Failure> {
+    destroy::tool_main(vcpus)
 }
 
 /// One line of a subject's table.

@@ -85,7 +85,10 @@ pub fn load_kvm(origin: Origin, backend: Backend, introspection: bool) -> io::Re
         // Bochs 3.0 refuses the address of any posted-interrupt descriptor, and then every entry with a LAPIC fails.
         Backend::Vmx => "enable_apicv=0",
     };
-    load(&folder.join(vendor_module(backend)).with_extension("ko"), vendor_parameters)
+    load(
+        &folder.join(vendor_module(backend)).with_extension("ko"),
+        vendor_parameters,
+    )
 }
 
 /// Unloads the vendor module and kvm.ko; fails if a VM still exists.

@@ -1,0 +1,19 @@
+// SPDX-License-Identifier: MIT OR Apache-2.0
+//! Events and what the tool's reply does.
+
+mod control_registers;
+mod hypercall_and_breakpoint;
+mod reply_errors;
+mod waiting;
+
+use crate::Scenario;
+
+pub(crate) fn scenarios() -> Vec<Scenario> {
+    [
+        hypercall_and_breakpoint::SCENARIOS,
+        control_registers::SCENARIOS,
+        waiting::SCENARIOS,
+        reply_errors::SCENARIOS,
+    ]
+    .concat()
+}

@@ -1,0 +1,215 @@
+// SPDX-License-Identifier: MIT OR Apache-2.0
+//! CR events: the value passes, is replaced, is illegal.
+
+use std::time::Duration;
+
+use kvmi_guests::{Op, layout};
+use kvmi_uapi::event::{self, CONTINUE, Cr};
+
+use crate::vmm::{Vm, field};
+use crate::wire::Wire;
+use crate::{Context, Failure, Scenario, check_eq, scenario};
+
+pub(super) const SCENARIOS: &[Scenario] = &[
+    scenario("events::cr0", "CR0 writes: pass, replace, illegal value", |c| {
+        control_register(c, 0)
+    }),
+    scenario("events::cr3", "CR3 writes: pass, replace, illegal value", |c| {
+        control_register(c, 3)
+    }),
+    scenario("events::cr4", "CR4 writes: pass, replace, illegal value", |c| {
+        control_register(c, 4)
+    }),
+    scenario(
+        "events::cr_short_reply",
+        "a reply without a value means 0, which CR4 cannot be here: #GP",
+        short_reply,
+    ),
+    scenario(
+        "events::cr_needs_both_switches",
+        "without VCPU_CONTROL_CR, or without the event, nothing is sent",
+        both_switches,
+    ),
+];
+
+/// Values to write to one register. None concerns the program; every bit is one that exits on VMX and SVM alike.
+struct Values {
+    /// What the guest writes first.
+    first: u64,
+    /// What the tool puts in the place of another write.
+    replacement: u64,
+    /// What the guest must not write.
+    illegal: u64,
+}
+
+fn values(cr: u8, now: u64) -> Values {
+    const CR0_AM: u64 = 1 << 18;
+    const CR0_NE: u64 = 1 << 5;
+    const CR0_NW: u64 = 1 << 29;
+    const CR4_PSE: u64 = 1 << 4;
+    const CR4_MCE: u64 = 1 << 6;
+    match cr {
+        0 => Values {
+            first: now ^ CR0_AM,
+            replacement: now ^ CR0_AM ^ CR0_NE,
+            // Not write-through without cache disable.
+            illegal: now | CR0_NW,
+        },
+        3 => Values {
+            first: layout::OTHER_ROOT,
+            // Write-through.
+            replacement: layout::ROOT | 1 << 3,
+            // Beyond what any CPU can address.
+            illegal: layout::ROOT | 1 << 60,
+        },
+        _ => Values {
+            first: now ^ CR4_PSE,
+            replacement: now ^ CR4_PSE ^ CR4_MCE,
+            // Reserved.
+            illegal: now | 1 << 31,
+        },
+    }
+}
+
+/// Has the guest write; the event that this must be, and the command's number.
+fn write(wire: &mut Wire, vm: &Vm, cr: u8, old: u64, new: u64) -> Result<(crate::wire::Event, u64), Failure> {
+    let number = vm.command(0, Op::WriteCr, [cr.into(), new, 0, 0])?;
+    let event = wire.expect_event(event::CR, 0)?;
+    let data = event.data::<Cr>()?;
+    check_eq!((data.cr, data.pad), (cr, [0; 7]), "register, padding");
+    check_eq!(data.old_value, old, "old value");
+    check_eq!(data.new_value, new, "new value");
+    Ok((event, number))
+}
+
+fn control_register(context: &mut Context, cr: u8) -> Result<(), Failure> {
+    context.stage("start", Duration::from_secs(20));
+    let (vm, mut wire) = context.hooked_vm("cr_writes", 1)?;
+    wire.control_event(0, event::CR, true)?;
+    wire.control_cr(0, cr, true)?;
+    let write_and_read = |value: u64| vm.command(0, Op::WriteCr, [cr.into(), value, 0, 0]);
+    let start = vm.carry_out(context, 0, Op::ReadCr, [cr.into(), 0, 0, 0])?;
+    let values = values(cr, start);
+
+    context.stage("pass", Duration::from_secs(10));
+    let (event, number) = write(&mut wire, &vm, cr, start, values.first)?;
+    let seen = wire.registers(0)?.sregs;
+    let seen = [seen.cr0, seen.cr3, seen.cr4][usize::from(cr.saturating_sub(2))];
+    check_eq!(seen, start, "CR{cr} while the event is open");
+    wire.reply_with(&event, CONTINUE, &values.first.to_ne_bytes())?;
+    check_eq!(
+        vm.finished(context, 0, number)?,
+        values.first,
+        "CR{cr} after a write that passed"
+    );
+
+    context.stage("no change, no event", Duration::from_secs(10));
+    let number = write_and_read(values.first)?;
+    check_eq!(
+        vm.finished(context, 0, number)?,
+        values.first,
+        "CR{cr} after the same write"
+    );
+    wire.expect_no_event()?;
+
+    context.stage("replace", Duration::from_secs(10));
+    let (event, number) = write(&mut wire, &vm, cr, values.first, start)?;
+    wire.reply_with(&event, CONTINUE, &values.replacement.to_ne_bytes())?;
+    check_eq!(
+        vm.finished(context, 0, number)?,
+        values.replacement,
+        "CR{cr} after a write that was replaced"
+    );
+    let (event, number) = write(&mut wire, &vm, cr, values.replacement, start)?;
+    wire.reply_with(&event, CONTINUE, &values.replacement.to_ne_bytes())?;
+    check_eq!(
+        vm.finished(context, 0, number)?,
+        values.replacement,
+        "CR{cr} after a write that was kept out"
+    );
+
+    context.stage("illegal by the tool", Duration::from_secs(10));
+    let faults = vm.guest.field(0, field!(protection_faults))?;
+    check_eq!(faults, 0, "#GP so far");
+    let (event, number) = write(&mut wire, &vm, cr, values.replacement, start)?;
+    wire.reply_with(&event, CONTINUE, &values.illegal.to_ne_bytes())?;
+    check_eq!(
+        vm.finished(context, 0, number)?,
+        values.replacement,
+        "CR{cr} after an illegal replacement"
+    );
+    check_eq!(
+        vm.guest.field(0, field!(protection_faults))?,
+        1,
+        "#GP after an illegal replacement"
+    );
+
+    context.stage("illegal by the guest", Duration::from_secs(10));
+    let number = write_and_read(values.illegal)?;
+    check_eq!(
+        vm.finished(context, 0, number)?,
+        values.replacement,
+        "CR{cr} after an illegal write"
+    );
+    check_eq!(
+        vm.guest.field(0, field!(protection_faults))?,
+        2,
+        "#GP after an illegal write"
+    );
+    wire.expect_no_event()?;
+
+    context.stage("off", Duration::from_secs(10));
+    wire.control_cr(0, cr, false)?;
+    let number = write_and_read(start)?;
+    check_eq!(
+        vm.finished(context, 0, number)?,
+        start,
+        "CR{cr} after a write with the event off"
+    );
+    wire.expect_no_event()?;
+    vm.exit()
+}
+
+fn short_reply(context: &mut Context) -> Result<(), Failure> {
+    context.stage("start", Duration::from_secs(20));
+    let (vm, mut wire) = context.hooked_vm("cr_writes", 1)?;
+    wire.control_event(0, event::CR, true)?;
+    wire.control_cr(0, 4, true)?;
+    let start = vm.carry_out(context, 0, Op::ReadCr, [4, 0, 0, 0])?;
+    context.stage("reply without a value", Duration::from_secs(10));
+    let (event, number) = write(&mut wire, &vm, 4, start, start ^ 1 << 4)?;
+    wire.reply(&event, CONTINUE)?;
+    check_eq!(vm.finished(context, 0, number)?, start, "CR4 after the reply");
+    check_eq!(vm.guest.field(0, field!(protection_faults))?, 1, "#GP");
+    vm.exit()
+}
+
+fn both_switches(context: &mut Context) -> Result<(), Failure> {
+    context.stage("start", Duration::from_secs(20));
+    let (vm, mut wire) = context.hooked_vm("cr_writes", 1)?;
+    let mut roots = [layout::OTHER_ROOT, layout::ROOT].into_iter().cycle();
+    let mut silent = |wire: &mut Wire, what: &str| -> Result<(), Failure> {
+        let root = roots.next().unwrap_or_default();
+        check_eq!(
+            vm.carry_out(context, 0, Op::WriteCr, [3, root, 0, 0])?,
+            root,
+            "CR3 {what}"
+        );
+        wire.expect_no_event()
+    };
+    silent(&mut wire, "with nothing on")?;
+    wire.control_cr(0, 3, true)?;
+    silent(&mut wire, "with the register alone on")?;
+    wire.control_event(0, event::CR, true)?;
+    wire.control_cr(0, 3, false)?;
+    silent(&mut wire, "with the event alone on")?;
+    wire.control_cr(0, 4, true)?;
+    silent(&mut wire, "with another register on")?;
+    wire.control_cr(0, 3, true)?;
+    let now = wire.registers(0)?.sregs.cr3;
+    let other = now ^ layout::ROOT ^ layout::OTHER_ROOT;
+    let (event, number) = write(&mut wire, &vm, 3, now, other)?;
+    wire.reply_with(&event, CONTINUE, &other.to_ne_bytes())?;
+    check_eq!(vm.finished(context, 0, number)?, other, "CR3 with both on");
+    vm.exit()
+}

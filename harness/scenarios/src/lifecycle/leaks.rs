@@ -1,0 +1,130 @@
+// SPDX-License-Identifier: MIT OR Apache-2.0
+//! What a thousand hooks leave behind: nothing.
+
+use std::collections::BTreeMap;
+use std::fs;
+use std::time::Duration;
+
+use super::{check_version, counts_on};
+use crate::{Context, Failure, Scenario, check, check_eq, scenario};
+
+pub(super) const SCENARIOS: &[Scenario] = &[scenario(
+    "lifecycle::hook_again_1000_times",
+    "HOOK at once after UNHOOK, 1,000 times: slab objects and threads are as many as before",
+    hook_again,
+)];
+
+const CYCLES: u32 = 1000;
+
+/// Cycles before the first count, so that what is allocated once is there.
+const WARM_UP: u32 = 20;
+
+/// A cache that grows by this share of the cycles has lost objects of each; what the machine does by itself is far less.
+const NOISE: u64 = CYCLES as u64 / 10;
+
+/// What the kernel holds.
+#[derive(Clone, Debug)]
+struct Held {
+    /// Objects in use by slab cache.
+    slab: BTreeMap<String, u64>,
+    threads: usize,
+    vmalloc_bytes: u64,
+}
+
+impl Held {
+    fn now() -> Result<Self, Failure> {
+        // Empty the per-CPU lists first: objects there count as in use.
+        for cache in fs::read_dir("/sys/kernel/slab")? {
+            // Aliases and caches that are being made cannot be shrunk; their counts are taken as they are.
+            let _ = fs::write(cache?.path().join("shrink"), "1");
+        }
+        Ok(Self {
+            slab: slab_objects(&fs::read_to_string("/proc/slabinfo")?),
+            threads: kernel_threads()?,
+            vmalloc_bytes: vmalloc_bytes(&fs::read_to_string("/proc/vmallocinfo")?),
+        })
+    }
+}
+
+/// Objects in use of each cache, by /proc/slabinfo.
+fn slab_objects(text: &str) -> BTreeMap<String, u64> {
+    text.lines()
+        .skip(2)
+        .filter_map(|line| {
+            let mut words = line.split_whitespace();
+            Some((words.next()?.to_owned(), words.next()?.parse().ok()?))
+        })
+        .collect()
+}
+
+/// Bytes of virtually mapped kernel memory, by /proc/vmallocinfo.
+fn vmalloc_bytes(text: &str) -> u64 {
+    text.lines()
+        .filter_map(|line| line.split_whitespace().nth(1)?.parse::<u64>().ok())
+        .sum()
+}
+
+/// Threads that have to do with introspection.
+fn kernel_threads() -> Result<usize, Failure> {
+    let mut count = 0;
+    for entry in fs::read_dir("/proc")? {
+        // A process may end between being listed and being read.
+        let comm = fs::read_to_string(entry?.path().join("comm")).unwrap_or_default();
+        if comm.starts_with("kvmi-") {
+            count += 1;
+        }
+    }
+    Ok(count)
+}
+
+fn hook_again(context: &mut Context) -> Result<(), Failure> {
+    context.stage("start", Duration::from_secs(20));
+    let vm = context.running_vm("counter", 2)?;
+    context.stage("warm up", Duration::from_secs(30));
+    let threads_at_first = kernel_threads()?;
+    vm.hook_cycles(WARM_UP)?;
+    let before = Held::now()?;
+    check_eq!(before.threads, threads_at_first, "threads after {WARM_UP} cycles");
+    context.stage("1,000 cycles", Duration::from_secs(240));
+    vm.hook_cycles(CYCLES)?;
+    context.stage("count", Duration::from_secs(30));
+    let after = Held::now()?;
+    check_eq!(after.threads, before.threads, "threads after {CYCLES} cycles");
+    let mut grown = Vec::new();
+    for (cache, &objects) in &after.slab {
+        let growth = objects.saturating_sub(before.slab.get(cache).copied().unwrap_or(0));
+        if growth > NOISE {
+            grown.push(format!("{cache} by {growth}"));
+        }
+    }
+    check!(
+        grown.is_empty(),
+        "slab caches grew over {CYCLES} cycles: {}",
+        grown.join(", ")
+    );
+    check_eq!(
+        after.vmalloc_bytes,
+        before.vmalloc_bytes,
+        "bytes of vmalloc after {CYCLES} cycles"
+    );
+    counts_on(context, &vm)?;
+    check_version(&mut context.bare_hook(&vm, 0)?)?;
+    vm.exit()
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn slabinfo_is_read() {
+        let text = "slabinfo - version: 2.1\n# name <active_objs> ...\nkmalloc-64 1300 1344 64 64 1 : tunables\n";
+        assert_eq!(slab_objects(text), BTreeMap::from([("kmalloc-64".to_owned(), 1300)]));
+    }
+
+    #[test]
+    fn vmallocinfo_is_read() {
+        let text = "0xffff-0xffff    8192 gen_pool_add\n0xffff-0xffff   20480 pcpu\n";
+        assert_eq!(vmalloc_bytes(text), 28672);
+    }
+}

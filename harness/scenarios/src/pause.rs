@@ -1,0 +1,102 @@
+// SPDX-License-Identifier: MIT OR Apache-2.0
+//! VM_PAUSE_VCPU and the PAUSE event.
+
+use std::time::Duration;
+
+use kvmi_uapi::event::{CONTINUE, PAUSE};
+
+use crate::lifecycle::counts_on;
+use crate::vmm::field;
+use crate::{Context, Failure, Scenario, check, check_eq, scenario};
+
+const VCPUS: usize = 4;
+
+pub(crate) fn scenarios() -> Vec<Scenario> {
+    vec![
+        scenario(
+            "pause::without_wait",
+            "four running vCPUs pause; each request is one event",
+            |c| pause(c, "counter", false),
+        ),
+        scenario(
+            "pause::with_wait",
+            "four running vCPUs pause, and have left the guest when the reply comes",
+            |c| pause(c, "counter", true),
+        ),
+        scenario("pause::halted", "four halted vCPUs are woken to pause", |c| {
+            pause(c, "halt", true)
+        }),
+        scenario(
+            "pause::many_requests",
+            "100 requests to one vCPU are 100 events, one after the other",
+            many_requests,
+        ),
+    ]
+}
+
+fn pause(context: &mut Context, guest: &str, wait: bool) -> Result<(), Failure> {
+    context.stage("start", Duration::from_secs(30));
+    let (vm, mut wire) = context.hooked_vm(guest, VCPUS)?;
+    for round in 1..=3 {
+        context.stage(&format!("pause {round}"), Duration::from_secs(20));
+        for vcpu in 0..VCPUS {
+            check_eq!(
+                wire.pause(vcpu as u16, wait)?,
+                Ok(vec![]),
+                "VM_PAUSE_VCPU of vCPU {vcpu}"
+            );
+        }
+        let mut events = Vec::new();
+        for _ in 0..VCPUS {
+            let event = wire.event()?;
+            check_eq!((event.id, event.data.len()), (PAUSE, 0), "event and length of its data");
+            check_eq!(event.arch.mode, 8, "operand mode");
+            events.push(event);
+        }
+        events.sort_by_key(|event| event.vcpu);
+        let vcpus: Vec<u16> = events.iter().map(|event| event.vcpu).collect();
+        check_eq!(vcpus, [0, 1, 2, 3], "paused vCPUs");
+        let mut counters = Vec::new();
+        for (vcpu, event) in events.iter().enumerate() {
+            check_eq!(
+                wire.registers(vcpu as u16)?.regs,
+                event.arch.regs,
+                "registers of paused vCPU {vcpu}"
+            );
+            counters.push(vm.guest.field(vcpu, field!(counter))?);
+        }
+        wire.expect_no_event()?;
+        for (vcpu, before) in counters.iter().enumerate() {
+            check_eq!(
+                vm.guest.field(vcpu, field!(counter))?,
+                *before,
+                "counter of paused vCPU {vcpu}"
+            );
+        }
+        for event in &events {
+            wire.reply(event, CONTINUE)?;
+        }
+        if guest == "counter" {
+            counts_on(context, &vm)?;
+        }
+    }
+    wire.expect_no_event()?;
+    vm.exit()
+}
+
+fn many_requests(context: &mut Context) -> Result<(), Failure> {
+    context.stage("start", Duration::from_secs(20));
+    let (vm, mut wire) = context.hooked_vm("counter", 1)?;
+    context.stage("ask", Duration::from_secs(20));
+    for _ in 0..100 {
+        check_eq!(wire.pause(0, false)?, Ok(vec![]), "VM_PAUSE_VCPU");
+    }
+    for left in (0..100).rev() {
+        let event = wire.expect_event(PAUSE, 0)?;
+        check!(left == 0 || !wire.has_event(), "a second event while one is open");
+        wire.reply(&event, CONTINUE)?;
+    }
+    wire.expect_no_event()?;
+    counts_on(context, &vm)?;
+    vm.exit()
+}
