@@ -49,7 +49,6 @@ impl Wanted {
 #[derive(Clone, Debug)]
 pub(crate) struct Ran {
     pub(crate) records: Vec<Record>,
-    pub(crate) run: LabRun,
 }
 
 impl Ran {
@@ -98,7 +97,7 @@ pub(crate) fn run(shop: &Workshop, wanted: &Wanted) -> Result<Ran> {
         other => bail!("the test runner ended with {other:?}; its output says why"),
     }
     table::show(shop, wanted, &records, &run);
-    Ok(Ran { records, run })
+    Ok(Ran { records })
 }
 
 /// A lane's L1 at its point, for as long as the run lasts.

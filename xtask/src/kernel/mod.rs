@@ -15,7 +15,7 @@ use anyhow::{Context, Result};
 use kvmi_lab_machine::cache::Key;
 use kvmi_lab_machine::process::Program;
 
-pub(crate) use fetch::{Kernel, STOCK_MODULES};
+pub(crate) use fetch::Kernel;
 pub(crate) use modules::MODULES;
 pub(crate) use version::{KernelVersion, NoKernel, SERIES};
 

@@ -1,0 +1,182 @@
+// SPDX-License-Identifier: MIT OR Apache-2.0
+//! What a push must pass. Each step that fails ends with the command that mends it.
+
+use anyhow::{Result, anyhow};
+use kvmi_lab_machine::process::Program;
+use kvmi_lab_machine::progress::Task;
+
+use crate::e2e::{self, Wanted};
+use crate::workshop::Workshop;
+use crate::{apt, kernel, lab, nextest, tidy};
+
+/// How many things passed and failed.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
+pub(crate) struct Count {
+    pub(crate) passed: usize,
+    pub(crate) failed: usize,
+}
+
+/// A check of the sources, and the command that mends what it finds.
+struct Step {
+    what: &'static str,
+    check: fn(&Workshop, &Task) -> Result<Count>,
+    mend: &'static str,
+}
+
+/// All that can be checked without booting anything, fastest first.
+const STEPS: &[Step] = &[
+    Step {
+        what: "check the format",
+        check: format,
+        mend: "cargo fmt --all",
+    },
+    Step {
+        what: "look for what is untidy",
+        check: untidy,
+        mend: "edit the files named above",
+    },
+    Step {
+        what: "check with clippy",
+        check: clippy,
+        mend: "cargo clippy --workspace --all-targets --fix --allow-dirty",
+    },
+    Step {
+        what: "run unit and layout tests",
+        check: unit_tests,
+        mend: "cargo nextest run --workspace --exclude kvmi-lab-tests",
+    },
+    Step {
+        what: "build for bare metal",
+        check: bare_metal,
+        mend: "cargo xtask build",
+    },
+];
+
+const ONE: Count = Count { passed: 1, failed: 0 };
+
+/// Runs everything. All checks of the sources run even if one fails; the scenarios only if none does.
+pub(crate) fn run(shop: &Workshop, wanted: &Wanted) -> Result<Count> {
+    apt::require_debian()?;
+    apt::install_needed(shop)?;
+    let mut count = Count::default();
+    for step in STEPS {
+        let task = shop.progress.task(step.what);
+        match (step.check)(shop, &task) {
+            Ok(more) => {
+                task.done();
+                count.passed += more.passed;
+                count.failed += more.failed;
+            }
+            Err(error) => {
+                drop(task);
+                count.failed += 1;
+                shop.progress.say(format!("{error:#}\nto mend it: {}\n", step.mend));
+            }
+        }
+    }
+    if count.failed == 0 {
+        let ran = e2e::run(shop, wanted)?;
+        count.passed += ran.passed();
+        count.failed += ran.failed();
+    }
+    Ok(count)
+}
+
+fn cargo(shop: &Workshop, arguments: &[&str]) -> Program {
+    Program::new("cargo")
+        .args(arguments)
+        .in_dir(&shop.checkout)
+        .env("CARGO_TERM_COLOR", "never")
+}
+
+fn format(shop: &Workshop, task: &Task) -> Result<Count> {
+    cargo(shop, &["fmt", "--all", "--check"]).run(task)?;
+    Ok(ONE)
+}
+
+fn clippy(shop: &Workshop, task: &Task) -> Result<Count> {
+    cargo(
+        shop,
+        &[
+            "clippy",
+            "--workspace",
+            "--all-targets",
+            "--locked",
+            "--",
+            "-D",
+            "warnings",
+        ],
+    )
+    .run(task)?;
+    Ok(ONE)
+}
+
+fn untidy(shop: &Workshop, task: &Task) -> Result<Count> {
+    let findings = tidy::findings(&shop.checkout)?;
+    for finding in &findings {
+        task.note(format!("{}: {}", finding.at, finding.what));
+    }
+    if findings.is_empty() {
+        return Ok(ONE);
+    }
+    let lines: Vec<String> = findings.iter().map(|f| format!("{}: {}", f.at, f.what)).collect();
+    Err(anyhow!("{}", lines.join("\n")))
+}
+
+fn unit_tests(shop: &Workshop, task: &Task) -> Result<Count> {
+    let output = Program::new(nextest::program(shop)?)
+        .args([
+            "nextest",
+            "run",
+            "--workspace",
+            "--exclude",
+            "kvmi-lab-tests",
+            "--locked",
+        ])
+        .in_dir(&shop.checkout)
+        .env("CARGO_TERM_COLOR", "never")
+        .run(task)?;
+    Ok(summary(&output))
+}
+
+/// What nextest's summary line says: `Summary [   1.5s] 3 tests run: 3 passed, 3 skipped`.
+fn summary(output: &str) -> Count {
+    let line = output
+        .lines()
+        .rfind(|l| l.trim_start().starts_with("Summary ["))
+        .unwrap_or_default();
+    let words: Vec<&str> = line.split([' ', ',']).filter(|w| !w.is_empty()).collect();
+    let before = |word: &str| {
+        words
+            .windows(2)
+            .find(|w| w[1] == word)
+            .and_then(|w| w[0].parse().ok())
+            .unwrap_or(0)
+    };
+    Count {
+        passed: before("passed"),
+        failed: before("failed"),
+    }
+}
+
+/// The modules and the guests, neither of which may give a warning.
+fn bare_metal(shop: &Workshop, _: &Task) -> Result<Count> {
+    kernel::build(shop, None)?;
+    lab::build_guests(shop)?;
+    Ok(ONE)
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn the_runners_summary_is_understood() {
+        let output = "noise\n     Summary [   1.537s] 44 tests run: 43 passed (1 slow), 1 failed, 3 skipped\n";
+        assert_eq!(summary(output), Count { passed: 43, failed: 1 });
+        assert_eq!(
+            summary("     Summary [   0.1s] 3 tests run: 3 passed, 0 skipped"),
+            Count { passed: 3, failed: 0 }
+        );
+    }
+}
