@@ -17,7 +17,8 @@ use zerocopy::{FromZeros, IntoBytes};
 /// Events whose reply is still under way and is to be ignored.
 ///
 /// Remembered as a range and a count: the numbers between belong to other vCPUs or were answered. A VMM can void any
-/// number of events while the tool is busy, and none of those replies may cost the connection.
+/// number of events while the tool is busy, and none of those replies may cost the connection. A tool that answers twice
+/// may have that ignored instead; that harms nobody.
 #[derive(Debug, Default)]
 pub(crate) struct Voided {
     count: u32,

@@ -127,3 +127,107 @@ pub(crate) unsafe fn buffer<'a>(out: *mut u8) -> &'a mut [u8] {
     // SAFETY: the caller's promise.
     unsafe { slice::from_raw_parts_mut(out, MAX_MESSAGE) }
 }
+
+#[cfg(test)]
+mod tests {
+    use std::{fmt::Write as _, fs, mem::offset_of, path::Path, process::Command};
+
+    use super::*;
+
+    /// Has C check the values and the layout that this file repeats.
+    #[test]
+    fn header_agrees() {
+        let constants = [
+            ("KVMI_ANSWERED", verdict::ANSWERED),
+            ("KVMI_QUEUE", verdict::QUEUE),
+            ("KVMI_CLOSE", verdict::CLOSE),
+            ("KVMI_REPLIED", verdict::REPLIED),
+            ("KVMI_SITE_PASS", site(Site::Pass)),
+            ("KVMI_SITE_DEFER", site(Site::Defer)),
+            ("KVMI_SITE_CONTINUE", site(Site::Continue)),
+            ("KVMI_SITE_RETRY", site(Site::Retry)),
+            ("KVMI_IDLE", phase(Phase::Idle)),
+            ("KVMI_RECORDED", phase(Phase::Recorded)),
+            ("KVMI_SENT", phase(Phase::Sent)),
+            ("KVMI_REPLY_HERE", phase(Phase::ReplyHere)),
+            ("KVMI_CRASHED", phase(Phase::Crashed)),
+            ("KVMI_BUFFER_BYTES", MAX_MESSAGE as u32),
+            ("sizeof(enum kvmi_verdict)", 4),
+            ("sizeof(enum kvmi_site)", 4),
+            ("sizeof(enum kvmi_phase)", 4),
+            ("sizeof(struct kvmi_occurrence)", size_of::<COccurrence>() as u32),
+            (
+                "offsetof(struct kvmi_occurrence, event)",
+                offset_of!(COccurrence, event) as u32,
+            ),
+            (
+                "offsetof(struct kvmi_occurrence, cr)",
+                offset_of!(COccurrence, cr) as u32,
+            ),
+            (
+                "offsetof(struct kvmi_occurrence, insn_len)",
+                offset_of!(COccurrence, insn_len) as u32,
+            ),
+            (
+                "offsetof(struct kvmi_occurrence, pad)",
+                offset_of!(COccurrence, pad) as u32,
+            ),
+            ("offsetof(struct kvmi_occurrence, a)", offset_of!(COccurrence, a) as u32),
+            ("offsetof(struct kvmi_occurrence, b)", offset_of!(COccurrence, b) as u32),
+        ];
+        let dir = tempfile::tempdir().unwrap();
+        // What seam.h takes from the kernel's <linux/types.h>.
+        fs::create_dir(dir.path().join("linux")).unwrap();
+        let types = "#include <stdbool.h>\n#include <stddef.h>\n#include <stdint.h>\n\
+            typedef uint8_t u8; typedef uint16_t u16; typedef uint32_t u32; typedef uint64_t u64; typedef int32_t s32;\n";
+        fs::write(dir.path().join("linux/types.h"), types).unwrap();
+        let mut source = "#include \"seam.h\"\n".to_owned();
+        for (what, value) in constants {
+            writeln!(source, "_Static_assert({what} == {value}, \"{what}\");").unwrap();
+        }
+        let file = dir.path().join("checks.c");
+        fs::write(&file, source).unwrap();
+        let out = Command::new("cc")
+            .args(["-std=gnu11", "-Wall", "-Werror", "-fsyntax-only", "-I"])
+            .arg(dir.path())
+            .arg("-I")
+            .arg(Path::new(env!("CARGO_MANIFEST_DIR")).join("../glue"))
+            .arg(&file)
+            .output()
+            .expect("cc runs (install gcc)");
+        assert!(out.status.success(), "{}", String::from_utf8_lossy(&out.stderr));
+    }
+
+    #[test]
+    fn occurrences_are_checked() {
+        let what = |event, cr| COccurrence {
+            event,
+            cr,
+            insn_len: 2,
+            pad: 0,
+            a: 5,
+            b: 6,
+        };
+        assert_eq!(what(event::PAUSE, 9).parse(), Some(Occurrence::Pause));
+        assert_eq!(what(event::HYPERCALL, 9).parse(), Some(Occurrence::Hypercall));
+        assert_eq!(
+            what(event::BREAKPOINT, 9).parse(),
+            Some(Occurrence::Breakpoint { gpa: 5, insn_len: 2 })
+        );
+        assert_eq!(
+            what(event::CR, 4).parse(),
+            Some(Occurrence::Cr { cr: 4, old: 5, new: 6 })
+        );
+        for (event, cr) in [(event::CR, 8), (event::UNHOOK, 0), (event::MSR, 0), (9999, 0)] {
+            assert_eq!(what(event, cr).parse(), None);
+        }
+    }
+
+    #[test]
+    fn errors_cross_negated() {
+        assert_eq!(negated(Ok(())), 0);
+        assert_eq!(negated(Err(KvmError(22))), -22);
+        assert_eq!(outcome(-22), Err(KvmError(22)));
+        assert_eq!(outcome(0), Ok(()));
+    }
+}

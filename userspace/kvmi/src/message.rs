@@ -32,6 +32,10 @@ impl Message {
                 Ok(0) => return Err(CloseReason::Broken(format!("ended after {have} bytes of a header"))),
                 Ok(n) => have += n,
                 Err(error) if error.kind() == io::ErrorKind::Interrupted => {}
+                // How a unix socket says that the other side closed without reading all that it was sent.
+                Err(error) if have == 0 && error.kind() == io::ErrorKind::ConnectionReset => {
+                    return Err(CloseReason::There);
+                }
                 Err(error) => return Err(CloseReason::Broken(error.to_string())),
             }
         }
