@@ -346,10 +346,14 @@ impl Wire {
             return Ok(false);
         };
         transcript::record("kernel", message.id, message.seq, &message.payload);
-        // An error about an event reply carries id 1 too, but is no longer than an error code.
-        let is_event = message.id <= msg::VCPU_EVENT && message.payload.len() > size_of::<ErrorCode>();
-        let is_vm_event = message.id == msg::VM_EVENT;
-        if is_event || is_vm_event {
+        // Refusals carry the id of what is refused, 0 and 1 included: id 1 with no more than an error code, id 0 with a negative number
+        // where an event has its id and zeros.
+        let is_refusal = match message.id {
+            msg::VM_EVENT => ErrorCode::read_from_prefix(&message.payload).is_ok_and(|(code, _)| code.err < 0),
+            msg::VCPU_EVENT => message.payload.len() <= size_of::<ErrorCode>(),
+            _ => true,
+        };
+        if !is_refusal {
             let event = parse_event(&message)?;
             check_eq!(
                 event.seq,

@@ -18,8 +18,8 @@ const LARGE_PAGE_BYTES: u64 = 2 << 20;
 
 /// CR0: PE, MP, ET, NE, WP, PG.
 const CR0: u64 = 0x8001_0033;
-/// CR4: PAE.
-const CR4: u64 = 0x20;
+/// CR4: PAE, and MCE, which a guest on SVM reads as its host has it.
+const CR4: u64 = 0x60;
 /// EFER: LME, LMA.
 const EFER: u64 = 0x500;
 /// IA32_APIC_BASE: the usual address, enabled, in x2APIC mode.

@@ -47,7 +47,7 @@ fn values(cr: u8, now: u64) -> Values {
     const CR0_NE: u64 = 1 << 5;
     const CR0_NW: u64 = 1 << 29;
     const CR4_PSE: u64 = 1 << 4;
-    const CR4_MCE: u64 = 1 << 6;
+    const CR4_DE: u64 = 1 << 3;
     match cr {
         0 => Values {
             first: now ^ CR0_AM,
@@ -64,7 +64,7 @@ fn values(cr: u8, now: u64) -> Values {
         },
         _ => Values {
             first: now ^ CR4_PSE,
-            replacement: now ^ CR4_PSE ^ CR4_MCE,
+            replacement: now ^ CR4_PSE ^ CR4_DE,
             // Reserved.
             illegal: now | 1 << 31,
         },

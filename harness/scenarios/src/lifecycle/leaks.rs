@@ -57,9 +57,10 @@ fn slab_objects(text: &str) -> BTreeMap<String, u64> {
         .collect()
 }
 
-/// Bytes of virtually mapped kernel memory, by /proc/vmallocinfo.
+/// Bytes of virtually mapped kernel memory, by /proc/vmallocinfo; without what is freed and waits to be unmapped.
 fn vmalloc_bytes(text: &str) -> u64 {
     text.lines()
+        .filter(|line| !line.contains("unpurged"))
         .filter_map(|line| line.split_whitespace().nth(1)?.parse::<u64>().ok())
         .sum()
 }
@@ -92,7 +93,14 @@ fn hook_again(context: &mut Context) -> Result<(), Failure> {
     check_eq!(after.threads, before.threads, "threads after {CYCLES} cycles");
     let mut grown = Vec::new();
     for (cache, &objects) in &after.slab {
+        // The addresses of stacks of threads that have ended are given back later, by the thousand; vmalloc's bytes show the rest.
+        if cache == "vmap_area" {
+            continue;
+        }
         let growth = objects.saturating_sub(before.slab.get(cache).copied().unwrap_or(0));
+        if growth > 0 {
+            context.log(format!("{cache} grew by {growth}"));
+        }
         if growth > NOISE {
             grown.push(format!("{cache} by {growth}"));
         }
@@ -124,7 +132,8 @@ mod tests {
 
     #[test]
     fn vmallocinfo_is_read() {
-        let text = "0xffff-0xffff    8192 gen_pool_add\n0xffff-0xffff   20480 pcpu\n";
+        let text =
+            "0xffff-0xffff    8192 gen_pool_add\n0xffff-0xffff   20480 pcpu\n0xffff-0xffff   20480 unpurged vm_area\n";
         assert_eq!(vmalloc_bytes(text), 28672);
     }
 }
