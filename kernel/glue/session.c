@@ -14,6 +14,11 @@ static bool __read_mostly introspection;
 module_param(introspection, bool, 0444);
 MODULE_PARM_DESC(introspection, "Let virtual machines be introspected (default: off)");
 
+/*
+ * On from the first HOOK: from then on vcpu->introspection alone tells.  To
+ * patch the kernel's text at each HOOK and UNHOOK would cost every CPU more
+ * than the check does.
+ */
 DEFINE_STATIC_KEY_FALSE(kvm_introspection_hooked);
 
 bool kvm_is_introspection_enabled(void)
@@ -159,7 +164,6 @@ static int session_end(struct kvm *kvm, struct kvm_introspection *session, bool 
 
 	session_detach(kvm, session);
 	session_free(session);
-	static_branch_dec(&kvm_introspection_hooked);
 
 	return 0;
 }
@@ -208,14 +212,12 @@ static int ioctl_hook(struct kvm *kvm, void __user *argp)
 		r = -EIO;
 		goto free;
 	}
-	static_branch_inc(&kvm_introspection_hooked);
+	static_branch_enable(&kvm_introspection_hooked);
 	r = session_publish(kvm, session);
 	/* Not mmput(): it could end the VMM here, which takes introspection_lock. */
 	mmput_async(kvm->mm);
-	if (r) {
-		static_branch_dec(&kvm_introspection_hooked);
+	if (r)
 		goto free;
-	}
 	wake_up_process(session->reader);
 
 	return 0;
