@@ -16,6 +16,9 @@ const PRESENT_WRITABLE: u64 = 0b11;
 const LARGE_PAGE: u64 = 1 << 7;
 const LARGE_PAGE_BYTES: u64 = 2 << 20;
 
+/// IF set: while a guest has it clear, Bochs keeps the host's interrupts from ending the guest's run, and a guest that
+/// only counts would never give L1 its CPU back. No guest is sent an interrupt, so none sees the difference.
+const RFLAGS: u64 = 0x202;
 /// CR0: PE, MP, ET, NE, WP, PG.
 const CR0: u64 = 0x8001_0033;
 /// CR4: PAE, and MCE, which a guest on SVM reads as its host has it.
@@ -117,7 +120,7 @@ pub(super) fn set_up(vcpu: &VcpuFd, index: usize, entry: u64, cpuid: &CpuId, ini
         rip: entry,
         rsp: layout::initial_rsp(index),
         rdi: index as u64,
-        rflags: 2,
+        rflags: RFLAGS,
         ..Default::default()
     })
     .refused("KVM_SET_REGS")?;
