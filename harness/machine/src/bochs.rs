@@ -14,6 +14,7 @@ use std::thread;
 use std::time::Duration;
 
 use kvmi_lab_control::Lane;
+use nix::fcntl::{FcntlArg, FdFlag, fcntl};
 use nix::poll::{PollFd, PollFlags, PollTimeout, poll};
 use nix::pty::{Winsize, openpty};
 use serde::{Deserialize, Serialize};
@@ -129,6 +130,11 @@ pub fn start(
         ws_ypixel: 0,
     };
     let terminal = openpty(Some(&size), None).map_err(|e| io_error("open a terminal for Bochs")(e.into()))?;
+    // A child that holds its own terminal's other end would never see it close.
+    for end in [terminal.master.as_fd(), terminal.slave.as_fd()] {
+        fcntl(end, FcntlArg::F_SETFD(FdFlag::FD_CLOEXEC))
+            .map_err(|e| io_error("keep a terminal from Bochs")(e.into()))?;
+    }
     let share = || terminal.slave.try_clone().map_err(io_error("share a terminal"));
     let mut command = emulators.bochs(fork_server);
     command

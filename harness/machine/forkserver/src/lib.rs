@@ -9,11 +9,14 @@
 //! A connection begins with one line: the folder for the logs. A child ends when its connection closes or the server ends.
 //!
 //! The process gives the library what it must know in its environment: [`SOCKET`], [`CONSOLE`], [`LOG`].
+//!
+//! Bochs also draws its screen on a terminal that it opens for someone to look at, and stops for good when nobody does. So this library
+//! looks, up to the point, and after it lets the machine draw on nothing.
 
 // Unsafe is what this library is for: it replaces a C function, and forks a process that is not its own.
 #![allow(unsafe_code)]
 
-use std::ffi::{c_int, c_void};
+use std::ffi::{CStr, c_char, c_int, c_void};
 use std::fs::{self, File};
 use std::io::{self, Read};
 use std::os::fd::{AsRawFd, FromRawFd, RawFd};
@@ -37,6 +40,53 @@ const LOG: &str = "KVMI_LAB_FORK_LOG";
 const GIVE_UP: c_int = 75;
 
 type Send = unsafe extern "C" fn(c_int, *const c_void, usize, c_int) -> isize;
+type Ptsname = unsafe extern "C" fn(c_int) -> *mut c_char;
+
+/// The device by which a process opens terminals for others to look at, `/dev/ptmx` or, in containers, `/dev/pts/ptmx`.
+const TERMINAL_MAKER: &str = "ptmx";
+
+/// The function of the C library that one of ours stands before.
+fn next(name: &CStr) -> Option<*mut c_void> {
+    // SAFETY: the name is a C string.
+    let symbol = unsafe { libc::dlsym(libc::RTLD_NEXT, name.as_ptr()) };
+    (!symbol.is_null()).then_some(symbol)
+}
+
+/// Stands before the C library's `ptsname`, by which Bochs learns the name of the terminal that it made for its screen.
+///
+/// # Safety
+///
+/// As `ptsname(3)`.
+#[unsafe(no_mangle)]
+pub unsafe extern "C" fn ptsname(terminal: c_int) -> *mut c_char {
+    let Some(symbol) = next(c"ptsname") else {
+        return ptr::null_mut();
+    };
+    // SAFETY: the symbol is the C library's function of the type `Ptsname`; its result is null or a C string until the next call.
+    let name = unsafe { std::mem::transmute::<*mut c_void, Ptsname>(symbol)(terminal) };
+    if !name.is_null() {
+        // SAFETY: as above.
+        let path = unsafe { CStr::from_ptr(name) }.to_owned();
+        thread::spawn(move || look_at(&path));
+    }
+    name
+}
+
+/// Reads what is drawn on a terminal and forgets it. Only the server has this thread: a fork takes but the thread that forks.
+fn look_at(path: &CStr) {
+    // SAFETY: a C string, plain numbers, and memory of this function that outlives each call.
+    unsafe {
+        let terminal = libc::open(path.as_ptr(), libc::O_RDWR | libc::O_NOCTTY | libc::O_CLOEXEC);
+        let mut settings: libc::termios = std::mem::zeroed();
+        if terminal < 0 || libc::tcgetattr(terminal, &raw mut settings) < 0 {
+            return;
+        }
+        libc::cfmakeraw(&raw mut settings);
+        libc::tcsetattr(terminal, libc::TCSANOW, &raw const settings);
+        let mut drawn = [0_u8; 4096];
+        while libc::read(terminal, drawn.as_mut_ptr().cast(), drawn.len()) > 0 {}
+    }
+}
 
 /// Stands before the C library's `send`.
 ///
@@ -46,14 +96,12 @@ type Send = unsafe extern "C" fn(c_int, *const c_void, usize, c_int) -> isize;
 #[unsafe(no_mangle)]
 pub unsafe extern "C" fn send(socket: c_int, data: *const c_void, length: usize, flags: c_int) -> isize {
     static NEXT: OnceLock<Option<Send>> = OnceLock::new();
-    let next = NEXT.get_or_init(|| {
-        // SAFETY: the name is a C string; the symbol, if there is one, is the C library's function of the type `Send`.
-        unsafe {
-            let symbol = libc::dlsym(libc::RTLD_NEXT, c"send".as_ptr());
-            (!symbol.is_null()).then(|| std::mem::transmute::<*mut c_void, Send>(symbol))
-        }
+    let found = NEXT.get_or_init(|| {
+        let symbol = next(c"send")?;
+        // SAFETY: the symbol is the C library's function of the type `Send`.
+        Some(unsafe { std::mem::transmute::<*mut c_void, Send>(symbol) })
     });
-    let Some(next) = next else { return -1 };
+    let Some(next) = found else { return -1 };
     // SAFETY: the caller's promise, passed on.
     let sent = unsafe { next(socket, data, length, flags) };
     // SAFETY: the caller promises that `data` has `length` bytes; serial ports send a few at a time.
@@ -85,6 +133,11 @@ fn serve(listener: &UnixListener, serial: c_int) -> io::Result<()> {
     // SAFETY: setting a signal's disposition to "ignore" has no requirements.
     unsafe { libc::signal(libc::SIGCHLD, libc::SIG_IGN) };
     let server = process::id();
+    // Nobody looks at a child's screen.
+    redirect(
+        |target| target.ends_with(TERMINAL_MAKER),
+        &File::options().read(true).write(true).open("/dev/null")?,
+    )?;
     loop {
         let (connection, _) = listener.accept()?;
         // SAFETY: Bochs runs its machine on this one thread, so the child's memory is consistent.
@@ -117,7 +170,7 @@ fn become_machine(mut connection: UnixStream, serial: c_int, server: u32) -> io:
     let folder = read_line(&mut connection)?;
     for (variable, name) in [(CONSOLE, "console.log"), (LOG, "emulator.log")] {
         let open = env::var_os(variable).ok_or_else(|| io::Error::other(format!("{variable} is not set")))?;
-        redirect(Path::new(&open), &folder.join(name))?;
+        redirect(|target| target == Path::new(&open), &File::create(folder.join(name))?)?;
     }
     replace(connection.as_raw_fd(), serial)?;
     thread::spawn(move || end_with_connection(&connection));
@@ -155,24 +208,23 @@ fn read_line(from: &mut UnixStream) -> io::Result<PathBuf> {
     String::from_utf8(line).map(PathBuf::from).map_err(io::Error::other)
 }
 
-/// Makes every descriptor that is open on `old` be open on the new file `new` instead.
-fn redirect(old: &Path, new: &Path) -> io::Result<()> {
-    let file = File::create(new)?;
+/// Makes every descriptor that is open on what `is_it` accepts be open on `new` instead; there must be one.
+fn redirect(is_it: impl Fn(&Path) -> bool, new: &File) -> io::Result<()> {
     let mut found = false;
     for entry in fs::read_dir("/proc/self/fd")? {
         let entry = entry?;
         let Some(number) = entry.file_name().to_str().and_then(|n| n.parse::<RawFd>().ok()) else {
             continue;
         };
-        if fs::read_link(entry.path()).is_ok_and(|target| target == old) {
-            replace(file.as_raw_fd(), number)?;
+        if fs::read_link(entry.path()).is_ok_and(|target| is_it(&target)) {
+            replace(new.as_raw_fd(), number)?;
             found = true;
         }
     }
     if found {
         Ok(())
     } else {
-        Err(io::Error::other(format!("nothing is open on {}", old.display())))
+        Err(io::Error::other("a log or the screen is not open where it should be"))
     }
 }
 
