@@ -61,6 +61,8 @@ enum Command {
     List,
     /// Everything that a push must pass: format, lints, tests, tidiness, bare-metal builds, scenarios on every lane
     Ci,
+    /// Look for what is untidy in the sources; the part of ci that takes no time
+    Tidy,
     /// Say what this machine has, lacks and can run, and the command that mends each lack
     Doctor,
     /// Count what introspection costs when it is off or idle, against the stock modules
@@ -138,6 +140,17 @@ fn run(shop: &Workshop, arguments: &Arguments) -> Result<u8> {
             let count = ci::run(shop, &wanted)?;
             println!("\n{} passed, {} failed", count.passed, count.failed);
             Ok(if count.failed == 0 {
+                exit::OK
+            } else {
+                exit::CHECK_FAILED
+            })
+        }
+        Command::Tidy => {
+            let findings = tidy::findings(&shop.checkout)?;
+            for finding in &findings {
+                println!("{}: {}", finding.at, finding.what);
+            }
+            Ok(if findings.is_empty() {
                 exit::OK
             } else {
                 exit::CHECK_FAILED

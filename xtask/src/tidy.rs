@@ -65,7 +65,11 @@ pub(crate) fn findings(checkout: &Path) -> Result<Vec<Finding>> {
     let mut findings = Vec::new();
     let mut folders = BTreeSet::new();
     for (name, path) in sources(checkout)? {
-        if let Some((folder, _)) = name.split_once('/') {
+        // What tools look for under fixed names explains itself.
+        if let Some((folder, _)) = name.split_once('/')
+            && !folder.starts_with('.')
+            && folder != "LICENSES"
+        {
             folders.insert(folder.to_owned());
         }
         let Ok(text) = String::from_utf8(fs::read(&path).with_context(|| format!("read {name}"))?) else {
