@@ -103,11 +103,15 @@ fn run(shop: &Workshop, arguments: &Arguments) -> Result<u8> {
             apt::require_debian()?;
             apt::install_needed(shop)?;
             let built = kernel::build(shop, kernel.as_deref())?;
-            println!(
-                "modules for {} are in {}",
-                built.kernel.version.release(),
-                built.modules.display()
-            );
+            let release = built.kernel.version.release();
+            if arguments.json {
+                println!(
+                    "{}",
+                    serde_json::json!({ "event": "built", "kernel": release, "modules": built.modules })
+                );
+            } else {
+                println!("modules for {release} are in {}", built.modules.display());
+            }
             Ok(exit::OK)
         }
         Command::E2e(e2e) => {
@@ -138,7 +142,14 @@ fn run(shop: &Workshop, arguments: &Arguments) -> Result<u8> {
                 json: arguments.json,
             };
             let count = ci::run(shop, &wanted)?;
-            println!("\n{} passed, {} failed", count.passed, count.failed);
+            if arguments.json {
+                println!(
+                    "{}",
+                    serde_json::json!({ "event": "ci", "passed": count.passed, "failed": count.failed })
+                );
+            } else {
+                println!("\n{} passed, {} failed", count.passed, count.failed);
+            }
             Ok(if count.failed == 0 {
                 exit::OK
             } else {

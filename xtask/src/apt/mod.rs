@@ -111,11 +111,14 @@ fn is_known(package: &str) -> bool {
         .is_ok_and(|out| !out.is_empty())
 }
 
-/// The records of all versions of all packages whose name matches an extended regular expression.
-pub(crate) fn records(name_pattern: &str) -> Result<Vec<Stanza>> {
-    let names = Program::new("apt-cache").args(["pkgnames"]).output()?;
-    let names = String::from_utf8(names)?;
-    let matching: Vec<&str> = names.lines().filter(|n| n.starts_with(name_pattern)).collect();
+/// The records of all versions of all packages whose name begins in one of these ways.
+pub(crate) fn records(prefixes: &[String]) -> Result<Vec<Stanza>> {
+    // Two calls whatever is asked: where apt's own cache is off, as in containers, each takes a second.
+    let names = String::from_utf8(Program::new("apt-cache").arg("pkgnames").output()?)?;
+    let matching: Vec<&str> = names
+        .lines()
+        .filter(|n| prefixes.iter().any(|p| n.starts_with(p)))
+        .collect();
     if matching.is_empty() {
         return Ok(Vec::new());
     }

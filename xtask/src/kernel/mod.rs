@@ -23,6 +23,9 @@ use crate::apt;
 use crate::lockfile;
 use crate::workshop::Workshop;
 
+/// How many builds stay in the cache: enough to go back and forth between a few states of the sources.
+const KEPT_MODULES: usize = 6;
+
 /// Our modules and the kernel they are for.
 #[derive(Clone, Debug)]
 pub(crate) struct Built {
@@ -43,17 +46,19 @@ pub(crate) fn resolve(shop: &Workshop, wanted: Option<&str>) -> Result<KernelVer
         }
         other => other,
     }
-    .with_context(|| format!("choose a kernel; if apt's lists are old: {}", apt::update_command()))?;
+    .with_context(|| {
+        format!(
+            "choose a kernel (if apt's lists are old, type: {})",
+            apt::update_command()
+        )
+    })?;
     record(shop, &version)?;
     Ok(version)
 }
 
 fn kernel_records() -> Result<Vec<apt::Stanza>> {
-    let mut records = Vec::new();
-    for prefix in ["linux-source-", "linux-headers-", "linux-kbuild-", "linux-image-"] {
-        records.extend(apt::records(&format!("{prefix}{SERIES}"))?);
-    }
-    Ok(records)
+    let kinds = ["linux-source-", "linux-headers-", "linux-kbuild-", "linux-image-"];
+    apt::records(&kinds.map(|kind| format!("{kind}{SERIES}")))
 }
 
 /// Keeps which kernel was chosen, for people and for `doctor`.
@@ -99,6 +104,7 @@ pub(crate) fn build(shop: &Workshop, wanted: Option<&str>) -> Result<Built> {
         task.done();
         anyhow::Ok(())
     })?;
+    shop.cache.prune("modules", KEPT_MODULES)?;
     Ok(Built { kernel, modules })
 }
 
