@@ -40,8 +40,8 @@ const SAFE_CRATES: &[&str] = &["uapi/src/lib.rs", "kernel/core/src/lib.rs", "use
 /// More lines than one reads in one sitting.
 const MAX_LINES: usize = 500;
 
-/// Files that may be longer: tables and texts of others.
-const LONG: &[&str] = &["Cargo.lock", "LICENSES/", "kernel/patches/"];
+/// Files that may be longer: tables, texts of others, and documents that are read by section.
+const LONG: &[&str] = &["Cargo.lock", "LICENSES/", "kernel/patches/", "docs/"];
 
 /// The only place that crates come from.
 const REGISTRY: &str = "registry+https://github.com/rust-lang/crates.io-index";

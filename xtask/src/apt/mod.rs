@@ -88,7 +88,6 @@ pub(crate) fn install_needed(shop: &Workshop) -> Result<()> {
     as_root("apt-get")
         .args(["install", "--yes", "--no-install-recommends"])
         .args(&packages)
-        .env("DEBIAN_FRONTEND", "noninteractive")
         .run(&task)
         .with_context(|| format!("install the packages by hand: {}", install_command(&packages)))?;
     task.done();
@@ -184,12 +183,14 @@ pub(crate) fn debs(dir: &Path) -> Result<Vec<PathBuf>> {
     Ok(debs)
 }
 
+/// A command that changes the machine. It asks nothing: there may be nobody to answer.
 fn as_root(program: &str) -> Program {
-    if is_root() {
-        Program::new(program)
+    let env = if is_root() {
+        Program::new("env")
     } else {
-        Program::new("sudo").arg(program)
-    }
+        Program::new("sudo").arg("env")
+    };
+    env.args(["DEBIAN_FRONTEND=noninteractive", program])
 }
 
 fn is_root() -> bool {
