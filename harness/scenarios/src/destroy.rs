@@ -13,7 +13,8 @@ use kvmi_uapi::event::HYPERCALL;
 use kvmi_uapi::ioctl::{self, HOOK_CRASH_ON_LOSS, HOOK_FAIL_CLOSED};
 use kvmi_uapi::msg;
 
-use crate::lifecycle::GUEST_REQUEST;
+use crate::lifecycle::{GUEST_REQUEST, wait_at_hypercall};
+use crate::requests::fill_socket;
 use crate::vmm::{Permission, Until, Vm, field};
 use crate::wire::vcpu_payload;
 use crate::{Context, Failure, Scenario, check, check_eq, scenario};
@@ -32,6 +33,11 @@ pub(crate) fn scenarios() -> Vec<Scenario> {
             "destroy::vmm_killed_while_command_runs",
             "the VMM is killed while commands run: whole replies, then the end, nothing is left",
             vmm_killed_during_commands,
+        ),
+        scenario(
+            "destroy::vmm_killed_while_socket_full",
+            "the VMM is killed while the kernel waits for room in the socket: whole replies, then the end, nothing is left",
+            vmm_killed_while_socket_full,
         ),
         scenario(
             "destroy::vmm_exits_while_hooked",
@@ -100,6 +106,27 @@ fn vmm_killed_during_commands(context: &mut Context) -> Result<(), Failure> {
     wire.expect_closed()
 }
 
+fn vmm_killed_while_socket_full(context: &mut Context) -> Result<(), Failure> {
+    context.stage("start", Duration::from_secs(20));
+    let (mut vm, mut wire) = context.hooked_vm("hypercall", 1)?;
+    wire.control_event(0, HYPERCALL, true)?;
+    let seqs = fill_socket(&mut wire)?;
+    vm.command(0, Op::Hypercall, GUEST_REQUEST)?;
+    wait_at_hypercall(context, &vm, 0)?;
+    context.stage("kill", Duration::from_secs(10));
+    vm.kill()?;
+    wire.expect_closed_perhaps_cut()?;
+    for wanted in seqs.iter().take(wire.untaken_answers()) {
+        let (seq, _, answer) = wire.next_answer()?;
+        check_eq!(
+            (seq, answer.map(|data| data.len())),
+            (*wanted, Ok(4096)),
+            "answer, bytes"
+        );
+    }
+    Ok(())
+}
+
 fn vmm_exits(context: &mut Context) -> Result<(), Failure> {
     context.stage("start", Duration::from_secs(20));
     let (vm, mut wire) = context.hooked_vm("hypercall", 2)?;
@@ -152,18 +179,6 @@ fn tool_killed_fail_open(context: &mut Context) -> Result<(), Failure> {
 enum Recovery {
     Unhook,
     Hook,
-}
-
-/// Waits until the vCPU is at its hypercall instruction.
-fn wait_at_hypercall(context: &Context, vm: &Vm, vcpu: usize) -> Result<(), Failure> {
-    context.wait_for("the vCPU to reach its hypercall", || {
-        vm.pause(vcpu)?;
-        let regs = vm.regs(vcpu)?;
-        vm.resume(vcpu)?;
-        let mut code = [0; 3];
-        vm.guest.read(regs.rip, &mut code)?;
-        Ok(matches!(code, [0x0f, 0x01, 0xc1 | 0xd9]) && regs.rax == GUEST_REQUEST[0])
-    })
 }
 
 fn tool_killed_fail_closed(context: &mut Context, recovery: Recovery) -> Result<(), Failure> {

@@ -52,6 +52,18 @@ pub(crate) fn counts_on(context: &Context, vm: &Vm) -> Result<(), Failure> {
     Ok(())
 }
 
+/// Waits until the vCPU is at its hypercall instruction.
+pub(crate) fn wait_at_hypercall(context: &Context, vm: &Vm, vcpu: usize) -> Result<(), Failure> {
+    context.wait_for("the vCPU to reach its hypercall", || {
+        vm.pause(vcpu)?;
+        let regs = vm.regs(vcpu)?;
+        vm.resume(vcpu)?;
+        let mut code = [0; 3];
+        vm.guest.read(regs.rip, &mut code)?;
+        Ok(matches!(code, [0x0f, 0x01, 0xc1 | 0xd9]) && regs.rax == GUEST_REQUEST[0])
+    })
+}
+
 fn check_version(wire: &mut Wire) -> Result<(), Failure> {
     let data = expect_data(wire.vm(msg::GET_VERSION, &[0u8; 0])?, "GET_VERSION")?;
     let reply = read_exactly::<GetVersionReply>(&data, "GET_VERSION")?;

@@ -3,6 +3,7 @@
 
 use std::time::Duration;
 
+use kvmi_uapi::error::EBUSY;
 use kvmi_uapi::event::{CONTINUE, PAUSE};
 
 use crate::lifecycle::counts_on;
@@ -30,6 +31,11 @@ pub(crate) fn scenarios() -> Vec<Scenario> {
             "pause::many_requests",
             "100 requests to one vCPU are 100 events, one after the other",
             many_requests,
+        ),
+        scenario(
+            "pause::request_limit",
+            "1,001 requests may be pending for a vCPU; one more answers EBUSY; each that succeeded is one event",
+            request_limit,
         ),
     ]
 }
@@ -98,5 +104,31 @@ fn many_requests(context: &mut Context) -> Result<(), Failure> {
     }
     wire.expect_no_event()?;
     counts_on(context, &vm)?;
+    vm.exit()
+}
+
+fn request_limit(context: &mut Context) -> Result<(), Failure> {
+    const PENDING: usize = 1001;
+    context.stage("start", Duration::from_secs(20));
+    let (vm, mut wire) = context.hooked_vm("halt", 1)?;
+    vm.pause(0)?;
+    context.stage("ask", Duration::from_secs(30));
+    for times in 1..=PENDING {
+        check_eq!(wire.pause(0, false)?, Ok(vec![]), "VM_PAUSE_VCPU number {times}");
+    }
+    for _ in 0..3 {
+        check_eq!(
+            wire.pause(0, false)?,
+            Err(EBUSY),
+            "VM_PAUSE_VCPU with {PENDING} pending"
+        );
+    }
+    context.stage("answer", Duration::from_secs(30));
+    vm.resume(0)?;
+    for _ in 0..PENDING {
+        let event = wire.expect_event(PAUSE, 0)?;
+        wire.reply(&event, CONTINUE)?;
+    }
+    wire.expect_no_event()?;
     vm.exit()
 }

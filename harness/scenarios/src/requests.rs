@@ -116,6 +116,20 @@ impl Wire {
     }
 }
 
+/// Asks for more than the socket holds, and reads nothing; the sequence numbers. Each answer will be 4,096 bytes of the guest's program.
+pub(crate) fn fill_socket(wire: &mut Wire) -> Result<Vec<u32>, Failure> {
+    // A socket holds about 200 KiB in each direction, skb overhead included.
+    const ANSWERS: usize = 200;
+    let request = VmReadPhysical {
+        gpa: kvmi_guests::layout::PROGRAM,
+        size: 4096,
+        ..Default::default()
+    };
+    (0..ANSWERS)
+        .map(|_| wire.send(msg::VM_READ_PHYSICAL, request.as_bytes()))
+        .collect()
+}
+
 /// The data of an answer that must be a success.
 #[track_caller]
 pub(crate) fn expect_data(answer: Answer, what: &str) -> Result<Vec<u8>, Failure> {

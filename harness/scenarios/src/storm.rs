@@ -84,7 +84,13 @@ fn storm(context: &mut Context) -> Result<(), Failure> {
     }
     let begin = Instant::now();
     let mut counts = [Counts::default(); VCPUS];
+    let mut seconds = 0;
     while begin.elapsed() < DURATION {
+        if begin.elapsed().as_secs() > seconds {
+            seconds += 1;
+            let events: u64 = counts.iter().map(|count| count.total()).sum();
+            context.log(format!("{events} events after {seconds} s"));
+        }
         let event = wire.event()?;
         let vcpu = usize::from(event.vcpu);
         check!(vcpu < VCPUS, "an event on vCPU {vcpu}");

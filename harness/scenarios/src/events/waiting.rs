@@ -7,7 +7,8 @@ use kvmi_guests::Op;
 use kvmi_uapi::event::{CONTINUE, HYPERCALL};
 use kvmi_uapi::msg;
 
-use crate::lifecycle::GUEST_REQUEST;
+use crate::lifecycle::{GUEST_REQUEST, wait_at_hypercall};
+use crate::requests::fill_socket;
 use crate::vmm::{Until, field};
 use crate::wire::vcpu_payload;
 use crate::{Context, Failure, Scenario, check, check_eq, scenario};
@@ -17,6 +18,11 @@ pub(super) const SCENARIOS: &[Scenario] = &[
         "events::signal_while_waiting",
         "a signal makes KVM_RUN return EINTR; then it goes on waiting; nothing is sent twice",
         signal,
+    ),
+    scenario(
+        "events::signal_while_sending",
+        "a vCPU whose event does not fit into the full socket is interruptible; every message arrives whole and once",
+        signal_while_sending,
     ),
     scenario(
         "events::vmm_pauses_while_waiting",
@@ -65,6 +71,39 @@ fn signal(context: &mut Context) -> Result<(), Failure> {
         );
         wire.expect_no_event()?;
     }
+    vm.exit()
+}
+
+fn signal_while_sending(context: &mut Context) -> Result<(), Failure> {
+    context.stage("start", Duration::from_secs(20));
+    let (vm, mut wire) = context.hooked_vm("hypercall", 1)?;
+    wire.control_event(0, HYPERCALL, true)?;
+    context.stage("fill the socket", Duration::from_secs(20));
+    let seqs = fill_socket(&mut wire)?;
+    let number = vm.command(0, Op::Hypercall, GUEST_REQUEST)?;
+    wait_at_hypercall(context, &vm, 0)?;
+    context.stage("signals", Duration::from_secs(20));
+    let before = vm.status(0)?.interrupted;
+    for times in 1..=5 {
+        vm.signal(0)?;
+        let status = vm.wait(0, Until::Interrupted(before + times))?;
+        check_eq!(status.interrupted, before + times, "EINTR of KVM_RUN");
+    }
+    check_eq!(vm.guest.field(0, field!(hypercalls))?, 0, "hypercalls that returned");
+    context.stage("empty the socket", Duration::from_secs(20));
+    for wanted in seqs {
+        let (seq, _, answer) = wire.next_answer()?;
+        check_eq!(
+            (seq, answer.map(|data| data.len())),
+            (wanted, Ok(4096)),
+            "answer, bytes"
+        );
+    }
+    let event = wire.expect_event(HYPERCALL, 0)?;
+    check_eq!(event.seq, 1, "sequence number of the only event");
+    wire.reply(&event, CONTINUE)?;
+    check_eq!(vm.finished(context, 0, number)?, 0, "RAX");
+    wire.expect_no_event()?;
     vm.exit()
 }
 

@@ -8,7 +8,8 @@ use kvmi_uapi::VmControlCleanup;
 use kvmi_uapi::event::{BREAKPOINT, CONTINUE, HYPERCALL, UNHOOK};
 use kvmi_uapi::{error, msg};
 
-use super::GUEST_REQUEST;
+use super::{GUEST_REQUEST, wait_at_hypercall};
+use crate::requests::fill_socket;
 use crate::vmm::{Vm, field};
 use crate::wire::Wire;
 use crate::{Context, Failure, Scenario, check_eq, scenario};
@@ -33,6 +34,11 @@ pub(super) const SCENARIOS: &[Scenario] = &[
         "unhook::with_event_open",
         "UNHOOK while a vCPU waits for a reply: the event is as if continued",
         with_event_open,
+    ),
+    scenario(
+        "unhook::with_socket_full",
+        "UNHOOK while the kernel waits for room in the socket: it returns, the guest goes on",
+        with_socket_full,
     ),
     scenario(
         "unhook::events_do_not_outlive_a_session",
@@ -179,6 +185,22 @@ fn with_event_open(context: &mut Context) -> Result<(), Failure> {
     check_eq!(vm.unhook()?, 0, "errno of UNHOOK");
     vm.finished(context, 0, number)?;
     target_runs(context, &vm, 10, 0)?;
+    vm.exit()
+}
+
+fn with_socket_full(context: &mut Context) -> Result<(), Failure> {
+    context.stage("start", Duration::from_secs(20));
+    let (vm, mut wire) = context.hooked_vm("hypercall", 1)?;
+    wire.control_event(0, HYPERCALL, true)?;
+    fill_socket(&mut wire)?;
+    let number = vm.command(0, Op::Hypercall, GUEST_REQUEST)?;
+    wait_at_hypercall(context, &vm, 0)?;
+    context.stage("UNHOOK", Duration::from_secs(10));
+    check_eq!(vm.unhook()?, 0, "errno of UNHOOK");
+    vm.finished(context, 0, number)?;
+    wire.expect_closed_perhaps_cut()?;
+    context.stage("a new session", Duration::from_secs(10));
+    check_eq!(context.hook(&vm)?.vcpu_count()?, 1, "vCPUs in a new session");
     vm.exit()
 }
 
