@@ -170,7 +170,8 @@ static int session_end(struct kvm *kvm, struct kvm_introspection *session, bool 
 
 static int ioctl_hook(struct kvm *kvm, void __user *argp)
 {
-	struct kvm_introspection *session = kvm->introspection;
+	struct kvm_introspection *stale = kvm->introspection;
+	struct kvm_introspection *session;
 	struct kvm_introspection_hook hook;
 	int r;
 
@@ -178,14 +179,9 @@ static int ioctl_hook(struct kvm *kvm, void __user *argp)
 		return -EFAULT;
 	if (hook.flags & ~KVM_INTROSPECTION_HOOK_FLAGS)
 		return -EINVAL;
-	if (session) {
-		/* vCPUs that a vanished tool left stopped wait for exactly this. */
-		if (!kvmi_fails_closed(session) || READ_ONCE(session->closing))
-			return -EEXIST;
-		r = session_end(kvm, session, true);
-		if (r)
-			return r;
-	}
+	/* vCPUs that a vanished tool left stopped wait for exactly this. */
+	if (stale && (!kvmi_fails_closed(stale) || READ_ONCE(stale->closing)))
+		return -EEXIST;
 
 	session = session_alloc(kvm);
 	if (!session)
@@ -206,6 +202,13 @@ static int ioctl_hook(struct kvm *kvm, void __user *argp)
 		goto free;
 	}
 	get_task_struct(session->reader);
+
+	/* Only now, when little can fail any more: what fails closed is to stay closed. */
+	if (stale) {
+		r = session_end(kvm, stale, true);
+		if (r)
+			goto free;
+	}
 
 	/* A VMM that is exiting would not tell us again. */
 	if (!mmget_not_zero(kvm->mm)) {

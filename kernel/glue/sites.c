@@ -26,11 +26,20 @@ static bool is_tool_hypercall(struct kvm_vcpu *vcpu)
 	       (u32)kvm_rbx_read(vcpu) == HYPERCALL_GUEST_REQUEST && !(u32)kvm_rcx_read(vcpu);
 }
 
+/* The tool may have changed the very registers by which the hypercall was known. */
+static bool is_being_answered(struct kvm_vcpu *vcpu)
+{
+	struct kvm_vcpu_introspection *vi = kvmi_vcpu(vcpu);
+
+	return vi && kvmi_phase(vi->state) == KVMI_REPLY_HERE &&
+	       kvmi_phase_event(vi->state) == KVMI_VCPU_EVENT_HYPERCALL;
+}
+
 bool __kvm_introspection_hypercall(struct kvm_vcpu *vcpu, int *r)
 {
 	static const struct kvmi_occurrence hypercall = { .event = KVMI_VCPU_EVENT_HYPERCALL };
 
-	if (is_guest_mode(vcpu) || !is_tool_hypercall(vcpu))
+	if (is_guest_mode(vcpu) || !(is_being_answered(vcpu) || is_tool_hypercall(vcpu)))
 		return false;
 
 	switch (kvmi_site(vcpu, &hypercall)) {

@@ -183,8 +183,6 @@ static int serve(struct kvm_vcpu_introspection *vi)
 			return 1;
 		if (READ_ONCE(session->lost))
 			lose(vi);
-		if (kvmi_phase(vi->state) == KVMI_CRASHED)
-			return 0;
 		if (signal_pending(current))
 			return -EINTR;
 		cond_resched();
@@ -204,6 +202,8 @@ static int serve(struct kvm_vcpu_introspection *vi)
 		}
 
 		switch (kvmi_phase(vi->state)) {
+		case KVMI_CRASHED:
+			return 0;
 		case KVMI_RECORDED:
 			r = READ_ONCE(session->lost) ? wait_for_tool(vi) : kvmi_send_event(vi);
 			break;

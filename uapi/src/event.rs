@@ -68,7 +68,7 @@ pub const DESCRIPTOR_TR: u8 = 4;
 pub struct Breakpoint {
     /// Guest physical address of the instruction.
     pub gpa: u64,
-    /// Length of the instruction in bytes: 1 (0xcc) or 2 (0xcd 0x03).
+    /// Length of the instruction in bytes: 1 (0xcc), more with prefixes; 0xcd 0x03 is a software interrupt to both vendors and raises no event.
     pub insn_len: u8,
     /// Zero.
     pub pad: [u8; 7],

@@ -16,7 +16,7 @@ pub struct Hook {
     pub fd: i32,
     /// `HOOK_*` bits (P10).
     pub flags: u32,
-    /// Names the VM in kernel messages.
+    /// The VM, as VMM and tool know it; the kernel does nothing with it.
     pub uuid: [u8; 16],
 }
 

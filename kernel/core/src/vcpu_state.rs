@@ -119,8 +119,12 @@ impl VcpuState {
     }
 
     /// The VMM wrote the vCPU's registers: the instruction happens anew, and a reply that is under way is to be
-    /// taken and ignored (P1).
+    /// taken and ignored (P1). A PAUSE belongs to no instruction and stays open; registers set during it are dropped.
     pub fn event_void(&mut self) {
+        if matches!(self.phase, Phase::Recorded | Phase::Sent) && self.phase_event() == event::PAUSE {
+            self.registers = None;
+            return;
+        }
         if self.phase == Phase::Sent {
             self.voided.add(self.seq);
         }

@@ -289,6 +289,18 @@ fn any_number_of_events_can_be_voided() {
 }
 
 #[test]
+fn a_pause_outlives_a_write_of_registers() {
+    let mut guest = watched();
+    assert_eq!(guest.state.record(&guest.vm, &Occurrence::Pause), Site::Defer);
+    guest.state.event_void();
+    assert_eq!(guest.state.phase(), Phase::Recorded);
+    guest.state.event_sent(1);
+    guest.state.event_void();
+    assert_eq!(guest.state.phase(), Phase::Sent);
+    assert_eq!(guest.reply(1, event::PAUSE, CONTINUE, &[]), VcpuVerdict::Replied);
+}
+
+#[test]
 fn an_event_that_was_not_sent_is_voided_without_a_trace() {
     let mut guest = watched();
     assert_eq!(guest.state.record(&guest.vm, &CR3), Site::Defer);

@@ -267,7 +267,9 @@ impl Model {
     }
 
     fn void(&mut self) {
-        if self.state.phase() == Phase::Sent
+        let paused = matches!(self.open, Some((_, Occurrence::Pause)));
+        if !paused
+            && self.state.phase() == Phase::Sent
             && let Some((seq, _)) = self.open.take()
         {
             if self.late.0 == 0 {
