@@ -6,6 +6,7 @@ use std::fs::{self, File};
 use std::io::{Read, Write};
 use std::net::{TcpListener, TcpStream};
 use std::os::fd::{AsFd, AsRawFd};
+use std::os::unix::fs::DirBuilderExt;
 use std::os::unix::net::{UnixListener, UnixStream};
 use std::path::{Path, PathBuf};
 use std::process::Child;
@@ -28,6 +29,9 @@ use crate::scenario::{Machine, News, Request, channel, listen};
 /// How long L1 may take from power-on to its point. It takes about 40 s on an idle machine.
 const BOOT: Duration = Duration::from_secs(400);
 
+/// What one emulated second is. About what Bochs does on a present machine, so that deadlines mean the same inside and outside.
+const INSTRUCTIONS_PER_SECOND: u32 = 50_000_000;
+
 /// Where Debian keeps the boot loader of the CD.
 const ISOLINUX: &str = "/usr/lib/ISOLINUX/isolinux.bin";
 const LDLINUX: &str = "/usr/lib/syslinux/modules/bios/ldlinux.c32";
@@ -48,7 +52,8 @@ pub struct Booting {
 /// What the CD tells the kernel, for the key of what is on it.
 #[must_use]
 pub fn kernel_arguments_on_cd() -> String {
-    kernel_arguments(&[])
+    // Bochs's CPUID claims 3.5 GHz, its TSC counts instructions: without this, L1's second would last 3.5 billion of them.
+    kernel_arguments(&[&format!("tsc_early_khz={}", INSTRUCTIONS_PER_SECOND / 1000)])
 }
 
 /// Writes the CD from which L1 boots.
@@ -69,7 +74,7 @@ pub fn write_cd(boot: &Boot, cd: &Path, progress: &Progress) -> Result<(), BootE
     place(&boot.initrd, "initrd")?;
     let config = format!(
         "default l1\nprompt 0\nlabel l1\n kernel vmlinuz\n append initrd=initrd {}\n",
-        kernel_arguments(&[])
+        kernel_arguments_on_cd()
     );
     fs::write(content.join("isolinux.cfg"), config).map_err(io_error("write isolinux.cfg"))?;
     Program::new("xorriso")
@@ -172,7 +177,9 @@ fn bochsrc(emulators: &Emulators, cd: &Path, console: &Path, log: &Path, port: u
         let _ = writeln!(text, "{l}");
     };
     // Skylake has what KVM uses: EPT, VPID, unrestricted guest, the monitor trap flag, descriptor-table exiting.
-    line("cpu: model=corei7_skylake_x, count=1, ips=50000000, reset_on_triple_fault=0, ignore_bad_msrs=1".into());
+    line(format!(
+        "cpu: model=corei7_skylake_x, count=1, ips={INSTRUCTIONS_PER_SECOND}, reset_on_triple_fault=0, ignore_bad_msrs=1"
+    ));
     line(format!("memory: guest={MEMORY_MIB}, host={MEMORY_MIB}"));
     line(format!(
         "romimage: file={}",
@@ -351,13 +358,31 @@ impl Machine for Forked {
 struct SocketFolder(PathBuf);
 
 impl SocketFolder {
+    const PREFIX: &str = "kvmi-lab-";
+
     fn make() -> std::io::Result<Self> {
-        use std::os::unix::fs::DirBuilderExt;
-        let path = std::env::temp_dir().join(format!("kvmi-lab-{}", std::process::id()));
+        Self::sweep();
+        let path = std::env::temp_dir().join(format!("{}{}", Self::PREFIX, std::process::id()));
         // A process of the same number that was killed may have left it.
         let _ = fs::remove_dir_all(&path);
         fs::DirBuilder::new().mode(0o700).create(&path)?;
         Ok(Self(path))
+    }
+
+    /// Removes what processes left that were killed. What is another user's cannot be removed, which is as well.
+    fn sweep() {
+        let Ok(entries) = fs::read_dir(std::env::temp_dir()) else {
+            return;
+        };
+        for entry in entries.filter_map(Result::ok) {
+            let name = entry.file_name();
+            let owner = name
+                .to_str()
+                .and_then(|n| n.strip_prefix(Self::PREFIX)?.parse::<u32>().ok());
+            if owner.is_some_and(|pid| !Path::new(&format!("/proc/{pid}")).exists()) {
+                let _ = fs::remove_dir_all(entry.path());
+            }
+        }
     }
 }
 
