@@ -15,7 +15,6 @@ const COMPLAINTS: &[&str] = &[
     "divide error:",
     "unchecked MSR access",
     "soft lockup",
-    "hard LOCKUP",
     "LOCKUP",
     "self-detected stall",
     "detected stalls",
