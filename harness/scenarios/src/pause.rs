@@ -108,7 +108,8 @@ fn many_requests(context: &mut Context) -> Result<(), Failure> {
 }
 
 fn request_limit(context: &mut Context) -> Result<(), Failure> {
-    const PENDING: usize = 1001;
+    // Refused while more than 1,001 are pending.
+    const PENDING: usize = 1002;
     context.stage("start", Duration::from_secs(20));
     let (vm, mut wire) = context.hooked_vm("halt", 1)?;
     vm.pause(0)?;
