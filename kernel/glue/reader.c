@@ -4,6 +4,8 @@
  * commands and replies to events are handed to their vCPU.  It never waits for
  * a vCPU that does not run.
  */
+#include <linux/sched/signal.h>
+
 #include "session.h"
 
 static struct kvm_vcpu_introspection *session_vcpu(struct kvm_introspection *session, u16 idx)
@@ -17,7 +19,7 @@ static int answer(struct kvm_introspection *session, size_t bytes)
 {
 	bool owes_rest = false;
 
-	/* A kernel thread: nothing interrupts it, the end of the session apart. */
+	/* Nothing but session_end() interrupts this thread. */
 	return bytes ? kvmi_send(session, session->tx, bytes, &owes_rest) : 0;
 }
 
@@ -53,6 +55,9 @@ int kvmi_reader(void *data)
 	struct kvm_vcpu *vcpu;
 	unsigned long i;
 	size_t bytes;
+
+	/* So that session_end() gets it out of a page fault that nobody serves. */
+	allow_signal(SIGKILL);
 
 	/* What still lies in the socket when the session is lost is not carried out. */
 	while (!kvmi_receive(session, &bytes) && !READ_ONCE(session->lost) &&

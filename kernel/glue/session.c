@@ -6,6 +6,7 @@
 #include <linux/kthread.h>
 #include <linux/module.h>
 #include <linux/sched/mm.h>
+#include <linux/sched/signal.h>
 #include <linux/uaccess.h>
 
 #include "session.h"
@@ -147,6 +148,28 @@ out:
 	return r;
 }
 
+/* Every wait for the tool ends, the reader's page faults too. */
+static void session_tell_end(struct kvm_introspection *session)
+{
+	WRITE_ONCE(session->closing, true);
+	/* Before the reader can see the hang-up and call it a loss. */
+	smp_wmb();
+	kvmi_hang_up(session);
+	send_sig(SIGKILL, session->reader, 1);
+}
+
+/*
+ * Before introspection_lock is taken: its holder may itself be waiting for the
+ * tool (PREUNHOOK).  kvm->lock keeps the session in existence.
+ */
+static void session_tell_end_early(struct kvm *kvm)
+{
+	mutex_lock(&kvm->lock);
+	if (kvm->introspection)
+		session_tell_end(kvm->introspection);
+	mutex_unlock(&kvm->lock);
+}
+
 /*
  * The one way in which a session ends.  A killable caller that is killed
  * while the reader still works on a command leaves the session closing, for
@@ -154,8 +177,7 @@ out:
  */
 static int session_end(struct kvm *kvm, struct kvm_introspection *session, bool killable)
 {
-	WRITE_ONCE(session->closing, true);
-	kvmi_hang_up(session);
+	session_tell_end(session);
 
 	if (!killable)
 		wait_for_completion(&session->reader_done);
@@ -168,16 +190,13 @@ static int session_end(struct kvm *kvm, struct kvm_introspection *session, bool 
 	return 0;
 }
 
-static int ioctl_hook(struct kvm *kvm, void __user *argp)
+static int ioctl_hook(struct kvm *kvm, const struct kvm_introspection_hook *hook)
 {
 	struct kvm_introspection *stale = kvm->introspection;
 	struct kvm_introspection *session;
-	struct kvm_introspection_hook hook;
 	int r;
 
-	if (copy_from_user(&hook, argp, sizeof(hook)))
-		return -EFAULT;
-	if (hook.flags & ~KVM_INTROSPECTION_HOOK_FLAGS)
+	if (hook->flags & ~KVM_INTROSPECTION_HOOK_FLAGS)
 		return -EINVAL;
 	/* vCPUs that a vanished tool left stopped wait for exactly this. */
 	if (stale && (!kvmi_fails_closed(stale) || READ_ONCE(stale->closing)))
@@ -186,9 +205,9 @@ static int ioctl_hook(struct kvm *kvm, void __user *argp)
 	session = session_alloc(kvm);
 	if (!session)
 		return -ENOMEM;
-	session->flags = hook.flags;
+	session->flags = hook->flags;
 
-	session->sock = kvmi_socket_get(hook.fd);
+	session->sock = kvmi_socket_get(hook->fd);
 	if (IS_ERR(session->sock)) {
 		r = PTR_ERR(session->sock);
 		session->sock = NULL;
@@ -239,22 +258,20 @@ static int ioctl_preunhook(struct kvm_introspection *session)
 	return kvmi_send_unhook(session);
 }
 
-static int ioctl_allow(struct kvm_introspection *session, void __user *argp,
+static int ioctl_allow(struct kvm_introspection *session,
+		       const struct kvm_introspection_feature *feature,
 		       int (*check)(u32 allow, s32 id),
 		       int (*set)(struct kvmi_vm_state *state, u32 allow, s32 id))
 {
-	struct kvm_introspection_feature feature;
 	int r;
 
-	if (copy_from_user(&feature, argp, sizeof(feature)))
-		return -EFAULT;
-	r = check(feature.allow, feature.id);
+	r = check(feature->allow, feature->id);
 	if (r)
 		return r;
 	if (!session)
 		return -EFAULT;
 
-	return set(session->state, feature.allow, feature.id);
+	return set(session->state, feature->allow, feature->id);
 }
 
 bool kvm_is_introspection_ioctl(unsigned int ioctl)
@@ -274,30 +291,39 @@ bool kvm_is_introspection_ioctl(unsigned int ioctl)
 /* The caller is the VMM, or may trace any process: the VMM among them. */
 long kvm_vm_ioctl_introspection(struct kvm *kvm, unsigned int ioctl, void __user *argp)
 {
+	union {
+		struct kvm_introspection_hook hook;
+		struct kvm_introspection_feature feature;
+	} arg = {};
 	int r;
 
 	if (!introspection)
 		return -EPERM;
 	if (current->mm != kvm->mm && !capable(CAP_SYS_PTRACE))
 		return -EPERM;
-	if (kvm->vm_dead)
+	if (copy_from_user(&arg, argp, _IOC_SIZE(ioctl)))
+		return -EFAULT;
+	/* A VM that is broken can still be let go. */
+	if (ioctl == KVM_INTROSPECTION_UNHOOK)
+		session_tell_end_early(kvm);
+	else if (kvm->vm_dead)
 		return -EIO;
 	if (mutex_lock_killable(&kvm->introspection_lock))
 		return -EINTR;
 
 	switch (ioctl) {
 	case KVM_INTROSPECTION_HOOK:
-		r = ioctl_hook(kvm, argp);
+		r = ioctl_hook(kvm, &arg.hook);
 		break;
 	case KVM_INTROSPECTION_UNHOOK:
 		r = kvm->introspection ? session_end(kvm, kvm->introspection, true) : 0;
 		break;
 	case KVM_INTROSPECTION_COMMAND:
-		r = ioctl_allow(kvm->introspection, argp, kvmi_check_command_feature,
+		r = ioctl_allow(kvm->introspection, &arg.feature, kvmi_check_command_feature,
 				kvmi_allow_command);
 		break;
 	case KVM_INTROSPECTION_EVENT:
-		r = ioctl_allow(kvm->introspection, argp, kvmi_check_event_feature,
+		r = ioctl_allow(kvm->introspection, &arg.feature, kvmi_check_event_feature,
 				kvmi_allow_event);
 		break;
 	case KVM_INTROSPECTION_PREUNHOOK:
@@ -322,6 +348,7 @@ void kvm_introspection_vmm_exit(struct kvm *kvm)
 	if (!introspection)
 		return;
 
+	session_tell_end_early(kvm);
 	mutex_lock(&kvm->introspection_lock);
 	if (kvm->introspection)
 		session_end(kvm, kvm->introspection, false);

@@ -8,6 +8,7 @@
  * sends first, and for which the interrupted vCPU comes back (owes_rest).
  */
 #include <linux/net.h>
+#include <linux/sched/signal.h>
 #include <linux/socket.h>
 #include <linux/uio.h>
 #include <net/sock.h>
@@ -45,18 +46,29 @@ static int broken(struct kvm_introspection *session)
 	return -EPIPE;
 }
 
+/*
+ * Whoever owns the socket may have given it a time-out (SO_SNDTIMEO,
+ * SO_RCVTIMEO), of nothing at all even: it is not ours, and is no reason to spin.
+ */
+static void not_our_timeout(void)
+{
+	schedule_timeout_interruptible(1);
+}
+
 /* Bytes sent (at least one), -EINTR, or -EPIPE: the session is lost. */
 static int send_some(struct kvm_introspection *session, const u8 *data, size_t bytes)
 {
 	int r;
 
-	do {
+	for (;;) {
 		struct msghdr msg = { .msg_flags = MSG_NOSIGNAL };
 		struct kvec vec = { .iov_base = (void *)data, .iov_len = bytes };
 
 		r = kernel_sendmsg(session->sock, &msg, &vec, 1, bytes);
-		/* A send time-out of the socket's (SO_SNDTIMEO) is not ours. */
-	} while (r == -EAGAIN && !signal_pending(current));
+		if (r != -EAGAIN || signal_pending(current))
+			break;
+		not_our_timeout();
+	}
 
 	if (r > 0)
 		return r;
@@ -152,7 +164,7 @@ int kvmi_send_event(struct kvm_vcpu_introspection *vi)
 	return r;
 }
 
-/* ioctl: 0, -ENOENT when it could not be sent, -EINTR.  Sixteen bytes: whole or not at all. */
+/* ioctl: 0, -ENOENT when it could not be sent, -EINTR. */
 int kvmi_send_unhook(struct kvm_introspection *session)
 {
 	size_t bytes;
@@ -162,20 +174,25 @@ int kvmi_send_unhook(struct kvm_introspection *session)
 	if (mutex_lock_interruptible(&session->tx_lock))
 		return -EINTR;
 
+	/* The tool may close as soon as it has read this: that is no loss any more. */
+	WRITE_ONCE(session->leaving, true);
+
 	seq = session->last_event_seq + 1;
 	r = send_rest_locked(session);
 	if (!r) {
 		/* Nothing is left in rest: a buffer that tx_lock protects. */
 		bytes = kvmi_build_unhook_event(seq, session->rest);
 		r = send_some(session, session->rest, bytes);
-		if (r == bytes)
-			r = 0;
-		else if (r > 0)
-			r = broken(session);
 	}
-	if (!r) {
+	if (r > 0) {
 		session->last_event_seq = seq;
-		WRITE_ONCE(session->leaving, true);
+		session->rest_off = r;
+		session->rest_len = bytes - r;
+		/* Should a signal come in between, the next sender sends the rest. */
+		r = send_rest_locked(session);
+		r = r == -EINTR ? 0 : r;
+	} else {
+		WRITE_ONCE(session->leaving, false);
 	}
 	mutex_unlock(&session->tx_lock);
 
@@ -189,10 +206,12 @@ static int receive_exactly(struct kvm_introspection *session, u8 *data, size_t b
 		struct kvec vec = { .iov_base = data, .iov_len = bytes };
 		int r;
 
-		r = kernel_recvmsg(session->sock, &msg, &vec, 1, bytes, MSG_WAITALL);
-		/* A receive time-out of the socket's (SO_RCVTIMEO) is not ours. */
-		if (r == -EAGAIN || r == -EINTR || r == -ERESTARTSYS)
+		r = kernel_recvmsg(session->sock, &msg, &vec, 1, bytes, 0);
+		if (r == -EAGAIN && !signal_pending(current)) {
+			not_our_timeout();
 			continue;
+		}
+		/* A signal to the reader is session_end()'s. */
 		if (r <= 0)
 			return -EPIPE;
 		data += r;

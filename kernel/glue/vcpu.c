@@ -133,6 +133,11 @@ static int send_leftovers(struct kvm_vcpu_introspection *vi)
 /* The tool is gone: end the vCPU's part as HOOK asked. */
 static void lose(struct kvm_vcpu_introspection *vi)
 {
+	/* The connection also ends when UNHOOK ends it, which is no loss; it says so first. */
+	smp_rmb();
+	if (READ_ONCE(vi->session->closing))
+		return;
+
 	kvmi_drop_jobs(vi);
 	atomic_set(&vi->pauses, 0);
 	vi->unsent = 0;

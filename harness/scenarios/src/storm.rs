@@ -15,6 +15,9 @@ const VCPUS: usize = 4;
 /// How long the storm lasts, in the guests' time, which is L1's.
 const DURATION: Duration = Duration::from_secs(10);
 
+/// A vCPU of which nothing is heard for so long, while the others go on, is lost.
+const SILENCE: Duration = Duration::from_secs(2);
+
 pub(crate) fn scenarios() -> Vec<Scenario> {
     vec![scenario(
         "storm::four_vcpus_10_s",
@@ -68,6 +71,16 @@ fn answer(wire: &mut Wire, event: &Event, counts: &mut Counts) -> Result<(), Fai
     wire.reply(event, CONTINUE)
 }
 
+/// What can be said about a vCPU that sends no event any more.
+fn silent(vm: &Vm, vcpu: usize, counts: &Counts) -> Failure {
+    let exception = vm.no_exception(vcpu);
+    let status = vm.status(vcpu);
+    let regs = vm.pause(vcpu).and_then(|()| vm.regs(vcpu));
+    Failure::new(format!(
+        "vCPU {vcpu} is silent for {SILENCE:?} after {counts:?}: {exception:?}, {status:?}, {regs:x?}"
+    ))
+}
+
 fn storm(context: &mut Context) -> Result<(), Failure> {
     context.stage("start", Duration::from_secs(30));
     let (vm, mut wire) = context.hooked_vm("storm", VCPUS)?;
@@ -85,15 +98,20 @@ fn storm(context: &mut Context) -> Result<(), Failure> {
     let begin = Instant::now();
     let mut counts = [Counts::default(); VCPUS];
     let mut seconds = 0;
+    let mut last_heard = [begin; VCPUS];
     while begin.elapsed() < DURATION {
         if begin.elapsed().as_secs() > seconds {
             seconds += 1;
             let events: u64 = counts.iter().map(|count| count.total()).sum();
             context.log(format!("{events} events after {seconds} s"));
+            if let Some(vcpu) = last_heard.iter().position(|heard| heard.elapsed() > SILENCE) {
+                return Err(silent(&vm, vcpu, &counts[vcpu]));
+            }
         }
         let event = wire.event()?;
         let vcpu = usize::from(event.vcpu);
         check!(vcpu < VCPUS, "an event on vCPU {vcpu}");
+        last_heard[vcpu] = Instant::now();
         answer(&mut wire, &event, &mut counts[vcpu])?;
     }
     context.stage("calm", Duration::from_secs(60));

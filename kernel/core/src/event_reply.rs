@@ -59,7 +59,11 @@ pub(crate) fn take(state: &mut VcpuState, message: Message<'_>) -> VcpuVerdict {
     let data = message.skip(head).payload;
     match (state.phase, state.occurrence) {
         (Phase::Sent, Some(what)) if message.hdr.seq == state.seq => answer(state, what, reply, data),
-        _ if state.voided.take(message.hdr.seq) => VcpuVerdict::Answered(0),
+        _ if state.voided.take(message.hdr.seq) => {
+            // Registers that came before it were meant for the void event, not for one that has opened since.
+            state.registers = None;
+            VcpuVerdict::Answered(0)
+        }
         _ => VcpuVerdict::Close,
     }
 }

@@ -20,7 +20,7 @@ const CYCLES: u32 = 1000;
 const WARM_UP: u32 = 20;
 
 /// A cache that lost an object in each cycle would have grown by [`CYCLES`]; what the machine does by itself is far less.
-const NOISE: u64 = 20;
+const NOISE: u64 = CYCLES as u64 / 4;
 
 /// How long the kernel may take to give back what it gives back later, in L1's time: kfree_rcu() collects for 5 s.
 const SETTLE: Duration = Duration::from_secs(20);
