@@ -236,6 +236,9 @@ impl Runner {
             Err(e) if e.errno() == rustix::io::Errno::AGAIN.raw_os_error() => ("errno 11".to_owned(), true),
             Err(e) => (format!("errno {}", e.errno()), false),
         };
+        if !goes_on {
+            self.log(format!("vCPU {index} stopped: {name}"));
+        }
         let mut state = self.shared.lock();
         *state.status.exits.entry(name).or_default() += 1;
         if !goes_on && state.wanted == Wanted::Run {
