@@ -29,7 +29,7 @@ struct kvmi_vcpu_state;			/* a vCPU of it, Rust side */
 
 /* ---- Rust, called by C ------------------------------------------------ */
 
-/* Sizes of the opaque states, at most KVMI_*_STATE_BYTES_MAX, 8-byte aligned. */
+/* Sizes of the opaque states, whose memory is to be 8-byte aligned. */
 size_t kvmi_vm_state_bytes(void);
 size_t kvmi_vcpu_state_bytes(void);
 
@@ -176,7 +176,7 @@ u32  kvmi_glue_vcpu_count(struct kvm_introspection *session);
 int  kvmi_glue_vcpu_ready(struct kvm_introspection *session, u16 vcpu_idx);
 /* len 1..4096 within one page, checked by the caller; 0 or -KVM_ENOENT */
 int  kvmi_glue_read_physical(struct kvm_introspection *session, u64 gpa, u8 *out, size_t len);
-/* 0, -KVM_ENOENT, -KVM_EPERM (read-only slot) */
+/* 0, -KVM_ENOENT, -KVM_EPERM (read-only slot), -KVM_EOPNOTSUPP (dirty ring alone) */
 int  kvmi_glue_write_physical(struct kvm_introspection *session, u64 gpa, const u8 *data, size_t len);
 /* 0, -KVM_EBUSY; wait: return after the vCPU has left guest mode */
 int  kvmi_glue_pause_vcpu(struct kvm_introspection *session, u16 vcpu_idx, bool wait);
