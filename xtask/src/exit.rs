@@ -14,7 +14,7 @@ pub(crate) const USAGE: u8 = 2;
 /// `e2e`, `bench`: everything was set up, and at least one scenario did not pass.
 pub(crate) const SCENARIO_FAILED: u8 = 10;
 
-/// `ci`: a step found something to mend.
+/// `ci`: a step found something to mend; `tidy`: something is untidy; `endure`: something was left.
 pub(crate) const CHECK_FAILED: u8 = 11;
 
 /// `doctor`: something that the lab needs is lacking.

@@ -12,6 +12,7 @@ mod ci;
 mod doctor;
 mod e2e;
 mod emulators;
+mod endure;
 mod exit;
 mod hardware;
 mod kernel;
@@ -65,6 +66,18 @@ enum Command {
     Tidy,
     /// Say what this machine has, lacks and can run, and the command that mends each lack
     Doctor,
+    /// Kill the lab's processes at random moments and look for what is left
+    Endure {
+        /// How many moments
+        #[arg(long, default_value_t = 50)]
+        moments: u32,
+        /// The lane
+        #[arg(long, default_value_t = Lane::SvmTcg)]
+        lane: Lane,
+        /// Where random moments start
+        #[arg(long, default_value_t = SEED)]
+        seed: u64,
+    },
     /// Count what introspection costs when it is off or idle, against the stock modules
     Bench,
 }
@@ -170,6 +183,32 @@ fn run(shop: &Workshop, arguments: &Arguments) -> Result<u8> {
         Command::Doctor => {
             let is_well = doctor::show(&doctor::examine(shop)?, arguments.json)?;
             Ok(if is_well { exit::OK } else { exit::LACKING })
+        }
+        &Command::Endure { moments, lane, seed } => {
+            let endured = endure::run(shop, endure::Wanted { moments, lane, seed })?;
+            let is_well = endured.left.is_empty();
+            if arguments.json {
+                println!(
+                    "{}",
+                    serde_json::json!({ "event": "endured", "killed": endured.killed, "left": endured.left })
+                );
+            } else {
+                for (program, times) in &endured.killed {
+                    println!("{times:4} x {program} killed");
+                }
+                for left in &endured.left {
+                    println!("left: {left}");
+                }
+                println!(
+                    "{}",
+                    if is_well {
+                        "nothing was left"
+                    } else {
+                        "again: the same command"
+                    }
+                );
+            }
+            Ok(if is_well { exit::OK } else { exit::CHECK_FAILED })
         }
         Command::Bench => {
             // Only Bochs counts exactly.

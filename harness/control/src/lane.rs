@@ -47,7 +47,7 @@ impl fmt::Display for Platform {
 /// One way to have an L1: a vendor back end on a platform.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, Hash, PartialOrd, Ord, Serialize, Deserialize)]
 pub enum Lane {
-    /// QEMU TCG with SVM and NPT, two CPUs.
+    /// QEMU TCG with SVM and NPT, three CPUs of which two run guests.
     #[serde(rename = "svm-tcg")]
     SvmTcg,
     /// Bochs with VMX and EPT, one CPU, exact instruction counts.

@@ -3,11 +3,11 @@
 
 use std::fmt::Write as _;
 use std::fs::{self, File};
-use std::io::{Read, Write};
+use std::io::{self, Read, Write};
 use std::net::{TcpListener, TcpStream};
 use std::os::fd::{AsFd, AsRawFd};
-use std::os::unix::fs::DirBuilderExt;
-use std::os::unix::net::{UnixListener, UnixStream};
+use std::os::linux::net::SocketAddrExt;
+use std::os::unix::net::{SocketAddr, UnixListener, UnixStream};
 use std::path::{Path, PathBuf};
 use std::process::Child;
 use std::sync::mpsc::Receiver;
@@ -56,8 +56,7 @@ pub struct Booting {
     /// What Bochs itself says.
     log: PathBuf,
     task: Task,
-    socket: PathBuf,
-    _sockets: SocketFolder,
+    forks: Forks,
 }
 
 /// What the CD tells the kernel, for the key of what is on it.
@@ -127,9 +126,8 @@ pub fn start(
         .local_addr()
         .map_err(io_error("ask for a port's number"))?
         .port();
-    let sockets = SocketFolder::make(lane).map_err(io_error("make a folder for a socket"))?;
-    let socket = sockets.0.join("fork");
-    let listener = UnixListener::bind(&socket).map_err(io_error(format!("listen on {}", socket.display())))?;
+    let forks = Forks::of(lane);
+    let listener = forks.listen().map_err(io_error("listen for who wants a fork"))?;
 
     let console = folder.join("boot.log");
     let log = folder.join("bochs.log");
@@ -179,8 +177,7 @@ pub fn start(
         console,
         log,
         task,
-        socket,
-        _sockets: sockets,
+        forks,
     })
 }
 
@@ -230,19 +227,14 @@ impl Booting {
     pub fn ready(mut self) -> Result<ForkServer, BootError> {
         let waited = self.wait();
         let Self {
-            mut child,
-            task,
-            socket,
-            _sockets,
-            ..
+            mut child, task, forks, ..
         } = self;
         match waited {
             Ok(control) => {
                 task.done();
                 Ok(ForkServer {
                     child,
-                    forks: Forks { socket },
-                    _sockets,
+                    forks,
                     _control: control,
                 })
             }
@@ -292,7 +284,6 @@ impl Booting {
 pub struct ForkServer {
     child: Child,
     forks: Forks,
-    _sockets: SocketFolder,
     /// Bochs's own serial line: it would end if that closed.
     _control: TcpStream,
 }
@@ -313,21 +304,37 @@ impl Drop for ForkServer {
     }
 }
 
-/// Where forks can be had.
+/// Where forks can be had: the name of an abstract socket, which vanishes with the processes that hold it.
 #[derive(Clone, Debug, Serialize, Deserialize)]
 pub struct Forks {
-    socket: PathBuf,
+    socket: String,
 }
 
 impl Forks {
+    /// A name that no other process of this machine uses, for one lane.
+    fn of(lane: Lane) -> Self {
+        let socket = format!("kvmi-lab-{}-{lane}", std::process::id());
+        Self { socket }
+    }
+
+    fn address(&self) -> io::Result<SocketAddr> {
+        SocketAddr::from_abstract_name(&self.socket)
+    }
+
+    fn listen(&self) -> io::Result<UnixListener> {
+        UnixListener::bind_addr(&self.address()?)
+    }
+
     /// Has a fork made for one scenario; it runs on from L1's point.
     ///
     /// # Errors
     ///
     /// [`BootError`]
     pub fn fork(&self, request: &Request) -> Result<Forked, BootError> {
-        let mut control = UnixStream::connect(&self.socket)
-            .map_err(io_error(format!("connect to Bochs on {}", self.socket.display())))?;
+        let mut control = self
+            .address()
+            .and_then(|address| UnixStream::connect_addr(&address))
+            .map_err(io_error(format!("connect to Bochs on @{}", self.socket)))?;
         let folder = format!("{}\n", request.folder.display());
         control
             .write_all(folder.as_bytes())
@@ -361,44 +368,5 @@ impl Machine for Forked {
         // It ends when its connection is half closed, and the other half closes when it has ended.
         let _ = self.control.shutdown(std::net::Shutdown::Write);
         while !matches!(self.news.recv(), Ok(News::Closed) | Err(_)) {}
-    }
-}
-
-/// A folder with a short path, as socket names must be.
-#[derive(Debug)]
-struct SocketFolder(PathBuf);
-
-impl SocketFolder {
-    const PREFIX: &str = "kvmi-lab-";
-
-    fn make(lane: Lane) -> std::io::Result<Self> {
-        Self::sweep();
-        let path = std::env::temp_dir().join(format!("{}{}-{lane}", Self::PREFIX, std::process::id()));
-        // A process of the same number that was killed may have left it.
-        let _ = fs::remove_dir_all(&path);
-        fs::DirBuilder::new().mode(0o700).create(&path)?;
-        Ok(Self(path))
-    }
-
-    /// Removes what processes left that were killed. What is another user's cannot be removed, which is as well.
-    fn sweep() {
-        let Ok(entries) = fs::read_dir(std::env::temp_dir()) else {
-            return;
-        };
-        for entry in entries.filter_map(Result::ok) {
-            let name = entry.file_name();
-            let owner = name
-                .to_str()
-                .and_then(|n| n.strip_prefix(Self::PREFIX)?.split('-').next()?.parse::<u32>().ok());
-            if owner.is_some_and(|pid| !Path::new(&format!("/proc/{pid}")).exists()) {
-                let _ = fs::remove_dir_all(entry.path());
-            }
-        }
-    }
-}
-
-impl Drop for SocketFolder {
-    fn drop(&mut self) {
-        let _ = fs::remove_dir_all(&self.0);
     }
 }

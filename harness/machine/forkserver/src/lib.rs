@@ -2,8 +2,8 @@
 //! Preloaded into Bochs: makes it fork at L1's point, once for each scenario.
 //!
 //! Bochs sends what L1 writes to its second serial port over a socket, by `send`. This library stands before that function. When the
-//! byte [`POINT`] leaves, the process stops being a machine and becomes a server: it accepts connections on a unix socket that it
-//! inherited, and for each forks a child that goes on as the machine. In the child the connection takes the place of the serial port's
+//! byte [`POINT`] leaves, the process stops being a machine and becomes a server: it accepts connections of its own user on a unix
+//! socket that it inherited, and for each forks a child that goes on as the machine. In the child the connection takes the place of the serial port's
 //! socket, and the console log and Bochs's own log are new files.
 //!
 //! A connection begins with one line: the folder for the logs. A child ends when its connection closes or the server ends.
@@ -175,6 +175,10 @@ fn serve(listener: &UnixListener, serial: c_int) -> io::Result<()> {
     )?;
     loop {
         let (connection, _) = listener.accept()?;
+        // Abstract sockets have no permissions, and whoever connects says where logs are written.
+        if !is_ours(&connection) {
+            continue;
+        }
         // SAFETY: Bochs runs its machine on this one thread, so the child's memory is consistent.
         match unsafe { libc::fork() } {
             -1 => return Err(io::Error::last_os_error()),
@@ -190,6 +194,24 @@ fn serve(listener: &UnixListener, serial: c_int) -> io::Result<()> {
             _ => drop(connection),
         }
     }
+}
+
+/// Whether a process of the same user is on the other side.
+fn is_ours(connection: &UnixStream) -> bool {
+    let mut peer = libc::ucred { pid: 0, uid: 0, gid: 0 };
+    let mut length = size_of::<libc::ucred>() as libc::socklen_t;
+    // SAFETY: `peer` and `length` live as long as the call and say how large they are.
+    let answer = unsafe {
+        libc::getsockopt(
+            connection.as_raw_fd(),
+            libc::SOL_SOCKET,
+            libc::SO_PEERCRED,
+            ptr::from_mut(&mut peer).cast(),
+            &raw mut length,
+        )
+    };
+    // SAFETY: takes nothing.
+    answer == 0 && peer.uid == unsafe { libc::geteuid() }
 }
 
 fn become_machine(mut connection: UnixStream, serial: c_int, server: u32) -> io::Result<()> {

@@ -1,0 +1,306 @@
+// SPDX-License-Identifier: MIT OR Apache-2.0
+//! Kills the lab at random moments and looks for what is left: a process, a socket, a half-written entry of the cache.
+//!
+//! Each run of the lab here has a cache whose saved L1 is missing, so that moments fall into its making too.
+
+use std::collections::BTreeMap;
+use std::fs::{self, File};
+use std::os::fd::AsFd;
+use std::os::unix::fs::symlink;
+use std::path::{Path, PathBuf};
+use std::process::{Child, Command};
+use std::time::{Duration, Instant};
+
+use anyhow::{Context, Result, ensure};
+use kvmi_lab_control::Lane;
+use kvmi_lab_machine::process::end_with_us;
+use rustix::event::{PollFd, PollFlags, Timespec, poll};
+use rustix::process::{Pid, PidfdFlags, Signal, kill_process, pidfd_open};
+
+use crate::workshop::Workshop;
+
+/// The scenario that is run; what it proves does not matter here.
+const SCENARIO: &str = "lifecycle::hook_then_unhook";
+
+/// Names the variable by which processes of a run are known. They inherit it.
+const MARK: &str = "KVMI_LAB_ENDURE";
+
+/// What the saved L1s are kept as in the cache.
+const POINTS: &str = "points";
+
+/// How long processes may take to notice that the lab has ended.
+const TO_END: Duration = Duration::from_secs(60);
+
+/// What to do.
+#[derive(Clone, Copy, Debug)]
+pub(crate) struct Wanted {
+    pub(crate) moments: u32,
+    pub(crate) lane: Lane,
+    pub(crate) seed: u64,
+}
+
+/// What was found.
+#[derive(Debug, Default)]
+pub(crate) struct Endured {
+    /// How often each program was killed.
+    pub(crate) killed: BTreeMap<String, u32>,
+    /// What was left, one line each, with the moment that left it.
+    pub(crate) left: Vec<String>,
+}
+
+/// Runs the lab again and again and kills one of its processes each time.
+///
+/// # Errors
+///
+/// When the lab cannot run even if nobody kills it.
+pub(crate) fn run(shop: &Workshop, wanted: Wanted) -> Result<Endured> {
+    let place = Place::make(shop)?;
+    let mut random = fastrand::Rng::with_seed(wanted.seed);
+    let task = shop.progress.task("run the lab undisturbed");
+    let whole = place.undisturbed(wanted.lane)?;
+    task.done();
+    let mut endured = Endured::default();
+    for moment in 1..=wanted.moments {
+        let delay = whole.mul_f64(random.f64());
+        let what = format!(
+            "moment {moment} of {}, after {:.1} s",
+            wanted.moments,
+            delay.as_secs_f64()
+        );
+        let task = shop.progress.task(&what);
+        place.forget_points()?;
+        let mut lab = place.start(wanted.lane)?;
+        let ended = ends_within(lab.id(), delay)?;
+        let mut processes = place.processes();
+        if moment % 2 == 0 {
+            // Every other time the one that all others hang on.
+            processes.retain(|p| p.id == lab.id());
+        }
+        let victim = (!ended && !processes.is_empty()).then(|| processes.swap_remove(random.usize(..processes.len())));
+        if let Some(victim) = &victim {
+            task.note(format!("kill {}", victim.name));
+            *endured.killed.entry(victim.name.clone()).or_default() += 1;
+            // It may have ended by itself just now.
+            let _ = victim.pid().map(|pid| kill_process(pid, Signal::KILL));
+        }
+        let name = victim.map_or_else(|| "nothing".to_owned(), |v| v.name);
+        let ended = ends_within(lab.id(), TO_END)?;
+        if !ended {
+            lab.kill().context("end the lab")?;
+        }
+        lab.wait().context("wait for the lab")?;
+        let mut left = place.left_running()?;
+        left.extend(place.left_sockets(lab.id())?);
+        if !ended {
+            left.push("the lab itself, waiting".to_owned());
+        }
+        endured
+            .left
+            .extend(left.into_iter().map(|l| format!("{what}, {name} killed: {l}")));
+        task.done();
+    }
+    // Whoever comes next must find all in order, and leaves nothing of those before.
+    let task = shop.progress.task("run the lab undisturbed again");
+    place.undisturbed(wanted.lane)?;
+    endured.left.extend(place.left_files()?);
+    task.done();
+    Ok(endured)
+}
+
+/// Where the runs work: a cache and a folder for temporary files of their own.
+#[derive(Debug)]
+struct Place {
+    folder: PathBuf,
+    mark: String,
+}
+
+impl Place {
+    fn make(shop: &Workshop) -> Result<Self> {
+        let folder = shop.path("target/endure");
+        match fs::remove_dir_all(&folder) {
+            Err(e) if e.kind() != std::io::ErrorKind::NotFound => {
+                return Err(e).context(format!("remove {}", folder.display()));
+            }
+            _ => {}
+        }
+        for name in ["cache", "temporary"] {
+            let part = folder.join(name);
+            fs::create_dir_all(&part).with_context(|| format!("make {}", part.display()))?;
+        }
+        let place = Self {
+            mark: format!("{}-{}", std::process::id(), folder.display()),
+            folder,
+        };
+        // All but the saved L1s is the lab's own.
+        for kind in fs::read_dir(shop.cache.root()).context("look into the cache; fill it by: cargo xtask e2e")? {
+            let kind = kind?;
+            if kind.file_name() != POINTS {
+                symlink(kind.path(), place.cache().join(kind.file_name())).context("share the cache")?;
+            }
+        }
+        Ok(place)
+    }
+
+    fn cache(&self) -> PathBuf {
+        self.folder.join("cache")
+    }
+
+    fn temporary(&self) -> PathBuf {
+        self.folder.join("temporary")
+    }
+
+    fn log(&self) -> PathBuf {
+        self.folder.join("log")
+    }
+
+    fn start(&self, lane: Lane) -> Result<Child> {
+        let log = File::create(self.log()).context("write the lab's log")?;
+        let mut command = Command::new(std::env::current_exe().context("find xtask itself")?);
+        command
+            .args(["e2e", SCENARIO, "--lane", lane.name()])
+            .env("KVMI_CACHE", self.cache())
+            .env("TMPDIR", self.temporary())
+            .env(MARK, &self.mark)
+            .stdin(std::process::Stdio::null())
+            .stdout(log.try_clone().context("share the lab's log")?)
+            .stderr(log);
+        end_with_us(&mut command).spawn().context("run the lab")
+    }
+
+    /// How long a run takes that nobody disturbs.
+    fn undisturbed(&self, lane: Lane) -> Result<Duration> {
+        self.forget_points()?;
+        let begin = Instant::now();
+        let status = self.start(lane)?.wait().context("wait for the lab")?;
+        ensure!(
+            status.success(),
+            "the lab fails although nobody killed anything ({status}); its output is in {}",
+            self.log().display()
+        );
+        Ok(begin.elapsed())
+    }
+
+    /// Removes saved L1s that are whole, and leaves what is not for the lab itself to sweep.
+    fn forget_points(&self) -> Result<()> {
+        let Ok(entries) = fs::read_dir(self.cache().join(POINTS)) else {
+            return Ok(());
+        };
+        for entry in entries.filter_map(Result::ok) {
+            if !entry.file_name().to_string_lossy().starts_with('.') {
+                fs::remove_dir_all(entry.path()).with_context(|| format!("remove {}", entry.path().display()))?;
+            }
+        }
+        Ok(())
+    }
+
+    /// Everything that a run started and that has not ended.
+    fn processes(&self) -> Vec<Process> {
+        let wanted = format!("{MARK}={}", self.mark);
+        let Ok(entries) = fs::read_dir("/proc") else {
+            return Vec::new();
+        };
+        entries
+            .filter_map(Result::ok)
+            .filter_map(|entry| {
+                let id = entry.file_name().to_str()?.parse().ok()?;
+                let environment = fs::read(entry.path().join("environ")).ok()?;
+                let is_ours = environment.split(|&b| b == 0).any(|v| v == wanted.as_bytes());
+                is_ours.then(|| Process::named(id, &entry.path()))?
+            })
+            .collect()
+    }
+
+    /// What still runs when each process has had its time to end.
+    fn left_running(&self) -> Result<Vec<String>> {
+        let begin = Instant::now();
+        loop {
+            let processes = self.processes();
+            let Some(one) = processes.first() else {
+                return Ok(Vec::new());
+            };
+            let rest = TO_END.saturating_sub(begin.elapsed());
+            if rest.is_zero() {
+                return Ok(processes
+                    .iter()
+                    .map(|p| format!("process {} ({})", p.id, p.name))
+                    .collect());
+            }
+            ends_within(one.id, rest)?;
+        }
+    }
+
+    /// Sockets that have a name although nobody runs who made them.
+    fn left_sockets(&self, lab: u32) -> Result<Vec<String>> {
+        let table = fs::read_to_string("/proc/net/unix").context("list sockets")?;
+        // Named by a path of ours, or by the lab's own number.
+        let ours = [self.folder.display().to_string(), format!("@kvmi-lab-{lab}-")];
+        let named = table.lines().filter_map(|l| l.split_whitespace().nth(7));
+        Ok(named
+            .filter(|name| ours.iter().any(|part| name.contains(part)))
+            .map(|name| format!("socket {name}"))
+            .collect())
+    }
+
+    /// Files that a finished run does not leave.
+    fn left_files(&self) -> Result<Vec<String>> {
+        let mut left = Vec::new();
+        for (folder, is_wrong) in [
+            (self.temporary(), (|_| true) as fn(&str) -> bool),
+            (self.cache().join(POINTS), |name| name.starts_with('.')),
+        ] {
+            for entry in fs::read_dir(&folder).with_context(|| format!("look into {}", folder.display()))? {
+                let entry = entry?;
+                if is_wrong(&entry.file_name().to_string_lossy()) {
+                    left.push(format!("at the end: {}", entry.path().display()));
+                }
+            }
+        }
+        Ok(left)
+    }
+}
+
+/// A process of a run.
+#[derive(Debug)]
+struct Process {
+    id: u32,
+    /// The program, without its folder; an emulator goes by its own name and not its loader's.
+    name: String,
+}
+
+impl Process {
+    fn named(id: u32, place: &Path) -> Option<Self> {
+        let line = fs::read(place.join("cmdline")).ok()?;
+        let words: Vec<_> = line.split(|&b| b == 0).map(String::from_utf8_lossy).collect();
+        let base = |word: &str| word.rsplit('/').next().unwrap_or(word).to_owned();
+        let emulator = words
+            .iter()
+            .map(|w| base(w))
+            .find(|w| w.starts_with("qemu-system") || w == "bochs-bin");
+        let name = emulator.unwrap_or_else(|| base(&words[0]));
+        // One that has ended and was not waited for has no command line.
+        (!name.is_empty()).then_some(Self { id, name })
+    }
+
+    fn pid(&self) -> Option<Pid> {
+        Pid::from_raw(self.id.try_into().ok()?)
+    }
+}
+
+/// Waits for a process to end, but not for ever; false when the time was not enough.
+fn ends_within(id: u32, at_most: Duration) -> Result<bool> {
+    let pid = Pid::from_raw(i32::try_from(id)?).context("process 0")?;
+    let Ok(process) = pidfd_open(pid, PidfdFlags::empty()) else {
+        // There is none any more.
+        return Ok(true);
+    };
+    let deadline = Instant::now() + at_most;
+    loop {
+        let rest = Timespec::try_from(deadline.saturating_duration_since(Instant::now()))?;
+        let mut waited = [PollFd::from_borrowed_fd(process.as_fd(), PollFlags::IN)];
+        match poll(&mut waited, Some(&rest)) {
+            Ok(ready) => return Ok(ready > 0),
+            Err(rustix::io::Errno::INTR) => {}
+            Err(error) => return Err(error).context("wait for a process"),
+        }
+    }
+}
