@@ -57,6 +57,8 @@ pub(crate) fn run(shop: &Workshop, wanted: Wanted) -> Result<Endured> {
     let place = Place::make(shop)?;
     let mut random = fastrand::Rng::with_seed(wanted.seed);
     let task = shop.progress.task("run the lab undisturbed");
+    // The first run may build.
+    place.undisturbed(wanted.lane)?;
     let whole = place.undisturbed(wanted.lane)?;
     task.done();
     let mut endured = Endured::default();
