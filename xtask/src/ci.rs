@@ -54,8 +54,19 @@ const STEPS: &[Step] = &[
 
 const ONE: Count = Count { passed: 1, failed: 0 };
 
-/// Runs everything. All checks of the sources run even if one fails; the scenarios only if none does.
+/// Runs everything; the scenarios only if no check of the sources fails.
 pub(crate) fn run(shop: &Workshop, wanted: &Wanted) -> Result<Count> {
+    let mut count = check(shop)?;
+    if count.failed == 0 {
+        let ran = e2e::run(shop, wanted)?;
+        count.passed += ran.passed();
+        count.failed += ran.failed();
+    }
+    Ok(count)
+}
+
+/// Runs the checks of the sources, all of them even if one fails.
+pub(crate) fn check(shop: &Workshop) -> Result<Count> {
     apt::require_debian()?;
     apt::install_needed(shop)?;
     let mut count = Count::default();
@@ -73,11 +84,6 @@ pub(crate) fn run(shop: &Workshop, wanted: &Wanted) -> Result<Count> {
                 shop.progress.say(format!("{error:#}\nto mend it: {}\n", step.mend));
             }
         }
-    }
-    if count.failed == 0 {
-        let ran = e2e::run(shop, wanted)?;
-        count.passed += ran.passed();
-        count.failed += ran.failed();
     }
     Ok(count)
 }

@@ -1,9 +1,11 @@
 // SPDX-License-Identifier: MIT OR Apache-2.0
 //! The main job: set up what is missing, build, boot each lane's L1 once, run the scenarios, tell how they ended.
 
+use std::fmt;
 use std::fs;
 use std::path::{Path, PathBuf};
 use std::process::Command;
+use std::str::FromStr;
 use std::thread;
 use std::time::{SystemTime, UNIX_EPOCH};
 
@@ -35,8 +37,37 @@ pub(crate) struct Wanted {
     pub(crate) kernel: Option<String>,
     /// Where random numbers start.
     pub(crate) seed: u64,
+    /// A part of the scenarios.
+    pub(crate) slice: Option<Slice>,
     /// Whether a program reads what is said.
     pub(crate) json: bool,
+}
+
+/// Every `of`th scenario, from the `part`th on; all slices together are all scenarios.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub(crate) struct Slice {
+    part: u32,
+    of: u32,
+}
+
+impl FromStr for Slice {
+    type Err = String;
+
+    fn from_str(text: &str) -> Result<Self, String> {
+        let wrong = || format!("`{text}` is no slice: it is K/N with K from 1 to N, e.g. 1/2");
+        let (part, of) = text.split_once('/').ok_or_else(wrong)?;
+        let slice = Self {
+            part: part.parse().map_err(|_| wrong())?,
+            of: of.parse().map_err(|_| wrong())?,
+        };
+        (1..=slice.of).contains(&slice.part).then_some(slice).ok_or_else(wrong)
+    }
+}
+
+impl fmt::Display for Slice {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        write!(f, "{}/{}", self.part, self.of)
+    }
 }
 
 impl Wanted {
@@ -198,6 +229,7 @@ fn run_tests(shop: &Workshop, wanted: &Wanted, runner: &Path, run_file: &Path) -
             "-E",
         ])
         .arg(selection(wanted))
+        .args(wanted.slice.map(|slice| format!("--partition=slice:{slice}")))
         .args(if wanted.filter.is_some() {
             &["--run-ignored", "all"][..]
         } else {
@@ -301,6 +333,7 @@ mod tests {
             lane,
             kernel: None,
             seed: 0,
+            slice: None,
             json: false,
         })
     }
@@ -320,5 +353,14 @@ mod tests {
             selected(Some("bench::"), Some(Lane::VmxBochs)),
             "(test(/^vmx-bochs::/)) and test(~bench::)"
         );
+    }
+
+    #[test]
+    fn a_slice_is_a_part_of_a_whole() {
+        assert_eq!("2/3".parse(), Ok(Slice { part: 2, of: 3 }));
+        assert_eq!("2/3".parse::<Slice>().map(|s| s.to_string()), Ok("2/3".to_owned()));
+        for wrong in ["", "1", "0/2", "3/2", "1/0", "a/b", "-1/2"] {
+            assert!(wrong.parse::<Slice>().unwrap_err().contains(wrong), "{wrong}");
+        }
     }
 }

@@ -30,7 +30,7 @@ use anyhow::Result;
 use clap::{Parser, Subcommand};
 use kvmi_lab_control::Lane;
 
-use crate::e2e::Wanted;
+use crate::e2e::{Slice, Wanted};
 use crate::workshop::Workshop;
 
 const EXIT_CODES: &str = "Exit codes: 0 all well, 1 could not do it, 2 wrong usage, 10 a scenario did not pass, 11 a check of ci found something, 12 doctor found something lacking";
@@ -62,6 +62,8 @@ enum Command {
     List,
     /// Everything that a push must pass: format, lints, tests, tidiness, bare-metal builds, scenarios on every lane
     Ci,
+    /// The part of ci that boots nothing
+    Check,
     /// Look for what is untidy in the sources; the part of ci that takes no time
     Tidy,
     /// Say what this machine has, lacks and can run, and the command that mends each lack
@@ -95,6 +97,9 @@ struct E2eArguments {
     /// Where the scenarios' random numbers start
     #[arg(long, default_value_t = SEED)]
     seed: u64,
+    /// Run one part of many of the scenarios, e.g. 1/2: a job of CI each
+    #[arg(long, value_name = "K/N")]
+    slice: Option<Slice>,
 }
 
 fn main() -> ExitCode {
@@ -133,6 +138,7 @@ fn run(shop: &Workshop, arguments: &Arguments) -> Result<u8> {
                 lane: e2e.lane,
                 kernel: e2e.kernel.clone(),
                 seed: e2e.seed,
+                slice: e2e.slice,
                 json: arguments.json,
             };
             let ran = e2e::run(shop, &wanted)?;
@@ -152,23 +158,12 @@ fn run(shop: &Workshop, arguments: &Arguments) -> Result<u8> {
                 lane: None,
                 kernel: None,
                 seed: SEED,
+                slice: None,
                 json: arguments.json,
             };
-            let count = ci::run(shop, &wanted)?;
-            if arguments.json {
-                println!(
-                    "{}",
-                    serde_json::json!({ "event": "ci", "passed": count.passed, "failed": count.failed })
-                );
-            } else {
-                println!("\n{} passed, {} failed", count.passed, count.failed);
-            }
-            Ok(if count.failed == 0 {
-                exit::OK
-            } else {
-                exit::CHECK_FAILED
-            })
+            Ok(show_count(arguments, ci::run(shop, &wanted)?))
         }
+        Command::Check => Ok(show_count(arguments, ci::check(shop)?)),
         Command::Tidy => {
             let findings = tidy::findings(&shop.checkout)?;
             for finding in &findings {
@@ -218,10 +213,28 @@ fn run(shop: &Workshop, arguments: &Arguments) -> Result<u8> {
                 lane,
                 kernel: None,
                 seed: SEED,
+                slice: None,
                 json: arguments.json,
             };
             let is_fine = bench::run(shop, &wanted)?;
             Ok(if is_fine { exit::OK } else { exit::SCENARIO_FAILED })
         }
+    }
+}
+
+/// The closing line of ci, and the exit code.
+fn show_count(arguments: &Arguments, count: ci::Count) -> u8 {
+    if arguments.json {
+        println!(
+            "{}",
+            serde_json::json!({ "event": "ci", "passed": count.passed, "failed": count.failed })
+        );
+    } else {
+        println!("\n{} passed, {} failed", count.passed, count.failed);
+    }
+    if count.failed == 0 {
+        exit::OK
+    } else {
+        exit::CHECK_FAILED
     }
 }
