@@ -34,6 +34,9 @@ pub const PDPT: u64 = 0x4000;
 /// The page directory of the first GiB, in 2 MiB pages.
 pub const PAGE_DIRECTORY: u64 = 0x5000;
 
+/// The page at which a vCPU that gets a SIPI starts in real mode; the program `resets` writes it.
+pub const TRAMPOLINE: u64 = 0x7000;
+
 /// The page that holds the [`crate::Mailbox`].
 pub const MAILBOX: u64 = 0x8000;
 

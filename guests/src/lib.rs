@@ -33,3 +33,6 @@ pub const MARK_PORT: u16 = 0x500;
 
 /// The interrupt that tells a halted vCPU that its slot holds a new command.
 pub const DOORBELL_VECTOR: u8 = 0x40;
+
+/// A vector whose handler does nothing but count ([`Slot::counted_interrupts`]): for INT n and for interrupts of the VMM's.
+pub const COUNTED_VECTOR: u8 = 0x30;

@@ -46,6 +46,12 @@ pub struct Slot {
     pub unexpected_rip: AtomicU64,
     /// Guest: where the #GP handler resumes; 0 if no fault is expected.
     pub resume: AtomicU64,
+    /// Guest: interrupts of [`crate::COUNTED_VECTOR`] taken.
+    pub counted_interrupts: AtomicU64,
+    /// Guest: RIP that the last of them pushed.
+    pub counted_rip: AtomicU64,
+    /// Guest: RDI after the last hypercall.
+    pub hypercall_rdi: AtomicU64,
 }
 
 /// The mailbox: one slot for each vCPU.
@@ -90,6 +96,11 @@ pub enum Op {
     Storm = 8,
     /// Nothing: the vCPU wakes up, answers 0 and sleeps again. Every program but `counter` knows it.
     Nothing = 9,
+    /// Executes INT n in its two-byte form, n being argument 0 (3 or [`crate::COUNTED_VECTOR`]), as often as argument 1 says; the result is
+    /// the address behind the instruction.
+    SoftwareInterrupt = 10,
+    /// Writes argument 0 to the interrupt command register of the x2APIC.
+    SendIpi = 11,
 }
 
 impl Op {
@@ -106,6 +117,8 @@ impl Op {
             7 => Self::ReadCr,
             8 => Self::Storm,
             9 => Self::Nothing,
+            10 => Self::SoftwareInterrupt,
+            11 => Self::SendIpi,
             _ => return None,
         })
     }

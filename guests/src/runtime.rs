@@ -9,7 +9,9 @@ mod instructions;
 use core::fmt::{self, Write};
 use core::sync::atomic::Ordering::{Acquire, Relaxed, Release};
 
-pub use instructions::{Vendor, cpuid, hypercall, int3, mark, read_cr, vendor, write_cr, write_cr_or_fault};
+pub use instructions::{
+    Vendor, cpuid, hypercall, int3, mark, read_cr, send_ipi, software_interrupt, vendor, write_cr, write_cr_or_fault,
+};
 
 use crate::{Mailbox, Op, Slot, layout};
 
@@ -43,7 +45,7 @@ pub fn start(index: usize, program: fn(Cpu) -> !) -> ! {
 impl Cpu {
     /// Carries out commands forever, halted while there is none. A command that the program does not know (`None`) results in all ones.
     pub fn serve(&self, mut command: impl FnMut(Op, [u64; 4]) -> Option<u64>) -> ! {
-        let mut seen = 0;
+        let mut seen = self.slot.done.load(Relaxed);
         self.slot.ready.store(1, Release);
         loop {
             let rung = self.wait_for_ring(seen);

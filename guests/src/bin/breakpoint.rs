@@ -1,5 +1,6 @@
 // SPDX-License-Identifier: MIT OR Apache-2.0
-//! Executes int3 of its own ([`Op::Int3`]) and a function that a tool may plant one on ([`Op::CallTarget`]).
+//! Executes int3 of its own ([`Op::Int3`]), a function that a tool may plant one on ([`Op::CallTarget`]), and INT n
+//! ([`Op::SoftwareInterrupt`]).
 #![cfg_attr(target_os = "none", no_std, no_main)]
 #![allow(unsafe_code)]
 
@@ -7,7 +8,7 @@ use core::arch::global_asm;
 use core::mem::offset_of;
 use core::sync::atomic::Ordering::Release;
 
-use kvmi_guests::runtime::{Cpu, int3};
+use kvmi_guests::runtime::{Cpu, int3, software_interrupt};
 use kvmi_guests::{Op, Slot};
 
 kvmi_guests::guest!(program);
@@ -31,15 +32,16 @@ unsafe extern "C" {
 
 fn program(cpu: Cpu) -> ! {
     cpu.slot.target.store(kvmi_guest_target as *const () as u64, Release);
-    cpu.serve(|op, [times, ..]| match op {
+    cpu.serve(|op, args| match op {
         Op::Int3 => {
             int3();
             Some(0)
         }
         Op::CallTarget => {
-            (0..times).for_each(|_| kvmi_guest_target(cpu.slot));
+            (0..args[0]).for_each(|_| kvmi_guest_target(cpu.slot));
             Some(0)
         }
+        Op::SoftwareInterrupt => (0..args[1]).fold(None, |_, _| Some(software_interrupt(args[0]))),
         _ => None,
     })
 }

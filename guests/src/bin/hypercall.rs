@@ -2,6 +2,8 @@
 //! Makes hypercalls on command ([`Op::Hypercall`]).
 #![cfg_attr(target_os = "none", no_std, no_main)]
 
+use core::sync::atomic::Ordering::Relaxed;
+
 use kvmi_guests::Op;
 use kvmi_guests::runtime::{Cpu, count, hypercall, vendor};
 
@@ -11,7 +13,8 @@ fn program(cpu: Cpu) -> ! {
     let vendor = vendor();
     cpu.serve(|op, [rax, rdi, rsi, _]| match op {
         Op::Hypercall => {
-            let result = hypercall(vendor, rax, rdi, rsi);
+            let [result, rdi] = hypercall(vendor, rax, rdi, rsi);
+            cpu.slot.hypercall_rdi.store(rdi, Relaxed);
             count(&cpu.slot.hypercalls);
             Some(result)
         }

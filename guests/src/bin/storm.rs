@@ -16,7 +16,7 @@ fn program(cpu: Cpu) -> ! {
     cpu.serve(|op, _| match op {
         Op::Storm => {
             while rounds < cpu.slot.args[0].load(Relaxed) {
-                if hypercall(vendor, 34, 24, 0) != 0 {
+                if hypercall(vendor, 34, 24, 0)[0] != 0 {
                     count(&cpu.slot.hypercalls_refused);
                 }
                 count(&cpu.slot.hypercalls);

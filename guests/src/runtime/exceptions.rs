@@ -7,7 +7,7 @@ use core::fmt::Write;
 use core::sync::atomic::Ordering::{Relaxed, Release};
 
 use super::{Console, count, instructions, mailbox};
-use crate::{DOORBELL_VECTOR, layout};
+use crate::{COUNTED_VECTOR, DOORBELL_VECTOR, layout};
 
 const BREAKPOINT: u64 = 3;
 const GENERAL_PROTECTION: u64 = 13;
@@ -131,6 +131,10 @@ extern "C" fn handle(frame: &mut Frame) {
         vector if vector == u64::from(DOORBELL_VECTOR) => {
             count(&slot.counter);
             instructions::end_of_interrupt();
+        }
+        vector if vector == u64::from(COUNTED_VECTOR) => {
+            slot.counted_rip.store(frame.rip, Relaxed);
+            count(&slot.counted_interrupts);
         }
         BREAKPOINT => {
             slot.breakpoint_rip.store(frame.rip, Relaxed);

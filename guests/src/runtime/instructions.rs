@@ -6,10 +6,12 @@ use core::arch::x86_64::{__cpuid, CpuidResult};
 use core::mem::offset_of;
 
 use super::Cpu;
-use crate::{CONSOLE_PORT, MARK_PORT, Slot};
+use crate::{CONSOLE_PORT, COUNTED_VECTOR, MARK_PORT, Slot};
 
 /// x2APIC register "spurious interrupt vector", as an MSR.
 const X2APIC_SPURIOUS: u32 = 0x80f;
+/// x2APIC register "interrupt command", as an MSR.
+const X2APIC_ICR: u32 = 0x830;
 /// x2APIC register "end of interrupt", as an MSR.
 const X2APIC_EOI: u32 = 0x80b;
 /// Bit 8 of the spurious register: the APIC is on.
@@ -40,26 +42,53 @@ pub fn cpuid(leaf: u32) -> CpuidResult {
     __cpuid(leaf)
 }
 
-/// Executes the vendor's hypercall instruction; the result is RAX.
+/// Executes the vendor's hypercall instruction; the results are RAX and RDI.
 #[must_use]
-pub fn hypercall(vendor: Vendor, rax: u64, rdi: u64, rsi: u64) -> u64 {
-    let mut result = rax;
-    // SAFETY: KVM answers a hypercall by changing RAX alone; RBX, RCX and RDX, its arguments otherwise, are not looked at for this one.
+pub fn hypercall(vendor: Vendor, mut rax: u64, mut rdi: u64, rsi: u64) -> [u64; 2] {
+    // SAFETY: KVM answers a hypercall by changing RAX alone; RBX, RCX and RDX, its arguments otherwise, are not looked at for this one. A tool
+    // changes RDI too, in a scenario about that.
     unsafe {
         match vendor {
             Vendor::Intel => {
-                asm!("vmcall", inout("rax") result, in("rdi") rdi, in("rsi") rsi, in("rcx") 0, in("rdx") 0)
+                asm!("vmcall", inout("rax") rax, inout("rdi") rdi, in("rsi") rsi, in("rcx") 0, in("rdx") 0)
             }
-            Vendor::Amd => asm!("vmmcall", inout("rax") result, in("rdi") rdi, in("rsi") rsi, in("rcx") 0, in("rdx") 0),
+            Vendor::Amd => {
+                asm!("vmmcall", inout("rax") rax, inout("rdi") rdi, in("rsi") rsi, in("rcx") 0, in("rdx") 0)
+            }
         }
     }
-    result
+    [rax, rdi]
 }
 
 /// Executes int3.
 pub fn int3() {
     // SAFETY: the #BP handler returns behind it and keeps all registers.
     unsafe { asm!("int3") }
+}
+
+/// Executes INT 3 in its long form, or INT with [`COUNTED_VECTOR`] if that is asked for; the address behind the instruction.
+#[must_use]
+pub fn software_interrupt(vector: u64) -> u64 {
+    macro_rules! int {
+        ($vector:expr) => {{
+            let behind: u64;
+            // SAFETY: the handler of either vector returns behind the instruction and keeps all registers.
+            unsafe {
+                asm!("lea {behind}, [rip + 2f]", ".byte 0xcd, {vector}", "2:", vector = const $vector, behind = out(reg) behind);
+            }
+            behind
+        }};
+    }
+    if vector == u64::from(COUNTED_VECTOR) {
+        int!(COUNTED_VECTOR)
+    } else {
+        int!(3)
+    }
+}
+
+/// Sends what the value of the interrupt command register says: another vCPU's INIT or SIPI, for one.
+pub fn send_ipi(command: u64) {
+    write_msr(X2APIC_ICR, command);
 }
 
 /// Tells the VMM that the program reached this instant.
@@ -90,7 +119,8 @@ pub(super) fn enable_interrupts_and_halt() {
 }
 
 fn write_msr(msr: u32, value: u64) {
-    // SAFETY: only called for x2APIC registers of this CPU, which hold no state of the program.
+    // SAFETY: only called for x2APIC registers of this CPU, which hold no state of the program. What they send to another CPU is what a scenario
+    // asked for.
     unsafe { asm!("wrmsr", in("ecx") msr, in("eax") value as u32, in("edx") (value >> 32) as u32) }
 }
 

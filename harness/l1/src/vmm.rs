@@ -5,6 +5,7 @@ mod boot;
 mod machine;
 mod signals;
 mod slots;
+mod state;
 mod vcpu;
 
 use std::os::fd::{AsFd, OwnedFd};

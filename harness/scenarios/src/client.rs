@@ -6,13 +6,13 @@ use std::os::fd::AsFd;
 use std::os::unix::net::UnixStream;
 use std::time::Duration;
 
-use kvmi::{Event, Listener, Session, event};
+use kvmi::{Event, Listener, Session, Stream, event};
 use kvmi_guests::{Op, layout};
-use kvmi_uapi::{VmmHandshake, ioctl};
+use kvmi_uapi::VmmHandshake;
 use zerocopy::{FromZeros, IntoBytes};
 
 use crate::lifecycle::GUEST_REQUEST;
-use crate::vmm::{Permission, Vm, field};
+use crate::vmm::{Vm, field};
 use crate::{Context, Failure, Scenario, check, check_eq, scenario};
 
 pub(crate) fn scenarios() -> Vec<Scenario> {
@@ -54,12 +54,9 @@ fn handshake(context: &mut Context) -> Result<(), Failure> {
     vm.exit()
 }
 
-fn hook(vm: &Vm, vmm_end: &UnixStream, tool_end: UnixStream) -> Result<Session, Failure> {
-    check_eq!(vm.hook(vmm_end.as_fd(), 0)?, 0, "errno of HOOK");
-    for what in [Permission::Command, Permission::Event] {
-        check_eq!(vm.permit(what, 1, ioctl::ALL)?, 0, "errno of allowing all");
-    }
-    Ok(Session::from(tool_end))
+fn hook(vm: &Vm, vmm_end: &UnixStream, tool_end: impl Into<Stream>) -> Result<Session, Failure> {
+    vm.hook_and_allow(vmm_end.as_fd(), 0)?;
+    Ok(Session::from(tool_end.into()))
 }
 
 fn whole_session(context: &mut Context) -> Result<(), Failure> {

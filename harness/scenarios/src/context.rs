@@ -8,9 +8,8 @@ use std::os::unix::net::UnixStream;
 use std::time::{Duration, Instant};
 
 use kvmi_lab_control::{Backend, FromL1, encode};
-use kvmi_uapi::ioctl;
 
-use crate::vmm::{Permission, Vm, VmConfig};
+use crate::vmm::{Vm, VmConfig};
 use crate::wire::Wire;
 use crate::{Failure, check_eq};
 
@@ -108,11 +107,9 @@ impl Context {
     ///
     /// A HOOK that is refused.
     pub fn hook_with(&self, vm: &Vm, flags: u32) -> Result<Wire, Failure> {
-        let wire = self.bare_hook(vm, flags)?;
-        for what in [Permission::Command, Permission::Event] {
-            check_eq!(vm.permit(what, 1, ioctl::ALL)?, 0, "errno of allowing all");
-        }
-        Ok(wire)
+        let (ours, theirs) = UnixStream::pair()?;
+        vm.hook_and_allow(theirs.as_fd(), flags)?;
+        Ok(Wire::new(ours)?)
     }
 
     /// Hooks a VM on a new socket, fail open, and allows every command and event; the tool's end.

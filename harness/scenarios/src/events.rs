@@ -3,7 +3,10 @@
 
 mod control_registers;
 mod hypercall_and_breakpoint;
+mod hypercall_registers;
 mod reply_errors;
+mod software_interrupts;
+mod void;
 mod waiting;
 
 use crate::Scenario;
@@ -11,8 +14,11 @@ use crate::Scenario;
 pub(crate) fn scenarios() -> Vec<Scenario> {
     [
         hypercall_and_breakpoint::SCENARIOS,
+        hypercall_registers::SCENARIOS,
+        software_interrupts::SCENARIOS,
         control_registers::SCENARIOS,
         waiting::SCENARIOS,
+        void::SCENARIOS,
         reply_errors::SCENARIOS,
     ]
     .concat()

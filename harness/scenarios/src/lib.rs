@@ -17,6 +17,7 @@ mod lifecycle;
 pub mod modules;
 mod pause;
 mod requests;
+mod reset;
 mod storm;
 pub mod vmm;
 pub mod wire;
@@ -69,6 +70,7 @@ pub fn all() -> &'static [Scenario] {
             commands::scenarios(),
             pause::scenarios(),
             events::scenarios(),
+            reset::SCENARIOS.to_vec(),
             destroy::scenarios(),
             storm::scenarios(),
             fuzz::scenarios(),

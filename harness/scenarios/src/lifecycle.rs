@@ -2,7 +2,9 @@
 //! Hooking and unhooking.
 
 mod leaks;
+mod preunhook_full;
 mod refused;
+mod socket_timeouts;
 mod unhook;
 
 use std::time::Duration;
@@ -38,7 +40,15 @@ pub(crate) fn scenarios() -> Vec<Scenario> {
             vcpu_added,
         ),
     ];
-    [&own[..], refused::SCENARIOS, leaks::SCENARIOS, unhook::SCENARIOS].concat()
+    [
+        &own[..],
+        refused::SCENARIOS,
+        socket_timeouts::SCENARIOS,
+        leaks::SCENARIOS,
+        unhook::SCENARIOS,
+        preunhook_full::SCENARIOS,
+    ]
+    .concat()
 }
 
 /// Fails unless the guest goes on counting.

@@ -130,6 +130,19 @@ pub(crate) fn fill_socket(wire: &mut Wire) -> Result<Vec<u32>, Failure> {
         .collect()
 }
 
+/// Takes the answers that [`fill_socket`] asked for: each whole and in its turn.
+pub(crate) fn empty_socket(wire: &mut Wire, seqs: impl IntoIterator<Item = u32>) -> Result<(), Failure> {
+    for wanted in seqs {
+        let (seq, _, answer) = wire.next_answer()?;
+        check_eq!(
+            (seq, answer.map(|data| data.len())),
+            (wanted, Ok(4096)),
+            "answer, bytes"
+        );
+    }
+    Ok(())
+}
+
 /// The data of an answer that must be a success.
 #[track_caller]
 pub(crate) fn expect_data(answer: Answer, what: &str) -> Result<Vec<u8>, Failure> {

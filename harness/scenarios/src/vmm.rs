@@ -11,5 +11,5 @@ pub(crate) use guest::field;
 pub use packet::{receive, send};
 pub use process::Vm;
 pub use request::{
-    Answer, HookFd, MAX_PACKET_BYTES, Mark, Permission, Refusal, Reply, Request, Until, VcpuStatus, VmConfig,
+    Answer, HookFd, MAX_PACKET_BYTES, Mark, Permission, Refusal, Reply, Request, Until, VcpuStatus, VcpuWrite, VmConfig,
 };

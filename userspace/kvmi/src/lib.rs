@@ -43,10 +43,11 @@
 //! - **Bytes**: [`message`] builds them, [`Session::send_raw`] and [`RawConnection`] send whatever they are given.
 //! - **Transcript**: [`SessionOptions::transcript`] sees each message, which prints as one line.
 //!
-//! The connection is a unix stream socket; vsock has to wait for a user.
+//! The connection is a stream socket, unix or vsock ([`Stream`], [`Address`]).
 
 #![forbid(unsafe_code)]
 
+mod address;
 pub mod command;
 mod error;
 mod event_kind;
@@ -58,10 +59,12 @@ mod pending;
 mod raw;
 mod reader;
 mod session;
+mod stream;
 mod transcript;
 mod vcpu;
 mod vm;
 
+pub use address::{Address, AddressError};
 pub use error::{CloseReason, Error, KvmError, ProtocolError};
 pub use event_kind::{Decision, Hypercall, Kind, Pause, Proceed, Value};
 pub use event_open::{Event, Events, Open, Unhook, Unknown};
@@ -71,5 +74,6 @@ pub use message::Message;
 pub use pending::Pending;
 pub use raw::RawConnection;
 pub use session::{Session, SessionOptions};
+pub use stream::Stream;
 pub use transcript::{Direction, Entry};
 pub use vcpu::{Registers, Vcpu};

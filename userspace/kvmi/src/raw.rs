@@ -3,16 +3,22 @@
 
 use std::{io, io::Write, net::Shutdown, os::unix::net::UnixStream, time::Duration};
 
-use crate::{CloseReason, Message};
+use crate::{CloseReason, Message, Stream};
 
 /// Sends whatever it is given and reads message by message. For trying what the kernel makes of bad input.
 #[derive(Debug)]
 pub struct RawConnection {
-    stream: UnixStream,
+    stream: Stream,
 }
 
 impl From<UnixStream> for RawConnection {
     fn from(stream: UnixStream) -> Self {
+        Stream::from(stream).into()
+    }
+}
+
+impl From<Stream> for RawConnection {
+    fn from(stream: Stream) -> Self {
         Self { stream }
     }
 }
@@ -52,7 +58,7 @@ impl RawConnection {
     }
 
     /// The socket.
-    pub fn into_inner(self) -> UnixStream {
+    pub fn into_inner(self) -> Stream {
         self.stream
     }
 }

@@ -3,7 +3,6 @@
 
 use std::{
     collections::{HashMap, VecDeque},
-    os::unix::net::UnixStream,
     sync::{Arc, Condvar, Mutex, MutexGuard, PoisonError, mpsc::Sender},
     time::{Duration, Instant},
 };
@@ -11,7 +10,7 @@ use std::{
 use kvmi_uapi::{EventHdr, VcpuEvent, msg};
 use zerocopy::IntoBytes;
 
-use crate::{CloseReason, Direction, Message, session::Transcript};
+use crate::{CloseReason, Direction, Message, Stream, session::Transcript};
 
 /// Least payload of a vCPU event. What carries the same id and is shorter refuses an event reply.
 pub(crate) const VCPU_EVENT_BYTES: usize = size_of::<EventHdr>() + size_of::<VcpuEvent>();
@@ -103,7 +102,7 @@ fn is_event(message: &Message) -> bool {
 }
 
 /// Reads until the end of the connection.
-pub(crate) fn run(stream: &UnixStream, inbox: &Arc<Inbox>, transcript: Option<&Transcript>) {
+pub(crate) fn run(stream: &Stream, inbox: &Arc<Inbox>, transcript: Option<&Transcript>) {
     loop {
         match Message::read(stream) {
             Ok(message) => {

@@ -18,7 +18,7 @@ use std::{
 use kvmi_uapi::MAX_PAYLOAD;
 
 use crate::{
-    CloseReason, Direction, Entry, Error, Event, Events, Message, Pending, ProtocolError, Vcpu,
+    CloseReason, Direction, Entry, Error, Event, Events, Message, Pending, ProtocolError, Stream, Vcpu,
     command::Command,
     message,
     reader::{self, Inbox},
@@ -79,8 +79,8 @@ impl SessionOptions {
     }
 
     /// Starts a session on a connected socket whose other end the kernel has, or will have after HOOK.
-    pub fn start(self, stream: UnixStream) -> Session {
-        let stream = Arc::new(stream);
+    pub fn start(self, stream: impl Into<Stream>) -> Session {
+        let stream = Arc::new(stream.into());
         let inbox = Arc::new(Inbox::default());
         let reader = thread::spawn({
             let (stream, inbox, transcript) = (stream.clone(), inbox.clone(), self.transcript.clone());
@@ -109,7 +109,7 @@ pub struct Session {
 
 #[derive(Debug)]
 struct Handle {
-    stream: Arc<UnixStream>,
+    stream: Arc<Stream>,
     inbox: Arc<Inbox>,
     reader: Option<JoinHandle<()>>,
     /// Held while a message is written, so that each leaves whole.
@@ -131,6 +131,12 @@ impl Drop for Handle {
 
 impl From<UnixStream> for Session {
     fn from(stream: UnixStream) -> Self {
+        SessionOptions::new().start(stream)
+    }
+}
+
+impl From<Stream> for Session {
+    fn from(stream: Stream) -> Self {
         SessionOptions::new().start(stream)
     }
 }

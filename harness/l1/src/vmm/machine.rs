@@ -3,7 +3,7 @@
 
 use std::os::fd::{AsRawFd, BorrowedFd, OwnedFd};
 
-use kvm_bindings::{CpuId, KVM_MAX_CPUID_ENTRIES, kvm_guest_debug, kvm_msi};
+use kvm_bindings::{CpuId, KVM_CAP_SPLIT_IRQCHIP, KVM_MAX_CPUID_ENTRIES, kvm_enable_cap, kvm_guest_debug, kvm_msi};
 use kvm_ioctls::{Kvm, VmFd};
 use kvmi_guests::{DOORBELL_VECTOR, layout};
 use kvmi_lab_scenarios::ioctls;
@@ -12,10 +12,13 @@ use rustix::net::{AddressFamily, SocketFlags, SocketType, socketpair};
 
 use super::slots::{RAM_SLOT, Slots};
 use super::vcpu::Vcpu;
-use super::{Refused, boot, refuse};
+use super::{Refused, boot, refuse, state};
 
 /// Names the VM in the kernel's log.
 const UUID: [u8; 16] = *b"kvmi lab's guest";
+
+/// Inputs of an I/O APIC, which KVM wants to know of even where it is the VMM's.
+const IOAPIC_PINS: u64 = 24;
 
 /// A VM. Fields are dropped in this order: threads first, memory last.
 pub(super) struct Machine {
@@ -33,7 +36,17 @@ impl Machine {
         let vm = kvm.create_vm().refused("KVM_CREATE_VM")?;
         let slots = Slots::new(ram)?;
         slots.set_ram(&vm, false)?;
-        vm.create_irq_chip().refused("KVM_CREATE_IRQCHIP")?;
+        if config.split_irqchip {
+            let split = kvm_enable_cap {
+                cap: KVM_CAP_SPLIT_IRQCHIP,
+                args: [IOAPIC_PINS, 0, 0, 0],
+                ..Default::default()
+            };
+            vm.enable_cap(&split)
+                .refused("KVM_ENABLE_CAP of KVM_CAP_SPLIT_IRQCHIP")?;
+        } else {
+            vm.create_irq_chip().refused("KVM_CREATE_IRQCHIP")?;
+        }
         let mut machine = Self {
             vcpus: Vec::new(),
             entry: boot::prepare(&slots.ram, &config.guest)?,
@@ -99,6 +112,13 @@ impl Machine {
             Request::SetRegs { vcpu, regs } => {
                 self.vcpu(vcpu)?
                     .while_out(move |vcpu| vcpu.set_regs(&regs).refused("KVM_SET_REGS"))?;
+            }
+            Request::Write { vcpu, by } => self.vcpu(vcpu)?.while_out(move |vcpu| state::write(vcpu, by))?,
+            Request::GetMpState { vcpu } => {
+                let state = self
+                    .vcpu(vcpu)?
+                    .while_out(|vcpu| vcpu.get_mp_state().refused("KVM_GET_MP_STATE"))?;
+                return Ok(Answer::Number(state.mp_state.into()));
             }
             Request::SetGuestDebug { vcpu, control } => {
                 let debug = kvm_guest_debug {

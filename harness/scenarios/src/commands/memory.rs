@@ -10,6 +10,7 @@ use zerocopy::IntoBytes;
 
 use super::padding_is_checked;
 use crate::vmm::Permission;
+use crate::wire::Answer;
 use crate::{Context, Failure, Scenario, check, check_eq, scenario};
 
 pub(super) const SCENARIOS: &[Scenario] = &[
@@ -35,11 +36,27 @@ pub(super) const SCENARIOS: &[Scenario] = &[
     ),
 ];
 
-/// Sizes that are none.
-const BAD_SIZES: [u16; 4] = [0, 4097, 8192, 0xffff];
-
 /// Places without memory: behind RAM, behind what the CPU can address, the end of everything.
 const NOWHERE: [u64; 4] = [layout::RAM_BYTES, 1 << 40, 1 << 52, !0xfff];
+
+/// What reading and writing refuse alike; `ask` asks for so many bytes at a gpa.
+fn refused_alike(bad_sizes: &[u16], mut ask: impl FnMut(u64, u16) -> Result<Answer, Failure>) -> Result<(), Failure> {
+    let page = layout::SCRATCH;
+    for &size in bad_sizes {
+        check_eq!(ask(page, size)?, Err(EINVAL), "{size} bytes");
+    }
+    for (offset, size) in [(4095, 2), (1, 4096), (4000, 97)] {
+        check_eq!(
+            ask(page + offset, size)?,
+            Err(EINVAL),
+            "{size} bytes at {offset:#x}, over a page's end"
+        );
+    }
+    for gpa in NOWHERE {
+        check_eq!(ask(gpa, 8)?, Err(ENOENT), "8 bytes at {gpa:#x}, where no memory is");
+    }
+    Ok(())
+}
 
 fn read(context: &mut Context) -> Result<(), Failure> {
     context.stage("start", Duration::from_secs(20));
@@ -63,23 +80,7 @@ fn read(context: &mut Context) -> Result<(), Failure> {
         );
     }
     context.stage("errors", Duration::from_secs(10));
-    for size in BAD_SIZES {
-        check_eq!(wire.read_physical(page, size)?, Err(EINVAL), "{size} bytes");
-    }
-    for (offset, size) in [(4095, 2), (1, 4096), (4000, 97)] {
-        check_eq!(
-            wire.read_physical(page + offset, size)?,
-            Err(EINVAL),
-            "{size} bytes at {offset:#x}, over a page's end"
-        );
-    }
-    for gpa in NOWHERE {
-        check_eq!(
-            wire.read_physical(gpa, 8)?,
-            Err(ENOENT),
-            "8 bytes at {gpa:#x}, where no memory is"
-        );
-    }
+    refused_alike(&[0, 4097, 8192, 0xffff], |gpa, size| wire.read_physical(gpa, size))?;
     let request = VmReadPhysical {
         gpa: page,
         size: 8,
@@ -127,20 +128,10 @@ fn write(context: &mut Context) -> Result<(), Failure> {
     let wanted = [&pattern[..8], &77u64.to_ne_bytes(), &pattern[16..4095], &[0xab]].concat();
     check!(got == wanted, "bytes beside the written ones have changed");
     context.stage("errors", Duration::from_secs(10));
-    check_eq!(wire.write_physical(page, &[])?, Err(EINVAL), "no bytes");
-    check_eq!(wire.write_physical(page, &[0; 4097])?, Err(EINVAL), "4097 bytes");
-    check_eq!(
-        wire.write_physical(page + 4095, &[0; 2])?,
-        Err(EINVAL),
-        "2 bytes over a page's end"
-    );
-    for gpa in NOWHERE {
-        check_eq!(
-            wire.write_physical(gpa, &[0; 8])?,
-            Err(ENOENT),
-            "8 bytes at {gpa:#x}, where no memory is"
-        );
-    }
+    // No more than fits into a message.
+    refused_alike(&[0, 4097, 8168], |gpa, size| {
+        wire.write_physical(gpa, &vec![0; size.into()])
+    })?;
     let request = VmWritePhysical {
         gpa: page,
         size: 8,

@@ -82,106 +82,105 @@ fn write(wire: &mut Wire, vm: &Vm, cr: u8, old: u64, new: u64) -> Result<(crate:
     Ok((event, number))
 }
 
+/// A guest that writes one control register, watched.
+struct Watched {
+    vm: Vm,
+    wire: Wire,
+    cr: u8,
+}
+
+impl Watched {
+    fn start(context: &mut Context, cr: u8) -> Result<Self, Failure> {
+        context.stage("start", Duration::from_secs(20));
+        let (vm, mut wire) = context.hooked_vm("cr_writes", 1)?;
+        wire.control_event(0, event::CR, true)?;
+        wire.control_cr(0, cr, true)?;
+        Ok(Self { vm, wire, cr })
+    }
+
+    /// What the register holds, by the guest.
+    fn value(&self, context: &Context) -> Result<u64, Failure> {
+        self.vm.carry_out(context, 0, Op::ReadCr, [self.cr.into(), 0, 0, 0])
+    }
+
+    /// The guest writes `new` over `old`, the tool answers with `answer`; what the register then holds.
+    fn answered(&mut self, context: &Context, [old, new, answer]: [u64; 3]) -> Result<u64, Failure> {
+        let (event, number) = write(&mut self.wire, &self.vm, self.cr, old, new)?;
+        self.wire.reply_with(&event, CONTINUE, &answer.to_ne_bytes())?;
+        self.vm.finished(context, 0, number)
+    }
+
+    /// The guest writes and no event comes; what the register then holds.
+    fn silent(&mut self, context: &Context, new: u64) -> Result<u64, Failure> {
+        let value = self
+            .vm
+            .carry_out(context, 0, Op::WriteCr, [self.cr.into(), new, 0, 0])?;
+        self.wire.expect_no_event()?;
+        Ok(value)
+    }
+
+    /// #GP that the guest took so far.
+    fn faults(&self) -> Result<u64, Failure> {
+        self.vm.guest.field(0, field!(protection_faults))
+    }
+}
+
 fn control_register(context: &mut Context, cr: u8) -> Result<(), Failure> {
-    context.stage("start", Duration::from_secs(20));
-    let (vm, mut wire) = context.hooked_vm("cr_writes", 1)?;
-    wire.control_event(0, event::CR, true)?;
-    wire.control_cr(0, cr, true)?;
-    let write_and_read = |value: u64| vm.command(0, Op::WriteCr, [cr.into(), value, 0, 0]);
-    let start = vm.carry_out(context, 0, Op::ReadCr, [cr.into(), 0, 0, 0])?;
-    let values = values(cr, start);
+    let mut watched = Watched::start(context, cr)?;
+    let start = watched.value(context)?;
+    let Values {
+        first,
+        replacement,
+        illegal,
+    } = values(cr, start);
 
     context.stage("pass", Duration::from_secs(10));
-    let (event, number) = write(&mut wire, &vm, cr, start, values.first)?;
-    let seen = wire.registers(0)?.sregs;
+    let (event, number) = write(&mut watched.wire, &watched.vm, cr, start, first)?;
+    let seen = watched.wire.registers(0)?.sregs;
     let seen = [seen.cr0, seen.cr3, seen.cr4][usize::from(cr.saturating_sub(2))];
     check_eq!(seen, start, "CR{cr} while the event is open");
-    wire.reply_with(&event, CONTINUE, &values.first.to_ne_bytes())?;
-    check_eq!(
-        vm.finished(context, 0, number)?,
-        values.first,
-        "CR{cr} after a write that passed"
-    );
+    watched.wire.reply_with(&event, CONTINUE, &first.to_ne_bytes())?;
+    let value = watched.vm.finished(context, 0, number)?;
+    check_eq!(value, first, "CR{cr} after a write that passed");
 
     context.stage("no change, no event", Duration::from_secs(10));
-    let number = write_and_read(values.first)?;
-    check_eq!(
-        vm.finished(context, 0, number)?,
-        values.first,
-        "CR{cr} after the same write"
-    );
-    wire.expect_no_event()?;
+    let value = watched.silent(context, first)?;
+    check_eq!(value, first, "CR{cr} after the same write");
 
     context.stage("replace", Duration::from_secs(10));
-    let (event, number) = write(&mut wire, &vm, cr, values.first, start)?;
-    wire.reply_with(&event, CONTINUE, &values.replacement.to_ne_bytes())?;
-    check_eq!(
-        vm.finished(context, 0, number)?,
-        values.replacement,
-        "CR{cr} after a write that was replaced"
-    );
-    let (event, number) = write(&mut wire, &vm, cr, values.replacement, start)?;
-    wire.reply_with(&event, CONTINUE, &values.replacement.to_ne_bytes())?;
-    check_eq!(
-        vm.finished(context, 0, number)?,
-        values.replacement,
-        "CR{cr} after a write that was kept out"
-    );
+    let value = watched.answered(context, [first, start, replacement])?;
+    check_eq!(value, replacement, "CR{cr} after a write that was replaced");
+    let value = watched.answered(context, [replacement, start, replacement])?;
+    check_eq!(value, replacement, "CR{cr} after a write that was kept out");
 
     context.stage("illegal by the tool", Duration::from_secs(10));
-    let faults = vm.guest.field(0, field!(protection_faults))?;
-    check_eq!(faults, 0, "#GP so far");
-    let (event, number) = write(&mut wire, &vm, cr, values.replacement, start)?;
-    wire.reply_with(&event, CONTINUE, &values.illegal.to_ne_bytes())?;
-    check_eq!(
-        vm.finished(context, 0, number)?,
-        values.replacement,
-        "CR{cr} after an illegal replacement"
-    );
-    check_eq!(
-        vm.guest.field(0, field!(protection_faults))?,
-        1,
-        "#GP after an illegal replacement"
-    );
+    check_eq!(watched.faults()?, 0, "#GP so far");
+    let value = watched.answered(context, [replacement, start, illegal])?;
+    check_eq!(value, replacement, "CR{cr} after an illegal replacement");
+    check_eq!(watched.faults()?, 1, "#GP after an illegal replacement");
 
     context.stage("illegal by the guest", Duration::from_secs(10));
-    let number = write_and_read(values.illegal)?;
-    check_eq!(
-        vm.finished(context, 0, number)?,
-        values.replacement,
-        "CR{cr} after an illegal write"
-    );
-    check_eq!(
-        vm.guest.field(0, field!(protection_faults))?,
-        2,
-        "#GP after an illegal write"
-    );
-    wire.expect_no_event()?;
+    let value = watched.silent(context, illegal)?;
+    check_eq!(value, replacement, "CR{cr} after an illegal write");
+    check_eq!(watched.faults()?, 2, "#GP after an illegal write");
 
     context.stage("off", Duration::from_secs(10));
-    wire.control_cr(0, cr, false)?;
-    let number = write_and_read(start)?;
-    check_eq!(
-        vm.finished(context, 0, number)?,
-        start,
-        "CR{cr} after a write with the event off"
-    );
-    wire.expect_no_event()?;
-    vm.exit()
+    watched.wire.control_cr(0, cr, false)?;
+    let value = watched.silent(context, start)?;
+    check_eq!(value, start, "CR{cr} after a write with the event off");
+    watched.vm.exit()
 }
 
 fn short_reply(context: &mut Context) -> Result<(), Failure> {
-    context.stage("start", Duration::from_secs(20));
-    let (vm, mut wire) = context.hooked_vm("cr_writes", 1)?;
-    wire.control_event(0, event::CR, true)?;
-    wire.control_cr(0, 4, true)?;
-    let start = vm.carry_out(context, 0, Op::ReadCr, [4, 0, 0, 0])?;
+    let mut watched = Watched::start(context, 4)?;
+    let start = watched.value(context)?;
     context.stage("reply without a value", Duration::from_secs(10));
-    let (event, number) = write(&mut wire, &vm, 4, start, start ^ 1 << 4)?;
-    wire.reply(&event, CONTINUE)?;
-    check_eq!(vm.finished(context, 0, number)?, start, "CR4 after the reply");
-    check_eq!(vm.guest.field(0, field!(protection_faults))?, 1, "#GP");
-    vm.exit()
+    let (event, number) = write(&mut watched.wire, &watched.vm, 4, start, start ^ 1 << 4)?;
+    watched.wire.reply(&event, CONTINUE)?;
+    let value = watched.vm.finished(context, 0, number)?;
+    check_eq!(value, start, "CR4 after the reply");
+    check_eq!(watched.faults()?, 1, "#GP");
+    watched.vm.exit()
 }
 
 fn both_switches(context: &mut Context) -> Result<(), Failure> {

@@ -6,13 +6,14 @@ use std::process::{Child, Command, Stdio};
 
 use kvm_bindings::kvm_regs;
 use kvmi_guests::Op;
+use kvmi_uapi::ioctl;
 use rustix::net::{AddressFamily, SocketFlags, SocketType, socketpair};
 use rustix::process::{PidfdFlags, PidfdGetfdFlags, pidfd_getfd, pidfd_open};
 
 use super::guest::field;
-use super::request::{Answer, HookFd, Permission, Reply, Request, Until, VcpuStatus, VmConfig};
+use super::request::{Answer, HookFd, Permission, Reply, Request, Until, VcpuStatus, VcpuWrite, VmConfig};
 use super::{Guest, packet};
-use crate::{Context, Failure};
+use crate::{Context, Failure, check_eq};
 
 /// A VM and the VMM process that has it. Dropped, the VMM is killed.
 #[derive(Debug)]
@@ -112,6 +113,19 @@ impl Vm {
         let fd_kind = HookFd::Passed;
         self.begin(&Request::Hook { fd: fd_kind, flags }, &[fd])?;
         Ok(Self::errno(&self.finish()?))
+    }
+
+    /// HOOK with a descriptor of ours, then every command and event allowed.
+    ///
+    /// # Errors
+    ///
+    /// What is refused.
+    pub fn hook_and_allow(&self, fd: BorrowedFd<'_>, flags: u32) -> Result<(), Failure> {
+        check_eq!(self.hook(fd, flags)?, 0, "errno of HOOK");
+        for what in [Permission::Command, Permission::Event] {
+            check_eq!(self.permit(what, 1, ioctl::ALL)?, 0, "errno of allowing all");
+        }
+        Ok(())
     }
 
     /// HOOK with a descriptor number of the VMM's own; the errno, 0 for success.
@@ -230,6 +244,27 @@ impl Vm {
     /// As [`Vm::regs`].
     pub fn set_regs(&self, vcpu: usize, regs: kvm_regs) -> Result<(), Failure> {
         self.done(&Request::SetRegs { vcpu, regs })
+    }
+
+    /// Writes the state of a vCPU that is out, by this ioctl; the errno, 0 for success.
+    ///
+    /// # Errors
+    ///
+    /// As [`Vm::regs`].
+    pub fn write(&self, vcpu: usize, by: VcpuWrite) -> Result<i32, Failure> {
+        Ok(Self::errno(&self.ask(&Request::Write { vcpu, by })?))
+    }
+
+    /// The state of a vCPU that is out, `KVM_MP_STATE_*`; KVM carries out a pending INIT first.
+    ///
+    /// # Errors
+    ///
+    /// As [`Vm::regs`].
+    pub fn mp_state(&self, vcpu: usize) -> Result<u32, Failure> {
+        match self.ask(&Request::GetMpState { vcpu })? {
+            Ok(Answer::Number(state)) => Ok(state.try_into()?),
+            other => Err(Failure::new(format!("no state of vCPU {vcpu}: {other:?}"))),
+        }
     }
 
     /// `KVM_SET_GUEST_DEBUG` on a vCPU that is out; the errno, 0 for success.
@@ -380,6 +415,12 @@ impl Vm {
                 self.guest.field(vcpu, field!(unexpected_rip))?
             ))),
         }
+    }
+
+    /// The VMM's process, whose main thread carries out what is asked of it.
+    #[must_use]
+    pub fn process_id(&self) -> u32 {
+        self.process.id()
     }
 
     /// The VMM's VM descriptor, taken as another process may.

@@ -19,6 +19,8 @@ pub struct VmConfig {
     pub vcpus: usize,
     /// Leave all vCPUs but the first as an Intel or AMD board does: waiting for INIT and SIPI.
     pub uninitialised_aps: bool,
+    /// Leave the 8259 and the I/O APIC to the VMM, which then brings interrupts from them with `KVM_INTERRUPT`.
+    pub split_irqchip: bool,
 }
 
 impl VmConfig {
@@ -29,6 +31,7 @@ impl VmConfig {
             guest: guest.to_owned(),
             vcpus,
             uninitialised_aps: false,
+            split_irqchip: false,
         }
     }
 }
@@ -49,6 +52,25 @@ pub enum Permission {
     Command,
     /// `KVM_INTROSPECTION_EVENT`
     Event,
+}
+
+/// An ioctl by which a VMM writes a vCPU's state. Each but the last writes what it has just read.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Serialize, Deserialize)]
+pub enum VcpuWrite {
+    /// `KVM_SET_REGS`
+    Regs,
+    /// `KVM_SET_SREGS`
+    Sregs,
+    /// Registers in `kvm_run` that are marked dirty; they are written by the next `KVM_RUN`.
+    DirtyRegs,
+    /// `KVM_SET_VCPU_EVENTS`
+    Events,
+    /// `KVM_SET_MP_STATE`
+    MpState,
+    /// `KVM_SET_NESTED_STATE`
+    NestedState,
+    /// `KVM_INTERRUPT` with this vector.
+    Interrupt(u32),
 }
 
 /// What to wait for on a vCPU. Counts are since its creation.
@@ -126,6 +148,18 @@ pub enum Request {
         vcpu: usize,
         /// What to set.
         regs: kvm_regs,
+    },
+    /// Write the state of a vCPU that is out.
+    Write {
+        /// Its index.
+        vcpu: usize,
+        /// By which ioctl.
+        by: VcpuWrite,
+    },
+    /// `KVM_GET_MP_STATE` of a vCPU that is out; KVM carries a pending INIT out by it. Answer: [`Answer::Number`].
+    GetMpState {
+        /// Its index.
+        vcpu: usize,
     },
     /// `KVM_SET_GUEST_DEBUG` of a vCPU that is out.
     SetGuestDebug {

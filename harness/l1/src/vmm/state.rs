@@ -1,0 +1,57 @@
+// SPDX-License-Identifier: MIT OR Apache-2.0
+//! The ioctls by which a VMM writes a vCPU's state, each with what was there before.
+
+#![allow(unsafe_code)]
+
+use std::os::fd::{AsRawFd, BorrowedFd};
+
+use kvm_bindings::kvm_interrupt;
+use kvm_ioctls::{KvmNestedStateBuffer, SyncReg, VcpuFd};
+use kvmi_lab_scenarios::vmm::{Refusal, VcpuWrite};
+use rustix::io::Errno;
+use rustix::ioctl::{Setter, ioctl};
+
+use super::Refused;
+
+/// `KVM_INTERRUPT`: `_IOW(KVMIO, 0x86, struct kvm_interrupt)`, which kvm-ioctls does not have.
+const INTERRUPT: u32 = 0x4004_ae86;
+
+/// Writes the state of a vCPU that is out of `KVM_RUN`.
+pub(super) fn write(vcpu: &mut VcpuFd, by: VcpuWrite) -> Result<(), Refusal> {
+    match by {
+        VcpuWrite::Regs => {
+            let regs = vcpu.get_regs().refused("KVM_GET_REGS")?;
+            vcpu.set_regs(&regs).refused("KVM_SET_REGS")
+        }
+        VcpuWrite::Sregs => {
+            let sregs = vcpu.get_sregs().refused("KVM_GET_SREGS")?;
+            vcpu.set_sregs(&sregs).refused("KVM_SET_SREGS")
+        }
+        VcpuWrite::DirtyRegs => {
+            vcpu.sync_regs_mut().regs = vcpu.get_regs().refused("KVM_GET_REGS")?;
+            vcpu.set_sync_dirty_reg(SyncReg::Register);
+            Ok(())
+        }
+        VcpuWrite::Events => {
+            let events = vcpu.get_vcpu_events().refused("KVM_GET_VCPU_EVENTS")?;
+            vcpu.set_vcpu_events(&events).refused("KVM_SET_VCPU_EVENTS")
+        }
+        VcpuWrite::MpState => {
+            let state = vcpu.get_mp_state().refused("KVM_GET_MP_STATE")?;
+            vcpu.set_mp_state(state).refused("KVM_SET_MP_STATE")
+        }
+        VcpuWrite::NestedState => {
+            let mut state = KvmNestedStateBuffer::empty();
+            vcpu.nested_state(&mut state).refused("KVM_GET_NESTED_STATE")?;
+            vcpu.set_nested_state(&state).refused("KVM_SET_NESTED_STATE")
+        }
+        VcpuWrite::Interrupt(vector) => interrupt(vcpu, vector).refused("KVM_INTERRUPT"),
+    }
+}
+
+fn interrupt(vcpu: &VcpuFd, vector: u32) -> Result<(), Errno> {
+    // SAFETY: the descriptor is open as long as `vcpu` is borrowed.
+    let fd = unsafe { BorrowedFd::borrow_raw(vcpu.as_raw_fd()) };
+    // SAFETY: the kernel reads the 4 bytes of the argument and keeps no pointer to them.
+    unsafe { ioctl(fd, Setter::<INTERRUPT, _>::new(kvm_interrupt { irq: vector })) }
+}

@@ -1,0 +1,154 @@
+// SPDX-License-Identifier: MIT OR Apache-2.0
+//! What the VMM does to a waiting vCPU that makes its event void.
+
+use std::time::Duration;
+
+use kvmi_guests::{COUNTED_VECTOR, Op};
+use kvmi_uapi::Regs;
+use kvmi_uapi::event::{CONTINUE, HYPERCALL, PAUSE};
+
+use crate::lifecycle::{GUEST_REQUEST, counts_on};
+use crate::vmm::{VcpuWrite, Vm, VmConfig, field};
+use crate::wire::{Event, Wire};
+use crate::{Context, Failure, Scenario, check_eq, scenario};
+
+pub(super) const SCENARIOS: &[Scenario] = &[
+    scenario(
+        "events::void_by_each_write",
+        "each ioctl by which the VMM writes a waiting vCPU voids its event; the instruction happens anew, once",
+        each_write,
+    ),
+    scenario(
+        "events::void_by_interrupt",
+        "KVM_INTERRUPT voids the open event: the guest takes the interrupt, then the instruction happens anew",
+        interrupt,
+    ),
+    scenario(
+        "events::pause_is_never_void",
+        "no ioctl that writes the vCPU voids an open PAUSE",
+        pause_is_never_void,
+    ),
+];
+
+/// Those that change nothing.
+const WRITES: [VcpuWrite; 6] = [
+    VcpuWrite::Regs,
+    VcpuWrite::Sregs,
+    VcpuWrite::DirtyRegs,
+    VcpuWrite::Events,
+    VcpuWrite::MpState,
+    VcpuWrite::NestedState,
+];
+
+/// RFLAGS.RF: whether it is set tells how the guest came to the instruction, from a handler for one.
+const RESUME_FLAG: u64 = 1 << 16;
+
+/// Has the VMM write vCPU 0.
+fn write(vm: &Vm, by: VcpuWrite) -> Result<(), Failure> {
+    vm.pause(0)?;
+    check_eq!(vm.write(0, by)?, 0, "errno of {by:?}");
+    vm.resume(0)
+}
+
+/// A HYPERCALL event that is void, the one in its place, and the command's number.
+fn voided(wire: &mut Wire, vm: &Vm, by: VcpuWrite) -> Result<(Event, Event, u64), Failure> {
+    let number = vm.command(0, Op::Hypercall, GUEST_REQUEST)?;
+    let void = wire.expect_event(HYPERCALL, 0)?;
+    write(vm, by)?;
+    let anew = wire.expect_event(HYPERCALL, 0)?;
+    let [before, after] = [&void, &anew].map(|event| Regs {
+        rflags: event.arch.regs.rflags & !RESUME_FLAG,
+        ..event.arch.regs
+    });
+    check_eq!(after, before, "registers of the event after {by:?}");
+    Ok((void, anew, number))
+}
+
+/// Answers both; only the second reply counts.
+fn answer(context: &Context, wire: &mut Wire, vm: &Vm, events: (Event, Event, u64)) -> Result<(), Failure> {
+    let (void, anew, number) = events;
+    let before = vm.guest.field(0, field!(hypercalls))?;
+    wire.reply(&void, CONTINUE)?;
+    // The vCPU takes its messages in turn: the late reply is behind it when this is answered.
+    wire.registers(0)?;
+    check_eq!(
+        vm.guest.field(0, field!(hypercalls))?,
+        before,
+        "hypercalls that returned after the late reply"
+    );
+    wire.reply(&anew, CONTINUE)?;
+    check_eq!(vm.finished(context, 0, number)?, 0, "RAX");
+    check_eq!(
+        vm.guest.field(0, field!(hypercalls))?,
+        before + 1,
+        "hypercalls that returned"
+    );
+    wire.expect_no_event()
+}
+
+fn each_write(context: &mut Context) -> Result<(), Failure> {
+    context.stage("start", Duration::from_secs(20));
+    let (vm, mut wire) = context.hooked_vm("hypercall", 1)?;
+    wire.control_event(0, HYPERCALL, true)?;
+    for by in WRITES {
+        context.stage(&format!("{by:?}"), Duration::from_secs(10));
+        let events = voided(&mut wire, &vm, by)?;
+        answer(context, &mut wire, &vm, events)?;
+    }
+    vm.exit()
+}
+
+fn interrupt(context: &mut Context) -> Result<(), Failure> {
+    context.stage("start", Duration::from_secs(20));
+    let vm = context.vm_with(&VmConfig {
+        split_irqchip: true,
+        ..VmConfig::new("hypercall", 1)
+    })?;
+    vm.run()?;
+    vm.wait_ready(context)?;
+    let mut wire = context.hook(&vm)?;
+    wire.control_event(0, HYPERCALL, true)?;
+    for round in 1..=3 {
+        context.stage(&format!("interrupt {round}"), Duration::from_secs(10));
+        let events = voided(&mut wire, &vm, VcpuWrite::Interrupt(COUNTED_VECTOR.into()))?;
+        check_eq!(
+            vm.guest.field(0, field!(counted_interrupts))?,
+            round,
+            "interrupts that the guest took before the instruction"
+        );
+        check_eq!(
+            vm.guest.field(0, field!(counted_rip))?,
+            events.1.arch.regs.rip,
+            "RIP at which it took the last"
+        );
+        answer(context, &mut wire, &vm, events)?;
+        check_eq!(
+            vm.guest.field(0, field!(counted_interrupts))?,
+            round,
+            "interrupts that the guest took"
+        );
+    }
+    vm.exit()
+}
+
+fn pause_is_never_void(context: &mut Context) -> Result<(), Failure> {
+    context.stage("start", Duration::from_secs(20));
+    let (vm, mut wire) = context.hooked_vm("counter", 1)?;
+    for by in WRITES {
+        context.stage(&format!("{by:?}"), Duration::from_secs(10));
+        check_eq!(wire.pause(0, true)?, Ok(vec![]), "VM_PAUSE_VCPU");
+        let event = wire.expect_event(PAUSE, 0)?;
+        let counter = vm.guest.field(0, field!(counter))?;
+        write(&vm, by)?;
+        wire.registers(0)?;
+        check_eq!(
+            vm.guest.field(0, field!(counter))?,
+            counter,
+            "counter of the paused vCPU after {by:?}"
+        );
+        wire.reply(&event, CONTINUE)?;
+        counts_on(context, &vm)?;
+        wire.expect_no_event()?;
+    }
+    vm.exit()
+}

@@ -1,0 +1,193 @@
+// SPDX-License-Identifier: MIT OR Apache-2.0
+//! INIT and SIPI, which one vCPU sends to another: what the tool switched on stays on, what was open is void.
+
+use std::time::Duration;
+
+use kvmi_guests::{Op, layout};
+use kvmi_uapi::Regs;
+use kvmi_uapi::event::{BREAKPOINT, CONTINUE, CR, Cr, HYPERCALL};
+
+use crate::lifecycle::GUEST_REQUEST;
+use crate::vmm::{Vm, field};
+use crate::wire::Wire;
+use crate::{Context, Failure, Scenario, check, check_eq, scenario};
+
+pub(crate) const SCENARIOS: &[Scenario] = &[
+    scenario(
+        "reset::watch_holds",
+        "CR and BREAKPOINT events of a vCPU that gets INIT and SIPI: from its first instruction in real mode on",
+        watch_holds,
+    ),
+    scenario(
+        "reset::voids_event",
+        "INIT carried out while an event is open: the event is void, its reply ignored, the vCPU as after a reset",
+        voids_event,
+    ),
+    scenario(
+        "reset::waits_for_reply",
+        "INIT that comes while a vCPU waits for a reply is carried out after it",
+        waits_for_reply,
+    ),
+];
+
+/// The vCPU that is reset.
+const AP: u16 = 1;
+
+/// Interrupt command: INIT, level assert.
+const INIT: u64 = 0x4500;
+/// Interrupt command: start-up, at the trampoline's page.
+const SIPI: u64 = 0x4600 | layout::TRAMPOLINE >> 12;
+
+/// RIP after INIT.
+const RESET_RIP: u64 = 0xfff0;
+
+/// `KVM_MP_STATE_INIT_RECEIVED`: waits for SIPI.
+const WAITS_FOR_SIPI: u32 = 2;
+
+/// Has vCPU 0 send this to the other one.
+fn send(context: &Context, vm: &Vm, command: u64) -> Result<(), Failure> {
+    let command = command | u64::from(AP) << 32;
+    vm.carry_out(context, 0, Op::SendIpi, [command, 0, 0, 0])?;
+    Ok(())
+}
+
+/// Waits until the vCPU is as INIT leaves it.
+fn wait_until_reset(context: &Context, wire: &mut Wire) -> Result<(), Failure> {
+    context.wait_for("the vCPU to be reset", || {
+        let now = wire.registers(AP)?;
+        Ok(now.regs.rip == RESET_RIP && now.sregs.cr3 == 0 && now.mode == 2)
+    })
+}
+
+/// Sends SIPI and waits until the program is there again; what comes on the way there is the caller's to answer.
+fn start_again(
+    context: &Context,
+    vm: &Vm,
+    wire: &mut Wire,
+    on_the_way: impl FnOnce(&mut Wire) -> Result<(), Failure>,
+) -> Result<(), Failure> {
+    vm.guest.set_field(AP.into(), field!(ready), 0)?;
+    send(context, vm, SIPI)?;
+    on_the_way(wire)?;
+    vm.wait_ready(context)
+}
+
+/// The next event, which must be a write of this register; let through. Old and new value.
+fn let_cr_through(wire: &mut Wire, cr: u8) -> Result<(u64, u64), Failure> {
+    let event = wire.expect_event(CR, AP)?;
+    let data = event.data::<Cr>()?;
+    check_eq!(data.cr, cr, "register that is written");
+    wire.reply_with(&event, CONTINUE, &data.new_value.to_ne_bytes())?;
+    Ok((data.old_value, data.new_value))
+}
+
+/// Fails unless a CR3 write and an int3 of the program are events.
+fn is_watched(context: &Context, vm: &Vm, wire: &mut Wire) -> Result<(), Failure> {
+    for (old, new) in [(layout::ROOT, layout::OTHER_ROOT), (layout::OTHER_ROOT, layout::ROOT)] {
+        let number = vm.command(AP.into(), Op::WriteCr, [3, new, 0, 0])?;
+        check_eq!(let_cr_through(wire, 3)?, (old, new), "old and new CR3");
+        check_eq!(vm.finished(context, AP.into(), number)?, new, "CR3");
+    }
+    let before = vm.guest.field(AP.into(), field!(breakpoints))?;
+    let number = vm.command(AP.into(), Op::Int3, [0; 4])?;
+    let event = wire.expect_event(BREAKPOINT, AP)?;
+    wire.reply(&event, CONTINUE)?;
+    vm.finished(context, AP.into(), number)?;
+    check_eq!(vm.guest.field(AP.into(), field!(breakpoints))?, before + 1, "#BP");
+    wire.expect_no_event()
+}
+
+fn watch_holds(context: &mut Context) -> Result<(), Failure> {
+    context.stage("start", Duration::from_secs(20));
+    let (vm, mut wire) = context.hooked_vm("resets", 2)?;
+    for event in [CR, BREAKPOINT] {
+        wire.control_event(AP, event, true)?;
+    }
+    for cr in [0, 3, 4] {
+        wire.control_cr(AP, cr, true)?;
+    }
+    is_watched(context, &vm, &mut wire)?;
+    for round in 1..=3 {
+        context.stage(&format!("INIT {round}"), Duration::from_secs(10));
+        send(context, &vm, INIT)?;
+        wait_until_reset(context, &mut wire)?;
+        context.stage(&format!("SIPI {round}"), Duration::from_secs(20));
+        // The trampoline's own writes, in its order.
+        start_again(context, &vm, &mut wire, |wire| {
+            let (_, cr4) = let_cr_through(wire, 4)?;
+            check!(cr4 & 0x20 != 0, "CR4 {cr4:#x} is without PAE");
+            check_eq!(let_cr_through(wire, 3)?, (0, layout::ROOT), "old and new CR3");
+            let (old, new) = let_cr_through(wire, 0)?;
+            check!(old & 1 == 0, "CR0 {old:#x} is not that of real mode");
+            check_eq!(new & 0x8000_0001, 0x8000_0001, "PG and PE of the new CR0");
+            Ok(())
+        })?;
+        is_watched(context, &vm, &mut wire)?;
+    }
+    vm.exit()
+}
+
+/// A VM whose vCPU 1 has a HYPERCALL event open, the event, and the registers in it.
+fn with_open_event(context: &mut Context) -> Result<(Vm, Wire, crate::wire::Event), Failure> {
+    context.stage("start", Duration::from_secs(20));
+    let (vm, mut wire) = context.hooked_vm("resets", 2)?;
+    wire.control_event(AP, HYPERCALL, true)?;
+    vm.command(AP.into(), Op::Hypercall, GUEST_REQUEST)?;
+    let event = wire.expect_event(HYPERCALL, AP)?;
+    Ok((vm, wire, event))
+}
+
+/// A hypercall of the program that runs again: an event that returns 0.
+fn hypercall_again(context: &Context, vm: &Vm, wire: &mut Wire) -> Result<(), Failure> {
+    let number = vm.command(AP.into(), Op::Hypercall, GUEST_REQUEST)?;
+    let event = wire.expect_event(HYPERCALL, AP)?;
+    wire.reply(&event, CONTINUE)?;
+    check_eq!(vm.finished(context, AP.into(), number)?, 0, "RAX after the reset");
+    wire.expect_no_event()
+}
+
+fn voids_event(context: &mut Context) -> Result<(), Failure> {
+    let (vm, mut wire, void) = with_open_event(context)?;
+    context.stage("INIT", Duration::from_secs(10));
+    vm.pause(AP.into())?;
+    send(context, &vm, INIT)?;
+    // KVM carries INIT out when the VMM asks for the state.
+    check_eq!(vm.mp_state(AP.into())?, WAITS_FOR_SIPI, "KVM_GET_MP_STATE");
+    vm.resume(AP.into())?;
+    context.stage("a late reply", Duration::from_secs(10));
+    wait_until_reset(context, &mut wire)?;
+    let after_reset: Regs = wire.registers(AP)?.regs;
+    wire.reply(&void, CONTINUE)?;
+    // A reply that counted would complete the instruction between two of these commands.
+    for _ in 0..10 {
+        check_eq!(wire.registers(AP)?.regs, after_reset, "registers after the late reply");
+    }
+    wire.expect_no_event()?;
+    context.stage("SIPI", Duration::from_secs(20));
+    start_again(context, &vm, &mut wire, |_| Ok(()))?;
+    hypercall_again(context, &vm, &mut wire)?;
+    vm.exit()
+}
+
+fn waits_for_reply(context: &mut Context) -> Result<(), Failure> {
+    let (vm, mut wire, event) = with_open_event(context)?;
+    context.stage("INIT and SIPI", Duration::from_secs(10));
+    vm.guest.set_field(AP.into(), field!(ready), 0)?;
+    send(context, &vm, INIT)?;
+    send(context, &vm, SIPI)?;
+    check_eq!(wire.registers(AP)?.regs, event.arch.regs, "registers while waiting");
+    // KVM_RUN that is left and called anew goes on waiting.
+    vm.signal(AP.into())?;
+    vm.wait(AP.into(), crate::vmm::Until::Interrupted(1))?;
+    check_eq!(
+        wire.registers(AP)?.regs,
+        event.arch.regs,
+        "registers while waiting again"
+    );
+    wire.expect_no_event()?;
+    context.stage("the reply", Duration::from_secs(20));
+    wire.reply(&event, CONTINUE)?;
+    vm.wait_ready(context)?;
+    hypercall_again(context, &vm, &mut wire)?;
+    vm.exit()
+}
