@@ -88,9 +88,12 @@ fn sources(checkout: &Path) -> Result<Vec<(String, std::path::PathBuf)>> {
     for entry in fs::read_dir(checkout)? {
         let entry = entry?;
         let name = entry.file_name().to_string_lossy().into_owned();
+        if name == "target" || name == ".git" {
+            continue;
+        }
         if entry.file_type()?.is_file() {
             all.push((name, entry.path()));
-        } else if name != "target" && name != ".git" {
+        } else {
             all.extend(
                 files_below(&entry.path())?
                     .into_iter()

@@ -12,25 +12,35 @@ use std::path::{Path, PathBuf};
 use std::process::Child;
 use std::sync::mpsc::Receiver;
 use std::thread;
-use std::time::Duration;
+use std::time::{Duration, Instant};
 
 use kvmi_lab_control::{Backend, Lane};
 use nix::fcntl::{FcntlArg, FdFlag, fcntl};
 use nix::poll::{PollFd, PollFlags, PollTimeout, poll};
 use nix::pty::{Winsize, openpty};
+use nix::sys::signal::{Signal, kill};
+use nix::unistd::Pid;
 use serde::{Deserialize, Serialize};
 
-use crate::boot::{Boot, BootError, MEMORY_MIB, io_error, kernel_arguments, tail, wait_for_point};
+use crate::boot::{Boot, BootError, MEMORY_MIB, io_error, tail, wait_for_point};
 use crate::emulator::Emulators;
+use crate::news::{News, channel, listen};
 use crate::process::{Program, end_with_us, keep_open};
 use crate::progress::{Progress, Task};
-use crate::scenario::{Machine, News, Request, channel, listen};
+use crate::run_folder;
+use crate::scenario::{Machine, Request};
 
 /// How long L1 may take from power-on to its point. It takes about 40 s on an idle machine.
 const BOOT: Duration = Duration::from_secs(400);
 
 /// What one emulated second is. About what Bochs does on a present machine, so that deadlines mean the same inside and outside.
 const INSTRUCTIONS_PER_SECOND: u32 = 50_000_000;
+
+/// The package that has the emulator.
+const PACKAGE: &str = "bochs";
+
+/// How long Bochs may take to show registers.
+const REGISTERS: Duration = Duration::from_secs(5);
 
 /// Where Debian keeps the boot loader of the CD.
 const ISOLINUX: &str = "/usr/lib/ISOLINUX/isolinux.bin";
@@ -61,9 +71,9 @@ pub struct Booting {
 
 /// What the CD tells the kernel, for the key of what is on it.
 #[must_use]
-pub fn kernel_arguments_on_cd() -> String {
+pub fn kernel_arguments_on_cd(boot: &Boot) -> String {
     // Bochs's CPUID claims 3.5 GHz, its TSC counts instructions: without this, L1's second would last 3.5 billion of them.
-    kernel_arguments(&[&format!("tsc_early_khz={}", INSTRUCTIONS_PER_SECOND / 1000)])
+    boot.command_line(&[&format!("tsc_early_khz={}", INSTRUCTIONS_PER_SECOND / 1000)])
 }
 
 /// Writes the CD from which L1 boots.
@@ -84,7 +94,7 @@ pub fn write_cd(boot: &Boot, cd: &Path, progress: &Progress) -> Result<(), BootE
     place(&boot.initrd, "initrd")?;
     let config = format!(
         "default l1\nprompt 0\nlabel l1\n kernel vmlinuz\n append initrd=initrd {}\n",
-        kernel_arguments_on_cd()
+        kernel_arguments_on_cd(boot)
     );
     fs::write(content.join("isolinux.cfg"), config).map_err(io_error("write isolinux.cfg"))?;
     Program::new("xorriso")
@@ -126,14 +136,17 @@ pub fn start(
         .local_addr()
         .map_err(io_error("ask for a port's number"))?
         .port();
-    let forks = Forks::of(lane);
-    let listener = forks.listen().map_err(io_error("listen for who wants a fork"))?;
+    let socket = format!("kvmi-lab-{}-{lane}", std::process::id());
+    let listener = address(&socket)
+        .and_then(|address| UnixListener::bind_addr(&address))
+        .map_err(io_error(format!("listen on @{socket}")))?;
 
     let console = folder.join("boot.log");
     let log = folder.join("bochs.log");
     let config = folder.join("bochsrc");
     let go = folder.join("debugger");
-    fs::write(&config, bochsrc(lane, emulators, cd, &console, &log, port)).map_err(io_error("write bochsrc"))?;
+    let configuration = bochsrc(lane, emulators, cd, &console, &log, port);
+    fs::write(&config, &configuration).map_err(io_error("write bochsrc"))?;
     // Debian builds Bochs with its debugger, which waits for a word before it starts.
     fs::write(&go, "c\n").map_err(io_error("write the debugger's command"))?;
 
@@ -165,6 +178,7 @@ pub fn start(
         .stdout(share()?)
         .stderr(File::create(folder.join("bochs.err")).map_err(io_error("write bochs.err"))?);
     keep_open(&mut command, listener.as_fd());
+    let described = emulators.describe(PACKAGE, &command, &configuration);
     let child = end_with_us(&mut command).spawn().map_err(io_error("run bochs"))?;
     drop(command);
     let mut screen = File::from(terminal.master);
@@ -177,7 +191,7 @@ pub fn start(
         console,
         log,
         task,
-        forks,
+        forks: Forks { socket, described },
     })
 }
 
@@ -304,37 +318,31 @@ impl Drop for ForkServer {
     }
 }
 
-/// Where forks can be had: the name of an abstract socket, which vanishes with the processes that hold it.
+/// An abstract socket's address: it vanishes with the processes that hold it.
+fn address(socket: &str) -> io::Result<SocketAddr> {
+    SocketAddr::from_abstract_name(socket)
+}
+
+/// Where forks can be had.
 #[derive(Clone, Debug, Serialize, Deserialize)]
 pub struct Forks {
     socket: String,
+    /// Version, command line and configuration of the Bochs that forks.
+    described: String,
 }
 
 impl Forks {
-    /// A name that no other process of this machine uses, for one lane.
-    fn of(lane: Lane) -> Self {
-        let socket = format!("kvmi-lab-{}-{lane}", std::process::id());
-        Self { socket }
-    }
-
-    fn address(&self) -> io::Result<SocketAddr> {
-        SocketAddr::from_abstract_name(&self.socket)
-    }
-
-    fn listen(&self) -> io::Result<UnixListener> {
-        UnixListener::bind_addr(&self.address()?)
-    }
-
     /// Has a fork made for one scenario; it runs on from L1's point.
     ///
     /// # Errors
     ///
     /// [`BootError`]
     pub fn fork(&self, request: &Request) -> Result<Forked, BootError> {
-        let mut control = self
-            .address()
+        let mut control = address(&self.socket)
             .and_then(|address| UnixStream::connect_addr(&address))
             .map_err(io_error(format!("connect to Bochs on @{}", self.socket)))?;
+        fs::write(request.folder.join(run_folder::EMULATOR), &self.described)
+            .map_err(io_error("write down how bochs was started"))?;
         let folder = format!("{}\n", request.folder.display());
         control
             .write_all(folder.as_bytes())
@@ -344,7 +352,8 @@ impl Forks {
             control.try_clone().map_err(io_error("share the control channel"))?,
             send,
         );
-        Ok(Forked { control, news })
+        let folder = request.folder.clone();
+        Ok(Forked { control, news, folder })
     }
 }
 
@@ -353,6 +362,7 @@ impl Forks {
 pub struct Forked {
     control: UnixStream,
     news: Receiver<News>,
+    folder: PathBuf,
 }
 
 impl Machine for Forked {
@@ -362,6 +372,19 @@ impl Machine for Forked {
 
     fn news(&mut self) -> &Receiver<News> {
         &self.news
+    }
+
+    fn registers(&mut self) -> Result<String, String> {
+        // A signal takes it into its debugger, which finds there what to show; after that it ends.
+        let pid = fs::read_to_string(self.folder.join("emulator.pid")).map_err(|e| e.to_string())?;
+        let pid = pid.trim().parse().map_err(|e| format!("bochs's process number: {e}"))?;
+        kill(Pid::from_raw(pid), Signal::SIGINT).map_err(|e| e.to_string())?;
+        let end = Instant::now() + REGISTERS;
+        while !matches!(
+            self.news.recv_timeout(end.saturating_duration_since(Instant::now())),
+            Ok(News::Closed) | Err(_)
+        ) {}
+        fs::read_to_string(self.folder.join("emulator.out")).map_err(|e| e.to_string())
     }
 
     fn end(&mut self) {

@@ -24,6 +24,27 @@ pub struct Boot {
     pub kernel: PathBuf,
     /// The archive with `/init`, modules and guests.
     pub initrd: PathBuf,
+    /// What the kernel is told on every lane.
+    pub arguments: Vec<String>,
+}
+
+impl Boot {
+    /// This kernel and this archive, with the arguments that the lab gives to kernels.
+    #[must_use]
+    pub fn new(kernel: PathBuf, initrd: PathBuf) -> Self {
+        let arguments = KERNEL_ARGUMENTS.iter().map(|&a| a.to_owned()).collect();
+        Self {
+            kernel,
+            initrd,
+            arguments,
+        }
+    }
+
+    /// The kernel's command line, with what a lane adds.
+    pub(crate) fn command_line(&self, more: &[&str]) -> String {
+        let all = self.arguments.iter().map(String::as_str).chain(more.iter().copied());
+        all.collect::<Vec<_>>().join(" ")
+    }
 }
 
 /// Memory of L1.
@@ -36,6 +57,8 @@ const KERNEL_ARGUMENTS: &[&str] = &[
     // An L1 that broke is of no use any more: end it, the emulators are told not to reboot.
     "panic=-1",
     "oops=panic",
+    // By a triple fault, which ends every emulator; Bochs would boot anew on a reset.
+    "reboot=t",
     // Addresses in logs match System.map.
     "nokaslr",
     // Emulated CPUs leak nothing to anyone.
@@ -43,11 +66,6 @@ const KERNEL_ARGUMENTS: &[&str] = &[
     // There is no other clock worth comparing with.
     "tsc=reliable",
 ];
-
-/// The kernel's command line.
-pub(crate) fn kernel_arguments(more: &[&str]) -> String {
-    [KERNEL_ARGUMENTS, more].concat().join(" ")
-}
 
 /// Why L1 did not come up.
 #[derive(Debug, thiserror::Error)]
@@ -175,7 +193,7 @@ pub(crate) fn wait_for_point(
         Err(e) => Err(unready(e)),
     }?;
     let log = read_lossy(console);
-    let said: Vec<String> = complaints(&log).into_iter().map(str::to_owned).collect();
+    let said: Vec<String> = complaints(&log).into_iter().map(|c| c.line).collect();
     if said.is_empty() {
         return Ok(());
     }

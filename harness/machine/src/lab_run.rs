@@ -8,7 +8,9 @@ use kvmi_lab_control::Lane;
 use serde::{Deserialize, Serialize};
 
 use crate::bochs::Forks;
+use crate::bundle::{self, Source};
 use crate::outcome::Record;
+use crate::plant;
 use crate::qemu::Saved;
 use crate::scenario::{self, Request};
 
@@ -22,6 +24,8 @@ pub struct LabRun {
     pub folder: PathBuf,
     /// Where every scenario's random numbers start.
     pub seed: u64,
+    /// What all scenarios have in common, for bundles.
+    pub source: Source,
     /// Machines.
     pub lanes: Vec<Prepared>,
 }
@@ -107,6 +111,19 @@ impl LabRun {
         self.folder.join(lane.name()).join(scenario.replace("::", "."))
     }
 
+    /// Makes the bundle of a scenario that has run, in its folder; its path.
+    ///
+    /// # Errors
+    ///
+    /// As [`bundle::write`].
+    pub fn bundle(&self, record: &Record) -> io::Result<PathBuf> {
+        bundle::write(
+            &self.source,
+            record,
+            &self.scenario_folder(record.lane, &record.scenario),
+        )
+    }
+
     /// Runs one scenario on one lane.
     ///
     /// # Errors
@@ -124,6 +141,8 @@ impl LabRun {
             lane,
             seed: self.seed,
             folder: folder.clone(),
+            limits: plant::limits(scenario),
+            end_emulator_at: plant::end_emulator_at(scenario),
         };
         match &prepared.point {
             Point::Qemu(saved) => scenario::run(&request, |r| saved.restore(r)),

@@ -7,14 +7,20 @@
 
 pub mod bochs;
 pub mod boot;
+pub mod bundle;
 pub mod cache;
 pub mod complaint;
+pub mod date;
 pub mod emulator;
 pub mod initrd;
 pub mod lab_run;
+pub mod news;
 pub mod outcome;
+mod plant;
 pub mod process;
 pub mod progress;
 pub mod qemu;
 pub mod qmp;
+pub mod recording;
+pub mod run_folder;
 pub mod scenario;
