@@ -8,8 +8,8 @@ use std::thread;
 use std::time::{SystemTime, UNIX_EPOCH};
 
 use anyhow::{Context, Result, bail};
-use kvmi_lab_control::Lane;
-use kvmi_lab_machine::lab_run::{LabRun, Prepared, VARIABLE};
+use kvmi_lab_control::{Lane, Platform};
+use kvmi_lab_machine::lab_run::{LabRun, Point, Prepared, VARIABLE};
 use kvmi_lab_machine::outcome::{Outcome, Record};
 use kvmi_lab_machine::process::{Program, end_with_us};
 use kvmi_lab_machine::{bochs, qemu};
@@ -108,15 +108,16 @@ struct Standing {
 
 fn prepare(shop: &Workshop, wanted: &Wanted, built: &Built, fetched: &Fetched, folder: &Path) -> Result<Vec<Standing>> {
     let boot = lab::boot(shop, built)?;
-    let mut booting = None;
+    let mut booting = Vec::new();
     for lane in wanted.lanes() {
-        fs::create_dir_all(folder.join(lane.name()))?;
-        if lane == Lane::VmxBochs {
+        let logs = folder.join(lane.name());
+        fs::create_dir_all(&logs)?;
+        if lane.platform() == Platform::Bochs {
             let cd = lab::cd(shop, &boot)?;
             let library = lab::fork_server(shop)?;
-            let logs = folder.join(lane.name());
             // On this thread: Bochs ends with the thread that started it.
-            booting = Some(bochs::start(&fetched.emulators, &library, &cd, &logs, &shop.progress)?);
+            let started = bochs::start(lane, &fetched.emulators, &library, &cd, &logs, &shop.progress)?;
+            booting.push((lane, started));
         }
     }
     let mut lanes = Vec::new();
@@ -129,14 +130,20 @@ fn prepare(shop: &Workshop, wanted: &Wanted, built: &Built, fetched: &Fetched, f
             &shop.progress,
         )?;
         lanes.push(Standing {
-            prepared: Prepared::Qemu(saved),
+            prepared: Prepared {
+                lane: Lane::SvmTcg,
+                point: Point::Qemu(saved),
+            },
             _server: None,
         });
     }
-    if let Some(booting) = booting {
+    for (lane, booting) in booting {
         let server = booting.ready()?;
         lanes.push(Standing {
-            prepared: Prepared::Bochs(server.forks().clone()),
+            prepared: Prepared {
+                lane,
+                point: Point::Bochs(server.forks().clone()),
+            },
             _server: Some(server),
         });
     }
@@ -229,7 +236,7 @@ fn is_scenario(name: &str) -> bool {
 /// The records of a run, by lane and name. A scenario without one is lost: the process that ran it was ended.
 fn collect(run: &LabRun) -> Result<Vec<Record>> {
     let mut records = Vec::new();
-    for lane in run.lanes.iter().map(Prepared::lane) {
+    for lane in run.lanes.iter().map(|prepared| prepared.lane) {
         let mut folders: Vec<PathBuf> = fs::read_dir(run.folder.join(lane.name()))?
             .filter_map(Result::ok)
             .map(|e| e.path())
@@ -303,7 +310,7 @@ mod tests {
         assert_eq!(selected(None, Some(Lane::SvmTcg)), "(test(/^svm-tcg::/))");
         assert_eq!(
             selected(Some("hook"), None),
-            "(test(/^svm-tcg::/) or test(/^vmx-bochs::/)) and test(~hook)"
+            "(test(/^svm-tcg::/) or test(/^vmx-bochs::/) or test(/^svm-bochs::/)) and test(~hook)"
         );
         assert_eq!(
             selected(Some("a::b_c"), Some(Lane::VmxBochs)),

@@ -73,7 +73,7 @@ enum Command {
 struct E2eArguments {
     /// A part of scenarios' names, or the whole name of one
     filter: Option<String>,
-    /// Run on this lane only: svm-tcg or vmx-bochs
+    /// Run on this lane only: svm-tcg, vmx-bochs or svm-bochs
     #[arg(long)]
     lane: Option<Lane>,
     /// The kernel, e.g. 6.12.115; the newest that Debian has when not given

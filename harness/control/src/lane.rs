@@ -25,7 +25,26 @@ impl fmt::Display for Backend {
     }
 }
 
-/// One way to have an L1: a vendor back end on an emulator.
+/// What an L1 runs in.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Hash, PartialOrd, Ord, Serialize, Deserialize)]
+#[serde(rename_all = "lowercase")]
+pub enum Platform {
+    /// QEMU, translating.
+    Tcg,
+    /// Bochs, interpreting.
+    Bochs,
+}
+
+impl fmt::Display for Platform {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        f.pad(match self {
+            Self::Tcg => "tcg",
+            Self::Bochs => "bochs",
+        })
+    }
+}
+
+/// One way to have an L1: a vendor back end on a platform.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, Hash, PartialOrd, Ord, Serialize, Deserialize)]
 pub enum Lane {
     /// QEMU TCG with SVM and NPT, two CPUs.
@@ -34,11 +53,14 @@ pub enum Lane {
     /// Bochs with VMX and EPT, one CPU, exact instruction counts.
     #[serde(rename = "vmx-bochs")]
     VmxBochs,
+    /// Bochs with SVM and NPT, next-RIP save and decode assists, one CPU, exact instruction counts.
+    #[serde(rename = "svm-bochs")]
+    SvmBochs,
 }
 
 impl Lane {
     /// Every lane, in the order in which tables show them.
-    pub const ALL: &'static [Self] = &[Self::SvmTcg, Self::VmxBochs];
+    pub const ALL: &'static [Self] = &[Self::SvmTcg, Self::VmxBochs, Self::SvmBochs];
 
     /// The name used on command lines, in test names and in reports.
     #[must_use]
@@ -46,6 +68,7 @@ impl Lane {
         match self {
             Self::SvmTcg => "svm-tcg",
             Self::VmxBochs => "vmx-bochs",
+            Self::SvmBochs => "svm-bochs",
         }
     }
 
@@ -53,8 +76,17 @@ impl Lane {
     #[must_use]
     pub fn backend(self) -> Backend {
         match self {
-            Self::SvmTcg => Backend::Svm,
+            Self::SvmTcg | Self::SvmBochs => Backend::Svm,
             Self::VmxBochs => Backend::Vmx,
+        }
+    }
+
+    /// What L1 runs in on this lane.
+    #[must_use]
+    pub fn platform(self) -> Platform {
+        match self {
+            Self::SvmTcg => Platform::Tcg,
+            Self::VmxBochs | Self::SvmBochs => Platform::Bochs,
         }
     }
 }
@@ -67,8 +99,12 @@ impl fmt::Display for Lane {
 
 /// A lane's name that is none.
 #[derive(Clone, Debug, PartialEq, Eq, thiserror::Error)]
-#[error("no lane `{0}`, lanes are svm-tcg and vmx-bochs")]
+#[error("no lane `{0}`, lanes are {names}", names = names())]
 pub struct UnknownLane(pub String);
+
+fn names() -> String {
+    Lane::ALL.iter().map(|lane| lane.name()).collect::<Vec<_>>().join(", ")
+}
 
 impl FromStr for Lane {
     type Err = UnknownLane;
@@ -91,8 +127,10 @@ mod tests {
         for &lane in Lane::ALL {
             assert_eq!(lane.name().parse(), Ok(lane));
             assert_eq!(serde_json::to_value(lane).unwrap(), lane.name());
-            assert!(lane.name().starts_with(&lane.backend().to_string()));
+            assert_eq!(lane.name(), format!("{}-{}", lane.backend(), lane.platform()));
         }
-        assert_eq!("arm".parse::<Lane>(), Err(UnknownLane("arm".to_owned())));
+        let unknown = "arm".parse::<Lane>().unwrap_err();
+        assert_eq!(unknown, UnknownLane("arm".to_owned()));
+        assert!(unknown.to_string().starts_with("no lane `arm`, lanes are svm-tcg, "));
     }
 }

@@ -14,7 +14,7 @@ use std::sync::mpsc::Receiver;
 use std::thread;
 use std::time::Duration;
 
-use kvmi_lab_control::Lane;
+use kvmi_lab_control::{Backend, Lane};
 use nix::fcntl::{FcntlArg, FdFlag, fcntl};
 use nix::poll::{PollFd, PollFlags, PollTimeout, poll};
 use nix::pty::{Winsize, openpty};
@@ -36,9 +36,20 @@ const INSTRUCTIONS_PER_SECOND: u32 = 50_000_000;
 const ISOLINUX: &str = "/usr/lib/ISOLINUX/isolinux.bin";
 const LDLINUX: &str = "/usr/lib/syslinux/modules/bios/ldlinux.c32";
 
+/// The CPU that gives a back end what KVM uses of it.
+fn cpu_model(backend: Backend) -> &'static str {
+    match backend {
+        // EPT, VPID, unrestricted guest, the monitor trap flag, descriptor-table exiting.
+        Backend::Vmx => "corei7_skylake_x",
+        // NPT, next-RIP save, decode assists, flush by ASID.
+        Backend::Svm => "ryzen",
+    }
+}
+
 /// A Bochs that runs and has not reached the point yet.
 #[derive(Debug)]
 pub struct Booting {
+    lane: Lane,
     child: Child,
     control: TcpListener,
     console: PathBuf,
@@ -103,19 +114,20 @@ pub fn write_cd(boot: &Boot, cd: &Path, progress: &Progress) -> Result<(), BootE
 ///
 /// [`BootError`]
 pub fn start(
+    lane: Lane,
     emulators: &Emulators,
     fork_server: &Path,
     cd: &Path,
     folder: &Path,
     progress: &Progress,
 ) -> Result<Booting, BootError> {
-    let task = progress.task("boot L1 in Bochs (vmx-bochs)");
+    let task = progress.task(format!("boot L1 in Bochs ({lane})"));
     let control = TcpListener::bind(("127.0.0.1", 0)).map_err(io_error("listen for Bochs's serial port"))?;
     let port = control
         .local_addr()
         .map_err(io_error("ask for a port's number"))?
         .port();
-    let sockets = SocketFolder::make().map_err(io_error("make a folder for a socket"))?;
+    let sockets = SocketFolder::make(lane).map_err(io_error("make a folder for a socket"))?;
     let socket = sockets.0.join("fork");
     let listener = UnixListener::bind(&socket).map_err(io_error(format!("listen on {}", socket.display())))?;
 
@@ -123,7 +135,7 @@ pub fn start(
     let log = folder.join("bochs.log");
     let config = folder.join("bochsrc");
     let go = folder.join("debugger");
-    fs::write(&config, bochsrc(emulators, cd, &console, &log, port)).map_err(io_error("write bochsrc"))?;
+    fs::write(&config, bochsrc(lane, emulators, cd, &console, &log, port)).map_err(io_error("write bochsrc"))?;
     // Debian builds Bochs with its debugger, which waits for a word before it starts.
     fs::write(&go, "c\n").map_err(io_error("write the debugger's command"))?;
 
@@ -161,6 +173,7 @@ pub fn start(
     // What it draws is of no interest, but must go somewhere. Ends when Bochs and its children have.
     thread::spawn(move || while screen.read(&mut [0; 4096]).is_ok_and(|n| n > 0) {});
     Ok(Booting {
+        lane,
         child,
         control,
         console,
@@ -171,14 +184,14 @@ pub fn start(
     })
 }
 
-fn bochsrc(emulators: &Emulators, cd: &Path, console: &Path, log: &Path, port: u16) -> String {
+fn bochsrc(lane: Lane, emulators: &Emulators, cd: &Path, console: &Path, log: &Path, port: u16) -> String {
     let mut text = String::new();
     let mut line = |l: String| {
         let _ = writeln!(text, "{l}");
     };
-    // Skylake has what KVM uses: EPT, VPID, unrestricted guest, the monitor trap flag, descriptor-table exiting.
     line(format!(
-        "cpu: model=corei7_skylake_x, count=1, ips={INSTRUCTIONS_PER_SECOND}, reset_on_triple_fault=0, ignore_bad_msrs=1"
+        "cpu: model={}, count=1, ips={INSTRUCTIONS_PER_SECOND}, reset_on_triple_fault=0, ignore_bad_msrs=1",
+        cpu_model(lane.backend())
     ));
     line(format!("memory: guest={MEMORY_MIB}, host={MEMORY_MIB}"));
     line(format!(
@@ -245,9 +258,7 @@ impl Booting {
         let control = self.accept()?;
         let reader = control.try_clone().map_err(io_error("share the control channel"))?;
         let child = &mut self.child;
-        wait_for_point(Lane::VmxBochs, reader, &self.console, BOOT, &self.task, || {
-            child.wait().ok()
-        })?;
+        wait_for_point(self.lane, reader, &self.console, BOOT, &self.task, || child.wait().ok())?;
         Ok(control)
     }
 }
@@ -266,7 +277,7 @@ impl Booting {
             if let Some(status) = self.child.try_wait().map_err(io_error("ask how Bochs is"))? {
                 let log = self.log.clone();
                 return Err(BootError::Ended {
-                    lane: Lane::VmxBochs,
+                    lane: self.lane,
                     status: status.to_string(),
                     tail: tail(&log),
                     log,
@@ -360,9 +371,9 @@ struct SocketFolder(PathBuf);
 impl SocketFolder {
     const PREFIX: &str = "kvmi-lab-";
 
-    fn make() -> std::io::Result<Self> {
+    fn make(lane: Lane) -> std::io::Result<Self> {
         Self::sweep();
-        let path = std::env::temp_dir().join(format!("{}{}", Self::PREFIX, std::process::id()));
+        let path = std::env::temp_dir().join(format!("{}{}-{lane}", Self::PREFIX, std::process::id()));
         // A process of the same number that was killed may have left it.
         let _ = fs::remove_dir_all(&path);
         fs::DirBuilder::new().mode(0o700).create(&path)?;
@@ -378,7 +389,7 @@ impl SocketFolder {
             let name = entry.file_name();
             let owner = name
                 .to_str()
-                .and_then(|n| n.strip_prefix(Self::PREFIX)?.parse::<u32>().ok());
+                .and_then(|n| n.strip_prefix(Self::PREFIX)?.split('-').next()?.parse::<u32>().ok());
             if owner.is_some_and(|pid| !Path::new(&format!("/proc/{pid}")).exists()) {
                 let _ = fs::remove_dir_all(entry.path());
             }

@@ -28,23 +28,21 @@ pub struct LabRun {
 
 /// A lane whose L1 stands at its point.
 #[derive(Clone, Debug, Serialize, Deserialize)]
-#[serde(rename_all = "lowercase")]
-pub enum Prepared {
-    /// svm-tcg
-    Qemu(Saved),
-    /// vmx-bochs
-    Bochs(Forks),
+pub struct Prepared {
+    /// Which.
+    pub lane: Lane,
+    /// What machines come from.
+    pub point: Point,
 }
 
-impl Prepared {
-    /// Which lane it is.
-    #[must_use]
-    pub fn lane(&self) -> Lane {
-        match self {
-            Self::Qemu(_) => Lane::SvmTcg,
-            Self::Bochs(_) => Lane::VmxBochs,
-        }
-    }
+/// What the machines of a lane come from.
+#[derive(Clone, Debug, Serialize, Deserialize)]
+#[serde(rename_all = "lowercase")]
+pub enum Point {
+    /// A state that QEMU saved.
+    Qemu(Saved),
+    /// A Bochs that forks.
+    Bochs(Forks),
 }
 
 /// Why there is no run to take part in.
@@ -118,7 +116,7 @@ impl LabRun {
         let prepared = self
             .lanes
             .iter()
-            .find(|p| p.lane() == lane)
+            .find(|p| p.lane == lane)
             .ok_or(NotTried::NotPrepared(lane))?;
         let folder = self.scenario_folder(lane, scenario);
         let request = Request {
@@ -127,9 +125,9 @@ impl LabRun {
             seed: self.seed,
             folder: folder.clone(),
         };
-        match prepared {
-            Prepared::Qemu(saved) => scenario::run(&request, |r| saved.restore(r)),
-            Prepared::Bochs(forks) => scenario::run(&request, |r| forks.fork(r)),
+        match &prepared.point {
+            Point::Qemu(saved) => scenario::run(&request, |r| saved.restore(r)),
+            Point::Bochs(forks) => scenario::run(&request, |r| forks.fork(r)),
         }
         .map_err(|error| NotTried::Folder { folder, error })
     }

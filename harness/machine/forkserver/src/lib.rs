@@ -12,6 +12,9 @@
 //!
 //! Bochs also draws its screen on a terminal that it opens for someone to look at, and stops for good when nobody does. So this library
 //! looks, up to the point, and after it lets the machine draw on nothing.
+//!
+//! While its CPU is idle Bochs waits a millisecond of real time for someone to type, again and again, although the time inside passes by
+//! itself. Nobody types, so this library answers at once.
 
 // Unsafe is what this library is for: it replaces a C function, and forks a process that is not its own.
 #![allow(unsafe_code)]
@@ -40,6 +43,8 @@ const LOG: &str = "KVMI_LAB_FORK_LOG";
 const GIVE_UP: c_int = 75;
 
 type Send = unsafe extern "C" fn(c_int, *const c_void, usize, c_int) -> isize;
+type Select =
+    unsafe extern "C" fn(c_int, *mut libc::fd_set, *mut libc::fd_set, *mut libc::fd_set, *mut libc::timeval) -> c_int;
 type Ptsname = unsafe extern "C" fn(c_int) -> *mut c_char;
 
 /// The device by which a process opens terminals for others to look at, `/dev/ptmx` or, in containers, `/dev/pts/ptmx`.
@@ -86,6 +91,36 @@ fn look_at(path: &CStr) {
         let mut drawn = [0_u8; 4096];
         while libc::read(terminal, drawn.as_mut_ptr().cast(), drawn.len()) > 0 {}
     }
+}
+
+/// Stands before the C library's `select`, by which Bochs waits for someone to type.
+///
+/// # Safety
+///
+/// As `select(2)`: each pointer is null or points to its type.
+#[unsafe(no_mangle)]
+pub unsafe extern "C" fn select(
+    count: c_int,
+    read: *mut libc::fd_set,
+    write: *mut libc::fd_set,
+    except: *mut libc::fd_set,
+    at_most: *mut libc::timeval,
+) -> c_int {
+    // Descriptor 0 alone is the keyboard.
+    if count == 1 && !read.is_null() && write.is_null() && except.is_null() {
+        // SAFETY: the caller's promise.
+        unsafe { libc::FD_ZERO(read) };
+        return 0;
+    }
+    static NEXT: OnceLock<Option<Select>> = OnceLock::new();
+    let found = NEXT.get_or_init(|| {
+        let symbol = next(c"select")?;
+        // SAFETY: the symbol is the C library's function of the type `Select`.
+        Some(unsafe { std::mem::transmute::<*mut c_void, Select>(symbol) })
+    });
+    let Some(next) = found else { return -1 };
+    // SAFETY: the caller's promise, passed on.
+    unsafe { next(count, read, write, except, at_most) }
 }
 
 /// Stands before the C library's `send`.
