@@ -25,6 +25,9 @@ impl fmt::Display for Backend {
     }
 }
 
+/// The word on L1's kernel command line that says what it runs in: `PLATFORM=NAME`. The kernel takes it for a module's parameter.
+pub const PLATFORM: &str = "kvmi_lab.platform";
+
 /// What an L1 runs in.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, Hash, PartialOrd, Ord, Serialize, Deserialize)]
 #[serde(rename_all = "lowercase")]
@@ -35,12 +38,37 @@ pub enum Platform {
     Bochs,
 }
 
-impl fmt::Display for Platform {
-    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
-        f.pad(match self {
+impl Platform {
+    /// Every platform.
+    pub const ALL: &'static [Self] = &[Self::Tcg, Self::Bochs];
+
+    /// The last part of a lane's name.
+    #[must_use]
+    pub fn name(self) -> &'static str {
+        match self {
             Self::Tcg => "tcg",
             Self::Bochs => "bochs",
-        })
+        }
+    }
+}
+
+impl fmt::Display for Platform {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        f.pad(self.name())
+    }
+}
+
+/// A platform's name that is none.
+#[derive(Clone, Debug, PartialEq, Eq, thiserror::Error)]
+#[error("no platform `{0}`")]
+pub struct UnknownPlatform(pub String);
+
+impl FromStr for Platform {
+    type Err = UnknownPlatform;
+
+    fn from_str(name: &str) -> Result<Self, UnknownPlatform> {
+        let found = Self::ALL.iter().copied().find(|platform| platform.name() == name);
+        found.ok_or_else(|| UnknownPlatform(name.to_owned()))
     }
 }
 
@@ -128,6 +156,7 @@ mod tests {
             assert_eq!(lane.name().parse(), Ok(lane));
             assert_eq!(serde_json::to_value(lane).unwrap(), lane.name());
             assert_eq!(lane.name(), format!("{}-{}", lane.backend(), lane.platform()));
+            assert_eq!(lane.platform().name().parse(), Ok(lane.platform()));
         }
         let unknown = "arm".parse::<Lane>().unwrap_err();
         assert_eq!(unknown, UnknownLane("arm".to_owned()));

@@ -9,7 +9,7 @@ use std::sync::mpsc::{self, RecvTimeoutError};
 use std::thread;
 use std::time::{Duration, Instant};
 
-use kvmi_lab_control::{Backend, FromL1, Lane, LineReader, ReadError};
+use kvmi_lab_control::{Backend, FromL1, Lane, LineReader, PLATFORM, Platform, ReadError};
 use serde::{Deserialize, Serialize};
 
 use crate::complaint::complaints;
@@ -45,8 +45,9 @@ const KERNEL_ARGUMENTS: &[&str] = &[
 ];
 
 /// The kernel's command line.
-pub(crate) fn kernel_arguments(more: &[&str]) -> String {
-    [KERNEL_ARGUMENTS, more].concat().join(" ")
+pub(crate) fn kernel_arguments(platform: Platform, more: &[&str]) -> String {
+    let platform = format!("{PLATFORM}={platform}");
+    [KERNEL_ARGUMENTS, &[&platform], more].concat().join(" ")
 }
 
 /// Why L1 did not come up.

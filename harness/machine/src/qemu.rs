@@ -11,7 +11,7 @@ use std::sync::mpsc::{Receiver, Sender};
 use std::thread;
 use std::time::Duration;
 
-use kvmi_lab_control::Lane;
+use kvmi_lab_control::{Lane, Platform};
 use serde::{Deserialize, Serialize};
 use serde_json::json;
 
@@ -76,7 +76,7 @@ pub fn prepare(
     let key = Key::of("qemu point 1")
         .text("emulators", emulators_key)
         .text("arguments", &machine_arguments().join(" "))
-        .text("kernel arguments", &kernel_arguments(KERNEL_ARGUMENTS))
+        .text("kernel arguments", &kernel_arguments(Platform::Tcg, KERNEL_ARGUMENTS))
         .file("kernel", &boot.kernel)?
         .file("initrd", &boot.initrd)?
         .finish();
@@ -201,7 +201,7 @@ impl Process {
             .arg("-initrd")
             .arg(&boot.initrd)
             .arg("-append")
-            .arg(kernel_arguments(KERNEL_ARGUMENTS))
+            .arg(kernel_arguments(Platform::Tcg, KERNEL_ARGUMENTS))
             .args(more)
             .stdin(OwnedFd::from(qemu_qmp))
             .stdout(OwnedFd::from(qemu_control))
