@@ -36,11 +36,13 @@ pub enum Platform {
     Tcg,
     /// Bochs, interpreting.
     Bochs,
+    /// QEMU with the machine's own KVM, nested.
+    Kvm,
 }
 
 impl Platform {
     /// Every platform.
-    pub const ALL: &'static [Self] = &[Self::Tcg, Self::Bochs];
+    pub const ALL: &'static [Self] = &[Self::Tcg, Self::Bochs, Self::Kvm];
 
     /// The last part of a lane's name.
     #[must_use]
@@ -48,7 +50,14 @@ impl Platform {
         match self {
             Self::Tcg => "tcg",
             Self::Bochs => "bochs",
+            Self::Kvm => "kvm",
         }
+    }
+
+    /// Whether it runs on any machine.
+    #[must_use]
+    pub fn is_emulated(self) -> bool {
+        self != Self::Kvm
     }
 }
 
@@ -84,11 +93,17 @@ pub enum Lane {
     /// Bochs with SVM and NPT, next-RIP save and decode assists, one CPU, exact instruction counts.
     #[serde(rename = "svm-bochs")]
     SvmBochs,
+    /// QEMU with hardware SVM, nested: where the machine has it.
+    #[serde(rename = "svm-kvm")]
+    SvmKvm,
+    /// QEMU with hardware VMX, nested: where the machine has it.
+    #[serde(rename = "vmx-kvm")]
+    VmxKvm,
 }
 
 impl Lane {
     /// Every lane, in the order in which tables show them.
-    pub const ALL: &'static [Self] = &[Self::SvmTcg, Self::VmxBochs, Self::SvmBochs];
+    pub const ALL: &'static [Self] = &[Self::SvmTcg, Self::VmxBochs, Self::SvmBochs, Self::SvmKvm, Self::VmxKvm];
 
     /// The name used on command lines, in test names and in reports.
     #[must_use]
@@ -97,6 +112,8 @@ impl Lane {
             Self::SvmTcg => "svm-tcg",
             Self::VmxBochs => "vmx-bochs",
             Self::SvmBochs => "svm-bochs",
+            Self::SvmKvm => "svm-kvm",
+            Self::VmxKvm => "vmx-kvm",
         }
     }
 
@@ -104,8 +121,8 @@ impl Lane {
     #[must_use]
     pub fn backend(self) -> Backend {
         match self {
-            Self::SvmTcg | Self::SvmBochs => Backend::Svm,
-            Self::VmxBochs => Backend::Vmx,
+            Self::SvmTcg | Self::SvmBochs | Self::SvmKvm => Backend::Svm,
+            Self::VmxBochs | Self::VmxKvm => Backend::Vmx,
         }
     }
 
@@ -115,6 +132,7 @@ impl Lane {
         match self {
             Self::SvmTcg => Platform::Tcg,
             Self::VmxBochs | Self::SvmBochs => Platform::Bochs,
+            Self::SvmKvm | Self::VmxKvm => Platform::Kvm,
         }
     }
 }

@@ -104,6 +104,14 @@ pub enum BootError {
         /// L1's console log.
         log: PathBuf,
     },
+    /// QEMU runs otherwise than the lane promises.
+    #[error("{lane}: qemu runs with {has}, which is not what this lane is for")]
+    Acceleration {
+        /// The lane.
+        lane: Lane,
+        /// What it has.
+        has: &'static str,
+    },
     /// L1's kernel complained while it booted.
     #[error("{lane}: L1's kernel complains while booting, see {}:\n{}", log.display(), complaints.join("\n"))]
     Complaints {
