@@ -6,7 +6,7 @@ use std::path::Path;
 
 use comfy_table::{Cell, CellAlignment, Table, presets};
 use kvmi_lab_control::Lane;
-use kvmi_lab_machine::lab_run::LabRun;
+use kvmi_lab_machine::lab_run::{LabRun, Prepared};
 use kvmi_lab_machine::outcome::Record;
 use serde_json::json;
 
@@ -16,11 +16,12 @@ use crate::workshop::Workshop;
 /// Shows the table and, for each failure, where its logs are and the command that runs just it again.
 pub(crate) fn show(shop: &Workshop, wanted: &Wanted, records: &[Record], run: &LabRun) {
     if wanted.json {
+        let acceleration = |lane| run.lanes.iter().find(|l| l.lane == lane).map(Prepared::acceleration);
         for record in records {
             let logs = run.scenario_folder(record.lane, &record.scenario);
             println!(
                 "{}",
-                json!({ "event": "scenario", "record": record, "logs": logs, "again": again(record) })
+                json!({ "event": "scenario", "record": record, "acceleration": acceleration(record.lane), "logs": logs, "again": again(record) })
             );
         }
         return;
@@ -33,6 +34,10 @@ pub(crate) fn show(shop: &Workshop, wanted: &Wanted, records: &[Record], run: &L
             relative(&run.scenario_folder(record.lane, &record.scenario), &shop.checkout)
         );
         println!("  again: {}", again(record));
+    }
+    println!();
+    for lane in &run.lanes {
+        println!("{} ran in {}", lane.lane, lane.acceleration());
     }
     let failed = records.iter().filter(|r| !r.outcome.is_fine()).count();
     println!(

@@ -14,7 +14,7 @@ use std::sync::mpsc::Receiver;
 use std::thread;
 use std::time::Duration;
 
-use kvmi_lab_control::{Backend, Lane};
+use kvmi_lab_control::{Backend, Lane, Platform};
 use nix::fcntl::{FcntlArg, FdFlag, fcntl};
 use nix::poll::{PollFd, PollFlags, PollTimeout, poll};
 use nix::pty::{Winsize, openpty};
@@ -64,7 +64,10 @@ pub struct Booting {
 #[must_use]
 pub fn kernel_arguments_on_cd() -> String {
     // Bochs's CPUID claims 3.5 GHz, its TSC counts instructions: without this, L1's second would last 3.5 billion of them.
-    kernel_arguments(&[&format!("tsc_early_khz={}", INSTRUCTIONS_PER_SECOND / 1000)])
+    kernel_arguments(
+        Platform::Bochs,
+        &[&format!("tsc_early_khz={}", INSTRUCTIONS_PER_SECOND / 1000)],
+    )
 }
 
 /// Writes the CD from which L1 boots.

@@ -9,7 +9,7 @@ use std::sync::mpsc::{self, RecvTimeoutError};
 use std::thread;
 use std::time::{Duration, Instant};
 
-use kvmi_lab_control::{Backend, FromL1, Lane, LineReader, ReadError};
+use kvmi_lab_control::{Backend, FromL1, Lane, LineReader, PLATFORM, Platform, ReadError};
 use serde::{Deserialize, Serialize};
 
 use crate::complaint::complaints;
@@ -45,8 +45,9 @@ const KERNEL_ARGUMENTS: &[&str] = &[
 ];
 
 /// The kernel's command line.
-pub(crate) fn kernel_arguments(more: &[&str]) -> String {
-    [KERNEL_ARGUMENTS, more].concat().join(" ")
+pub(crate) fn kernel_arguments(platform: Platform, more: &[&str]) -> String {
+    let platform = format!("{PLATFORM}={platform}");
+    [KERNEL_ARGUMENTS, &[&platform], more].concat().join(" ")
 }
 
 /// Why L1 did not come up.
@@ -102,6 +103,14 @@ pub enum BootError {
         message: String,
         /// L1's console log.
         log: PathBuf,
+    },
+    /// QEMU runs otherwise than the lane promises.
+    #[error("{lane}: qemu runs with {has}, which is not what this lane is for")]
+    Acceleration {
+        /// The lane.
+        lane: Lane,
+        /// What it has.
+        has: &'static str,
     },
     /// L1's kernel complained while it booted.
     #[error("{lane}: L1's kernel complains while booting, see {}:\n{}", log.display(), complaints.join("\n"))]

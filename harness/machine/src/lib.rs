@@ -11,6 +11,7 @@ pub mod cache;
 pub mod complaint;
 pub mod emulator;
 pub mod initrd;
+pub mod kvm_guest;
 pub mod lab_run;
 pub mod outcome;
 pub mod process;
