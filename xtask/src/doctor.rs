@@ -5,10 +5,11 @@ use std::fs;
 use std::path::Path;
 
 use anyhow::Result;
+use kvmi_lab_control::Lane;
 use kvmi_lab_machine::process::{Program, is_root};
 use serde::Serialize;
 
-use crate::kernel::KernelVersion;
+use crate::kernel::{self, KernelVersion, Lists};
 use crate::workshop::Workshop;
 use crate::{apt, bare_metal, emulators, hardware, nextest};
 
@@ -72,11 +73,42 @@ pub(crate) fn examine(shop: &Workshop) -> Result<Vec<Item>> {
         "emulators",
         emulators::find(shop).map(|path| path.display().to_string()),
     ));
-    let hardware = hardware::probe(Path::new("/dev/kvm"));
-    items.push(item("lane svm-tcg", State::Has, "runs on any machine", None));
-    items.push(item("lane vmx-bochs", State::Has, "runs on any machine", None));
-    items.push(item("lanes svm-kvm, vmx-kvm", State::Later, hardware.to_string(), None));
+    if apt::require_debian().is_ok() {
+        items.push(kernels(shop)?);
+    }
+    let facts = hardware::probe(shop)?;
+    for &lane in Lane::ALL {
+        let (state, detail) = match hardware::lack(&facts, lane) {
+            Some(lack) => (State::Later, format!("not here: {}", lack.text())),
+            None if lane.platform().is_emulated() => (State::Has, "runs on any machine".to_owned()),
+            None => (State::Has, "a guest ran under this machine's KVM".to_owned()),
+        };
+        items.push(item(&format!("lane {lane}"), state, detail, None));
+    }
     Ok(items)
+}
+
+/// The kernels that can be chosen, as far as lists of packages are at hand.
+fn kernels(shop: &Workshop) -> Result<Item> {
+    let mut parts = Vec::new();
+    for suite in &kernel::matrix().suites {
+        let (_, kernels) = kernel::on_offer(shop, suite, Lists::AtHand)?;
+        let (newest, oldest) = match (kernels.first(), kernels.last()) {
+            (Some(newest), Some(oldest)) => (newest.upstream(), oldest.upstream()),
+            _ => {
+                parts.push(format!("{}: lists are fetched when they are needed", suite.name));
+                continue;
+            }
+        };
+        parts.push(format!("{}: {newest} to {oldest}", suite.name));
+    }
+    let flavours: Vec<&str> = kernel::matrix().flavours.iter().map(|f| f.name.as_str()).collect();
+    let detail = format!(
+        "{}; flavours {}; all: cargo xtask list --kernels",
+        parts.join("; "),
+        flavours.join(", ")
+    );
+    Ok(item("kernels to choose", State::Has, detail, None))
 }
 
 fn distribution() -> Item {

@@ -19,6 +19,7 @@ use kvmi_lab_machine::process::{Program, end_with_us};
 use kvmi_lab_machine::{bochs, qemu};
 
 use crate::emulators::{self, Fetched};
+use crate::hardware::{self, Facts};
 use crate::kernel;
 use crate::lab;
 use crate::nextest;
@@ -72,10 +73,22 @@ impl fmt::Display for Slice {
     }
 }
 
-impl Wanted {
-    fn lanes(&self) -> Vec<Lane> {
-        self.lane.map_or_else(|| Lane::ALL.to_vec(), |lane| vec![lane])
+/// The lanes of a run: the one that is wanted, or all that run here.
+fn lanes(shop: &Workshop, wanted: Option<Lane>, facts: &Facts) -> Result<Vec<Lane>> {
+    let lack = |lane| hardware::lack(facts, lane);
+    if let Some(lane) = wanted {
+        if let Some(lack) = lack(lane) {
+            bail!("lane {lane} does not run on this machine: {}", lack.text());
+        }
+        return Ok(vec![lane]);
     }
+    // A machine that came as far as the last step looks as if it could.
+    for (lane, lack) in Lane::ALL.iter().filter_map(|&lane| Some((lane, lack(lane)?))) {
+        if lack.step == 4 {
+            shop.progress.say(format!("without {lane}: {}", lack.text()));
+        }
+    }
+    Ok(Lane::ALL.iter().copied().filter(|&lane| lack(lane).is_none()).collect())
 }
 
 /// How it went.
@@ -98,6 +111,13 @@ impl Ran {
 /// Sets everything up and runs the scenarios.
 pub(crate) fn run(shop: &Workshop, wanted: &Wanted) -> Result<Ran> {
     apt::require_debian()?;
+    let mut facts = hardware::look();
+    if let Some(lane) = wanted.lane
+        && let Some(lack) = hardware::lack(&facts, lane)
+        && lack.step < 4
+    {
+        bail!("lane {lane} does not run on this machine: {}", lack.text());
+    }
     apt::install_needed(shop)?;
     // The emulators come over the network while the processor is busy with the kernel.
     let (built, fetched) = thread::scope(|scope| {
@@ -108,12 +128,17 @@ pub(crate) fn run(shop: &Workshop, wanted: &Wanted) -> Result<Ran> {
             .unwrap_or_else(|_| bail!("fetching the emulators panicked"));
         anyhow::Ok((built?, fetched?))
     })?;
+    if wanted.lane.is_none_or(|lane| !lane.platform().is_emulated()) {
+        let kernel = built.kernel.image.join("vmlinuz");
+        hardware::try_guest(shop, &mut facts, &fetched.emulators, &kernel)?;
+    }
+    let chosen = lanes(shop, wanted.lane, &facts)?;
     let runner = nextest::program(shop)?;
     compile_tests(shop, &runner)?;
     let folder = new_folder(shop)?;
     let boot = lab::boot(shop, &built)?;
     let source = source(shop, &boot, &built.kernel.version.release(), &fetched);
-    let lanes = prepare(shop, &wanted.lanes(), &boot, None, &fetched, &folder)?;
+    let lanes = prepare(shop, &chosen, &boot, None, &fetched, &folder)?;
     let run = LabRun {
         folder,
         seed: wanted.seed,
@@ -122,7 +147,7 @@ pub(crate) fn run(shop: &Workshop, wanted: &Wanted) -> Result<Ran> {
     };
     let file = run.folder.join("run.json");
     run.write(&file).with_context(|| format!("write {}", file.display()))?;
-    let status = run_tests(shop, wanted, &runner, &file)?;
+    let status = run_tests(shop, wanted, &chosen, &runner, &file)?;
     // nextest writes it to one place for all runs.
     let junit = shop.path("target/nextest/lab/junit.xml");
     if junit.is_file() {
@@ -170,11 +195,18 @@ pub(crate) fn prepare(
         }
     }
     let mut lanes = Vec::new();
-    if wanted.contains(&Lane::SvmTcg) {
-        let saved = qemu::prepare(&shop.cache, &fetched.emulators, &fetched.packages, boot, &shop.progress)?;
+    for &lane in wanted.iter().filter(|lane| lane.platform() != Platform::Bochs) {
+        let saved = qemu::prepare(
+            lane,
+            &shop.cache,
+            &fetched.emulators,
+            &fetched.packages,
+            boot,
+            &shop.progress,
+        )?;
         lanes.push(Standing {
             prepared: Prepared {
-                lane: Lane::SvmTcg,
+                lane,
                 point: Point::Qemu(saved),
             },
             _server: None,
@@ -248,7 +280,7 @@ fn compile_tests(shop: &Workshop, runner: &Path) -> Result<()> {
 }
 
 /// Runs nextest over the prepared lanes and returns its exit code.
-fn run_tests(shop: &Workshop, wanted: &Wanted, runner: &Path, run_file: &Path) -> Result<Option<i32>> {
+fn run_tests(shop: &Workshop, wanted: &Wanted, lanes: &[Lane], runner: &Path, run_file: &Path) -> Result<Option<i32>> {
     let mut command = Command::new(runner);
     command
         .args([
@@ -261,7 +293,7 @@ fn run_tests(shop: &Workshop, wanted: &Wanted, runner: &Path, run_file: &Path) -
             "lab",
             "-E",
         ])
-        .arg(selection(wanted))
+        .arg(selection(wanted.filter.as_deref(), lanes))
         .args(wanted.slice.map(|slice| format!("--partition=slice:{slice}")))
         .args(if wanted.filter.is_some() {
             &["--run-ignored", "all"][..]
@@ -281,10 +313,10 @@ fn run_tests(shop: &Workshop, wanted: &Wanted, runner: &Path, run_file: &Path) -
 }
 
 /// nextest's expression for what is wanted.
-fn selection(wanted: &Wanted) -> String {
-    let lanes: Vec<String> = wanted.lanes().iter().map(|lane| format!("test(/^{lane}::/)")).collect();
+fn selection(filter: Option<&str>, lanes: &[Lane]) -> String {
+    let lanes: Vec<String> = lanes.iter().map(|lane| format!("test(/^{lane}::/)")).collect();
     let lanes = format!("({})", lanes.join(" or "));
-    match &wanted.filter {
+    match filter {
         // A whole name selects that one alone, not all that it is the beginning of.
         Some(name) if is_scenario(name) => format!("{lanes} and test(/^[a-z-]+::{name}$/)"),
         Some(part) => format!("{lanes} and test(~{part})"),
@@ -335,25 +367,6 @@ fn collect(run: &LabRun) -> Result<Vec<Record>> {
     Ok(records)
 }
 
-/// Lists the scenarios of every lane.
-pub(crate) fn list(shop: &Workshop) -> Result<()> {
-    let mut command = Command::new(nextest::program(shop)?);
-    command.args([
-        "nextest",
-        "list",
-        "--locked",
-        "--package",
-        "kvmi-lab-tests",
-        "--run-ignored",
-        "all",
-    ]);
-    let status = end_with_us(command.current_dir(&shop.checkout))
-        .status()
-        .context("list the scenarios")?;
-    anyhow::ensure!(status.success(), "the test runner ended with {status}");
-    Ok(())
-}
-
 /// The command that runs one scenario again.
 pub(crate) fn again(record: &Record) -> String {
     format!(
@@ -366,30 +379,19 @@ pub(crate) fn again(record: &Record) -> String {
 mod tests {
     use super::*;
 
-    fn selected(filter: Option<&str>, lane: Option<Lane>) -> String {
-        selection(&Wanted {
-            filter: filter.map(str::to_owned),
-            lane,
-            kernel: None,
-            seed: 0,
-            slice: None,
-            json: false,
-        })
-    }
-
     #[test]
     fn a_whole_name_selects_one_and_a_part_many() {
-        assert_eq!(selected(None, Some(Lane::SvmTcg)), "(test(/^svm-tcg::/))");
+        assert_eq!(selection(None, &[Lane::SvmTcg]), "(test(/^svm-tcg::/))");
         assert_eq!(
-            selected(Some("hook"), None),
-            "(test(/^svm-tcg::/) or test(/^vmx-bochs::/) or test(/^svm-bochs::/)) and test(~hook)"
+            selection(Some("hook"), &[Lane::SvmTcg, Lane::VmxBochs]),
+            "(test(/^svm-tcg::/) or test(/^vmx-bochs::/)) and test(~hook)"
         );
         assert_eq!(
-            selected(Some("a::b_c"), Some(Lane::VmxBochs)),
+            selection(Some("a::b_c"), &[Lane::VmxBochs]),
             "(test(/^vmx-bochs::/)) and test(/^[a-z-]+::a::b_c$/)"
         );
         assert_eq!(
-            selected(Some("bench::"), Some(Lane::VmxBochs)),
+            selection(Some("bench::"), &[Lane::VmxBochs]),
             "(test(/^vmx-bochs::/)) and test(~bench::)"
         );
     }

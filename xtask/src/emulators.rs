@@ -8,7 +8,6 @@ use anyhow::{Context, Result, ensure};
 use kvmi_lab_control::Lane;
 use kvmi_lab_machine::cache::Key;
 use kvmi_lab_machine::emulator::Emulators;
-use kvmi_lab_machine::process::Program;
 use kvmi_lab_machine::progress::Task;
 
 use crate::apt;
@@ -16,9 +15,6 @@ use crate::workshop::Workshop;
 
 /// The release that they come from, whatever the machine runs.
 const SUITE: &str = "trixie";
-
-/// What signs that release, where Debian installs it.
-const KEYRING: &str = "/usr/share/keyrings/debian-archive-keyring.gpg";
 
 /// A package with the version that the lab was written for, so far as it matters.
 struct Pinned {
@@ -96,40 +92,11 @@ pub(crate) fn fetch(shop: &Workshop) -> Result<Fetched> {
 
 fn download(dir: &Path, task: &Task) -> Result<()> {
     let apt_dir = dir.join("apt");
-    let archives = apt_dir.join("cache/archives");
-    for folder in ["lists/partial", "cache/archives/partial", "state"] {
-        fs::create_dir_all(apt_dir.join(folder))?;
-    }
-    fs::write(apt_dir.join("status"), "")?;
-    ensure!(
-        Path::new(KEYRING).is_file(),
-        "no {KEYRING}; {}",
-        apt::install_command(&["debian-archive-keyring"])
-    );
-    let source = format!("deb [signed-by={KEYRING}] {} {SUITE} main\n", apt::mirror()?);
-    fs::write(apt_dir.join("sources.list"), source)?;
-
-    let get = || own_apt(&apt_dir);
-    get()
-        .arg("update")
-        .run(task)
-        .with_context(|| format!("fetch the package lists of Debian {SUITE}"))?;
-    get()
-        .args(["install", "--download-only", "--yes", "--no-install-recommends"])
-        .args(PINNED.iter().map(|p| p.package))
-        .args(BESIDE)
-        .run(task)
-        .context("download the emulators")?;
+    let archive = apt::Archive::own(&apt_dir, [("debian", SUITE)])?;
+    archive.update(task)?;
+    let wanted: Vec<&str> = PINNED.iter().map(|p| p.package).chain(BESIDE.iter().copied()).collect();
     let mut packages = String::new();
-    for deb in apt::debs(&archives)? {
-        let fields = Program::new("dpkg-deb")
-            .arg("-f")
-            .arg(&deb)
-            .args(["Package", "Version"])
-            .output()?;
-        let fields = apt::parse_stanzas(&String::from_utf8_lossy(&fields));
-        let Some(stanza) = fields.first() else { continue };
-        task.note(format!("unpack {} {}", stanza.package(), stanza.version()));
+    for stanza in archive.unpack_closure(&wanted, dir, task)? {
         packages += &format!("{} {}\n", stanza.package(), stanza.version());
         if let Some(pinned) = PINNED.iter().find(|p| p.package == stanza.package()) {
             ensure!(
@@ -140,40 +107,8 @@ fn download(dir: &Path, task: &Task) -> Result<()> {
                 pinned.version
             );
         }
-        apt::unpack(&deb, dir, task)?;
     }
     fs::remove_dir_all(&apt_dir)?;
     fs::write(dir.join(Emulators::PACKAGES), packages)?;
     Ok(())
-}
-
-/// An apt-get that knows of nothing but our sources, and believes that nothing is installed.
-fn own_apt(dir: &Path) -> Program {
-    let options = [
-        ("Dir::Etc::sourcelist", "sources.list"),
-        ("Dir::State", "state"),
-        ("Dir::State::lists", "lists"),
-        ("Dir::State::status", "status"),
-        ("Dir::Cache", "cache"),
-        ("Dir::Cache::archives", "cache/archives"),
-    ];
-    let mut program = Program::new("apt-get");
-    for (name, path) in options {
-        program = program.arg("-o").arg(format!("{name}={}", dir.join(path).display()));
-    }
-    for fixed in [
-        "Dir::Etc::sourceparts=/dev/null",
-        "Dir::Etc::preferences=/dev/null",
-        "Dir::Etc::preferencesparts=/dev/null",
-        "APT::Sandbox::User=root",
-        "APT::Architecture=amd64",
-        "APT::Architectures=amd64",
-        "Acquire::Languages=none",
-        // Desktop catalogues that some machines fetch with the lists.
-        "Acquire::IndexTargets::deb::DEP-11::DefaultEnabled=false",
-        "Debug::NoLocking=1",
-    ] {
-        program = program.args(["-o", fixed]);
-    }
-    program
 }

@@ -17,6 +17,7 @@ mod exit;
 mod hardware;
 mod kernel;
 mod lab;
+mod list;
 mod lockfile;
 mod nextest;
 mod planted;
@@ -54,7 +55,7 @@ struct Arguments {
 enum Command {
     /// Build our kvm.ko, kvm-intel.ko and kvm-amd.ko for a stock Debian kernel
     Build {
-        /// The kernel, e.g. 6.12.115; the newest that Debian has when not given
+        /// The kernel, e.g. 6.12.115, trixie or trixie-amd64 (all: cargo xtask list --kernels); the newest one of Debian 12 when not given
         #[arg(long, value_name = "VERSION")]
         kernel: Option<String>,
     },
@@ -70,8 +71,15 @@ enum Command {
         /// Only what contains this
         filter: Option<String>,
     },
-    /// List the scenarios; nothing is booted
-    List,
+    /// List the scenarios, where they run, or the kernels
+    List {
+        /// Say for each scenario and lane: runs here, or why not
+        #[arg(long)]
+        why: bool,
+        /// List the kernels that --kernel takes
+        #[arg(long, conflicts_with = "why")]
+        kernels: bool,
+    },
     /// Everything that a push must pass: format, lints, tests, tidiness, bare-metal builds, scenarios on every lane
     Ci,
     /// The part of ci that boots nothing
@@ -100,10 +108,10 @@ enum Command {
 struct E2eArguments {
     /// A part of scenarios' names, or the whole name of one
     filter: Option<String>,
-    /// Run on this lane only: svm-tcg, vmx-bochs or svm-bochs
+    /// Run on this lane only: svm-tcg, vmx-bochs, svm-bochs, or where the machine has it svm-kvm or vmx-kvm
     #[arg(long)]
     lane: Option<Lane>,
-    /// The kernel, e.g. 6.12.115; the newest that Debian has when not given
+    /// The kernel, e.g. 6.12.115, trixie or trixie-amd64 (all: cargo xtask list --kernels); the newest one of Debian 12 when not given
     #[arg(long, value_name = "VERSION")]
     kernel: Option<String>,
     /// Where the scenarios' random numbers start
@@ -172,8 +180,14 @@ fn run(shop: &Workshop, arguments: &Arguments) -> Result<u8> {
             };
             planted::run(shop, &wanted)
         }
-        Command::List => {
-            e2e::list(shop)?;
+        Command::List { why, kernels } => {
+            if *kernels {
+                list::kernels(shop, arguments.json)?;
+            } else if *why {
+                list::why(shop, arguments.json)?;
+            } else {
+                list::scenarios(arguments.json);
+            }
             Ok(exit::OK)
         }
         Command::Ci => {

@@ -7,7 +7,7 @@ use std::path::Path;
 use comfy_table::{Cell, CellAlignment, Table, presets};
 use kvmi_lab_control::Lane;
 use kvmi_lab_machine::bundle;
-use kvmi_lab_machine::lab_run::LabRun;
+use kvmi_lab_machine::lab_run::{LabRun, Prepared};
 use kvmi_lab_machine::outcome::Record;
 use serde_json::json;
 
@@ -17,12 +17,13 @@ use crate::workshop::Workshop;
 /// Shows the table and, for each failure, where its logs are and the command that runs just it again.
 pub(crate) fn show(shop: &Workshop, wanted: &Wanted, records: &[Record], run: &LabRun) {
     if wanted.json {
+        let acceleration = |lane| run.lanes.iter().find(|l| l.lane == lane).map(Prepared::acceleration);
         for record in records {
             let logs = run.scenario_folder(record.lane, &record.scenario);
             let bundle = Some(logs.join(bundle::FILE)).filter(|path| path.is_file());
             println!(
                 "{}",
-                json!({ "event": "scenario", "record": record, "logs": logs, "again": again(record), "bundle": bundle })
+                json!({ "event": "scenario", "record": record, "acceleration": acceleration(record.lane), "logs": logs, "again": again(record), "bundle": bundle })
             );
         }
         return;
@@ -37,6 +38,10 @@ pub(crate) fn show(shop: &Workshop, wanted: &Wanted, records: &[Record], run: &L
         if bundle.is_file() {
             println!("  reproduce: cargo xtask repro {}", relative(&bundle, &shop.checkout));
         }
+    }
+    println!();
+    for lane in &run.lanes {
+        println!("{} ran in {}", lane.lane, lane.acceleration());
     }
     let failed = records.iter().filter(|r| !r.outcome.is_fine()).count();
     println!(

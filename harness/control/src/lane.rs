@@ -25,6 +25,9 @@ impl fmt::Display for Backend {
     }
 }
 
+/// The word on L1's kernel command line that says what it runs in: `PLATFORM=NAME`. The kernel takes it for a module's parameter.
+pub const PLATFORM: &str = "kvmi_lab.platform";
+
 /// What an L1 runs in.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, Hash, PartialOrd, Ord, Serialize, Deserialize)]
 #[serde(rename_all = "lowercase")]
@@ -33,14 +36,48 @@ pub enum Platform {
     Tcg,
     /// Bochs, interpreting.
     Bochs,
+    /// QEMU with the machine's own KVM, nested.
+    Kvm,
+}
+
+impl Platform {
+    /// Every platform.
+    pub const ALL: &'static [Self] = &[Self::Tcg, Self::Bochs, Self::Kvm];
+
+    /// The last part of a lane's name.
+    #[must_use]
+    pub fn name(self) -> &'static str {
+        match self {
+            Self::Tcg => "tcg",
+            Self::Bochs => "bochs",
+            Self::Kvm => "kvm",
+        }
+    }
+
+    /// Whether it runs on any machine.
+    #[must_use]
+    pub fn is_emulated(self) -> bool {
+        self != Self::Kvm
+    }
 }
 
 impl fmt::Display for Platform {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
-        f.pad(match self {
-            Self::Tcg => "tcg",
-            Self::Bochs => "bochs",
-        })
+        f.pad(self.name())
+    }
+}
+
+/// A platform's name that is none.
+#[derive(Clone, Debug, PartialEq, Eq, thiserror::Error)]
+#[error("no platform `{0}`")]
+pub struct UnknownPlatform(pub String);
+
+impl FromStr for Platform {
+    type Err = UnknownPlatform;
+
+    fn from_str(name: &str) -> Result<Self, UnknownPlatform> {
+        let found = Self::ALL.iter().copied().find(|platform| platform.name() == name);
+        found.ok_or_else(|| UnknownPlatform(name.to_owned()))
     }
 }
 
@@ -56,11 +93,17 @@ pub enum Lane {
     /// Bochs with SVM and NPT, next-RIP save and decode assists, one CPU, exact instruction counts.
     #[serde(rename = "svm-bochs")]
     SvmBochs,
+    /// QEMU with hardware SVM, nested: where the machine has it.
+    #[serde(rename = "svm-kvm")]
+    SvmKvm,
+    /// QEMU with hardware VMX, nested: where the machine has it.
+    #[serde(rename = "vmx-kvm")]
+    VmxKvm,
 }
 
 impl Lane {
     /// Every lane, in the order in which tables show them.
-    pub const ALL: &'static [Self] = &[Self::SvmTcg, Self::VmxBochs, Self::SvmBochs];
+    pub const ALL: &'static [Self] = &[Self::SvmTcg, Self::VmxBochs, Self::SvmBochs, Self::SvmKvm, Self::VmxKvm];
 
     /// The name used on command lines, in test names and in reports.
     #[must_use]
@@ -69,6 +112,8 @@ impl Lane {
             Self::SvmTcg => "svm-tcg",
             Self::VmxBochs => "vmx-bochs",
             Self::SvmBochs => "svm-bochs",
+            Self::SvmKvm => "svm-kvm",
+            Self::VmxKvm => "vmx-kvm",
         }
     }
 
@@ -76,8 +121,8 @@ impl Lane {
     #[must_use]
     pub fn backend(self) -> Backend {
         match self {
-            Self::SvmTcg | Self::SvmBochs => Backend::Svm,
-            Self::VmxBochs => Backend::Vmx,
+            Self::SvmTcg | Self::SvmBochs | Self::SvmKvm => Backend::Svm,
+            Self::VmxBochs | Self::VmxKvm => Backend::Vmx,
         }
     }
 
@@ -87,6 +132,7 @@ impl Lane {
         match self {
             Self::SvmTcg => Platform::Tcg,
             Self::VmxBochs | Self::SvmBochs => Platform::Bochs,
+            Self::SvmKvm | Self::VmxKvm => Platform::Kvm,
         }
     }
 }
@@ -128,6 +174,7 @@ mod tests {
             assert_eq!(lane.name().parse(), Ok(lane));
             assert_eq!(serde_json::to_value(lane).unwrap(), lane.name());
             assert_eq!(lane.name(), format!("{}-{}", lane.backend(), lane.platform()));
+            assert_eq!(lane.platform().name().parse(), Ok(lane.platform()));
         }
         let unknown = "arm".parse::<Lane>().unwrap_err();
         assert_eq!(unknown, UnknownLane("arm".to_owned()));

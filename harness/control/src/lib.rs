@@ -16,6 +16,6 @@ mod lane;
 mod line;
 mod message;
 
-pub use lane::{Backend, Lane, Platform, UnknownLane};
+pub use lane::{Backend, Lane, PLATFORM, Platform, UnknownLane, UnknownPlatform};
 pub use line::{LineReader, MAX_LINE_BYTES, ReadError, encode};
 pub use message::{FromL1, POINT, ToL1, Verdict};

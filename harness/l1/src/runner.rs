@@ -4,6 +4,7 @@
 use std::fs::{self, File};
 use std::panic::{self, AssertUnwindSafe};
 use std::process::{Command, Stdio};
+use std::time::Duration;
 
 use anyhow::{Context as _, bail};
 use kvmi_lab_control::{Backend, FromL1, Verdict};
@@ -58,7 +59,14 @@ pub(crate) fn scenario(name: &str, seed: u64) -> anyhow::Result<()> {
     say(&FromL1::Started {
         scenario: name.to_owned(),
     });
-    let mut context = Context::new(modules::backend()?, seed);
+    let backend = modules::backend()?;
+    let mut context = Context::new(backend, seed);
+    if scenario.needs.breakpoints_given_back {
+        context.stage("load the vendor module", Duration::from_secs(30));
+        if modules::without_next_rip(backend)? {
+            context.log("kvm-amd is loaded with nrips=0");
+        }
+    }
     let outcome = panic::catch_unwind(AssertUnwindSafe(|| (scenario.run)(&mut context)));
     let verdict = match outcome {
         Ok(Ok(())) => Verdict::Pass,

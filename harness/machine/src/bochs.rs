@@ -14,7 +14,7 @@ use std::sync::mpsc::Receiver;
 use std::thread;
 use std::time::{Duration, Instant};
 
-use kvmi_lab_control::{Backend, Lane};
+use kvmi_lab_control::{Backend, Lane, Platform};
 use nix::fcntl::{FcntlArg, FdFlag, fcntl};
 use nix::poll::{PollFd, PollFlags, PollTimeout, poll};
 use nix::pty::{Winsize, openpty};
@@ -73,7 +73,10 @@ pub struct Booting {
 #[must_use]
 pub fn kernel_arguments_on_cd(boot: &Boot) -> String {
     // Bochs's CPUID claims 3.5 GHz, its TSC counts instructions: without this, L1's second would last 3.5 billion of them.
-    boot.command_line(&[&format!("tsc_early_khz={}", INSTRUCTIONS_PER_SECOND / 1000)])
+    boot.command_line(
+        Platform::Bochs,
+        &[&format!("tsc_early_khz={}", INSTRUCTIONS_PER_SECOND / 1000)],
+    )
 }
 
 /// Writes the CD from which L1 boots.

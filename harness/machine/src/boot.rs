@@ -9,7 +9,7 @@ use std::sync::mpsc::{self, RecvTimeoutError};
 use std::thread;
 use std::time::{Duration, Instant};
 
-use kvmi_lab_control::{Backend, FromL1, Lane, LineReader, ReadError};
+use kvmi_lab_control::{Backend, FromL1, Lane, LineReader, PLATFORM, Platform, ReadError};
 use serde::{Deserialize, Serialize};
 
 use crate::complaint::complaints;
@@ -41,8 +41,10 @@ impl Boot {
     }
 
     /// The kernel's command line, with what a lane adds.
-    pub(crate) fn command_line(&self, more: &[&str]) -> String {
-        let all = self.arguments.iter().map(String::as_str).chain(more.iter().copied());
+    pub(crate) fn command_line(&self, platform: Platform, more: &[&str]) -> String {
+        let platform = format!("{PLATFORM}={platform}");
+        let own = self.arguments.iter().map(String::as_str);
+        let all = own.chain([platform.as_str()]).chain(more.iter().copied());
         all.collect::<Vec<_>>().join(" ")
     }
 }
@@ -120,6 +122,14 @@ pub enum BootError {
         message: String,
         /// L1's console log.
         log: PathBuf,
+    },
+    /// QEMU runs otherwise than the lane promises.
+    #[error("{lane}: qemu runs with {has}, which is not what this lane is for")]
+    Acceleration {
+        /// The lane.
+        lane: Lane,
+        /// What it has.
+        has: &'static str,
     },
     /// L1's kernel complained while it booted.
     #[error("{lane}: L1's kernel complains while booting, see {}:\n{}", log.display(), complaints.join("\n"))]

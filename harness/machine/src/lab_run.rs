@@ -39,6 +39,17 @@ pub struct Prepared {
     pub point: Point,
 }
 
+impl Prepared {
+    /// What executes L1's instructions.
+    #[must_use]
+    pub fn acceleration(&self) -> String {
+        match &self.point {
+            Point::Qemu(saved) => saved.acceleration(),
+            Point::Bochs(_) => "Bochs, emulated".to_owned(),
+        }
+    }
+}
+
 /// What the machines of a lane come from.
 #[derive(Clone, Debug, Serialize, Deserialize)]
 #[serde(rename_all = "lowercase")]

@@ -13,6 +13,7 @@ pub mod complaint;
 pub mod date;
 pub mod emulator;
 pub mod initrd;
+pub mod kvm_guest;
 pub mod lab_run;
 pub mod news;
 pub mod outcome;

@@ -10,11 +10,11 @@ use std::process::{Child, Command};
 use std::sync::mpsc::{Receiver, Sender};
 use std::time::Duration;
 
-use kvmi_lab_control::Lane;
+use kvmi_lab_control::{Lane, Platform};
 use serde::{Deserialize, Serialize};
 use serde_json::json;
 
-use crate::boot::{Boot, BootError, MEMORY_MIB, io_error, wait_for_point};
+use crate::boot::{Boot, BootError, MEMORY_MIB, io_error, read_lossy, wait_for_point};
 use crate::cache::{Cache, Key};
 use crate::emulator::Emulators;
 use crate::news::{News, channel, listen};
@@ -40,17 +40,56 @@ const REGISTERS: Duration = Duration::from_secs(5);
 const STATE_FILE: &str = "state";
 const BOOT_LOG: &str = "boot.log";
 
-/// Kernel arguments of this lane.
+/// Kernel arguments where L1 runs in TCG.
 ///
 /// Nothing but interrupts and kernel threads runs on L1's CPU 0, so no guest does. TCG keeps the chipset's IGNNE# in the same word of its first
 /// CPU as "nested paging is on", and whichever CPU loads an x87 state (each KVM_RUN does) rewrites that word without a lock. Where a VMRUN or
 /// #VMEXIT of CPU 0 falls between that read and that write, CPU 0 goes on with nested paging off in the guest, or on in L1.
-const KERNEL_ARGUMENTS: &[&str] = &["isolcpus=0"];
+const TCG_ARGUMENTS: &[&str] = &["isolcpus=0"];
 
-/// The machine's arguments; none of them names a file. Two of the three CPUs run guests: [`KERNEL_ARGUMENTS`].
-fn machine_arguments() -> Vec<String> {
+/// L1's command line on a lane.
+fn command_line(lane: Lane, boot: &Boot) -> String {
+    let more = if lane.platform() == Platform::Tcg {
+        TCG_ARGUMENTS
+    } else {
+        &[]
+    };
+    boot.command_line(lane.platform(), more)
+}
+
+/// What executes L1's instructions on a lane, for reports.
+fn acceleration(lane: Lane) -> String {
+    if lane.platform() == Platform::Kvm {
+        return format!("KVM of {}", machine());
+    }
+    "QEMU TCG, emulated".to_owned()
+}
+
+/// This machine's processor and kernel: a state that KVM saved fits no other.
+fn machine() -> String {
+    let cpuinfo = read_lossy(Path::new("/proc/cpuinfo"));
+    let field = |name: &str| {
+        let line = cpuinfo.lines().find(|l| l.starts_with(name)).unwrap_or_default();
+        line.split_once(": ").map_or("", |(_, value)| value).to_owned()
+    };
+    let kernel = read_lossy(Path::new("/proc/sys/kernel/osrelease"));
+    format!(
+        "{} (microcode {}), Linux {}",
+        field("model name"),
+        field("microcode"),
+        kernel.trim()
+    )
+}
+
+/// The machine's arguments; none of them names a file. In TCG, two of the three CPUs run guests: [`TCG_ARGUMENTS`].
+fn machine_arguments(lane: Lane) -> Vec<String> {
+    // One accelerator is named, so there is no falling back to another one.
+    let (accelerator, cpu, cpus) = match lane.platform() {
+        Platform::Kvm => ("kvm", "host", 2),
+        _ => ("tcg", "EPYC,+svm,+npt", 3),
+    };
     let words = format!(
-        "-nodefaults -no-user-config -machine pc-i440fx-10.0,accel=tcg -cpu EPYC,+svm,+npt -m {MEMORY_MIB} -smp 3 \
+        "-nodefaults -no-user-config -machine pc-i440fx-10.0,accel={accelerator} -cpu {cpu} -m {MEMORY_MIB} -smp {cpus} \
          -display none -no-reboot \
          -chardev socket,id=qmp,fd=0 -mon chardev=qmp,mode=control -chardev socket,id=control,fd=1 \
          -serial chardev:console -serial chardev:control"
@@ -61,6 +100,7 @@ fn machine_arguments() -> Vec<String> {
 /// An L1 saved at its point, with what is needed to restore it.
 #[derive(Clone, Debug, Serialize, Deserialize)]
 pub struct Saved {
+    lane: Lane,
     emulators: Emulators,
     boot: Boot,
     state: PathBuf,
@@ -74,6 +114,7 @@ pub struct Saved {
 ///
 /// [`BootError`]
 pub fn prepare(
+    lane: Lane,
     cache: &Cache,
     emulators: &Emulators,
     emulators_key: &str,
@@ -82,24 +123,33 @@ pub fn prepare(
 ) -> Result<Saved, BootError> {
     let key = Key::of("qemu point 1")
         .text("emulators", emulators_key)
-        .text("arguments", &machine_arguments().join(" "))
-        .text("kernel arguments", &boot.command_line(KERNEL_ARGUMENTS))
+        .text("arguments", &machine_arguments(lane).join(" "))
+        .text("kernel arguments", &command_line(lane, boot))
+        .text("acceleration", &acceleration(lane))
         .file("kernel", &boot.kernel)?
         .file("initrd", &boot.initrd)?
         .finish();
     let entry = cache.entry("points", &key, |into| {
-        let task = progress.task("boot L1 in QEMU (svm-tcg)");
+        let task = progress.task(format!("boot L1 in QEMU ({lane})"));
         // The log of a boot that failed must outlive the entry that was not made.
-        let console = cache.work("logs")?.join("svm-tcg-boot.log");
-        let mut qemu = Process::start(emulators, boot, &console, &console.with_extension("emulator.log"), &[])?;
+        let console = cache.work("logs")?.join(format!("{lane}-boot.log"));
+        let mut qemu = Process::start(
+            lane,
+            emulators,
+            boot,
+            &console,
+            &console.with_extension("emulator.log"),
+            &[],
+        )?;
         let control = qemu
             .control
             .try_clone()
             .map_err(io_error("share the control channel"))?;
         let child = &mut qemu.child;
-        wait_for_point(Lane::SvmTcg, control, &console, BOOT, &task, || child.wait().ok())?;
+        wait_for_point(lane, control, &console, BOOT, &task, || child.wait().ok())?;
         task.note("save its state");
         let mut qmp = qemu.qmp()?;
+        require_acceleration(lane, &mut qmp)?;
         qmp.command("stop", json!({}))?;
         qmp.command("migrate-set-capabilities", events())?;
         qmp.command(
@@ -112,6 +162,7 @@ pub fn prepare(
         Ok::<(), BootError>(())
     })?;
     Ok(Saved {
+        lane,
         emulators: emulators.clone(),
         boot: boot.clone(),
         state: entry.join(STATE_FILE),
@@ -140,7 +191,25 @@ fn wait_for_migration(qmp: &mut Qmp) -> Result<(), BootError> {
     Ok(())
 }
 
+/// Fails unless QEMU has the acceleration that the lane is for.
+fn require_acceleration(lane: Lane, qmp: &mut Qmp) -> Result<(), BootError> {
+    let kvm = qmp.command("query-kvm", json!({}))?["enabled"] == true;
+    if kvm == (lane.platform() == Platform::Kvm) {
+        return Ok(());
+    }
+    Err(BootError::Acceleration {
+        lane,
+        has: if kvm { "KVM" } else { "no KVM" },
+    })
+}
+
 impl Saved {
+    /// What executes L1's instructions.
+    #[must_use]
+    pub fn acceleration(&self) -> String {
+        acceleration(self.lane)
+    }
+
     /// Restores L1 for one scenario; it runs on from its point.
     ///
     /// # Errors
@@ -149,10 +218,18 @@ impl Saved {
     pub fn restore(&self, request: &Request) -> Result<Restored, BootError> {
         let console = request.folder.join(Request::CONSOLE);
         let log = request.folder.join(Request::EMULATOR_LOG);
-        let qemu = Process::start(&self.emulators, &self.boot, &console, &log, &["-incoming", "defer"])?;
+        let qemu = Process::start(
+            self.lane,
+            &self.emulators,
+            &self.boot,
+            &console,
+            &log,
+            &["-incoming", "defer"],
+        )?;
         fs::write(request.folder.join(run_folder::EMULATOR), &qemu.described)
             .map_err(io_error("write down how qemu was started"))?;
         let mut qmp = qemu.qmp()?;
+        require_acceleration(self.lane, &mut qmp)?;
         qmp.command("migrate-set-capabilities", events())?;
         qmp.command(
             "migrate-incoming",
@@ -191,7 +268,14 @@ struct Process {
 }
 
 impl Process {
-    fn start(emulators: &Emulators, boot: &Boot, console: &Path, log: &Path, more: &[&str]) -> Result<Self, BootError> {
+    fn start(
+        lane: Lane,
+        emulators: &Emulators,
+        boot: &Boot,
+        console: &Path,
+        log: &Path,
+        more: &[&str],
+    ) -> Result<Self, BootError> {
         let (qmp, qemu_qmp) = UnixStream::pair().map_err(io_error("make a socket pair"))?;
         let (control, qemu_control) = UnixStream::pair().map_err(io_error("make a socket pair"))?;
         let log_file = File::create(log).map_err(io_error(format!("write {}", log.display())))?;
@@ -199,13 +283,13 @@ impl Process {
         command
             .arg("-chardev")
             .arg(format!("file,id=console,path={}", console.display()))
-            .args(machine_arguments())
+            .args(machine_arguments(lane))
             .arg("-kernel")
             .arg(&boot.kernel)
             .arg("-initrd")
             .arg(&boot.initrd)
             .arg("-append")
-            .arg(boot.command_line(KERNEL_ARGUMENTS))
+            .arg(command_line(lane, boot))
             .args(more)
             .stdin(OwnedFd::from(qemu_qmp))
             .stdout(OwnedFd::from(qemu_control))

@@ -195,7 +195,7 @@ impl Recording {
             .arg("-initrd")
             .arg(&self.boot.initrd)
             .arg("-append")
-            .arg(self.boot.command_line(&[]))
+            .arg(self.boot.command_line(Lane::SvmTcg.platform(), &[]))
             .args(more)
             .stdin(OwnedFd::from(share(&theirs)?))
             .stdout(OwnedFd::from(theirs))

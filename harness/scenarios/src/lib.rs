@@ -38,6 +38,9 @@ pub struct Needs {
     pub lanes: &'static [Lane],
     /// Run by default, or only when named.
     pub by_default: bool,
+    /// A guest takes a #BP that KVM intercepted and gives back to it. Not every emulator can do that with next-RIP save:
+    /// [`modules::without_next_rip`].
+    pub breakpoints_given_back: bool,
 }
 
 impl Needs {
@@ -45,6 +48,7 @@ impl Needs {
     pub const NOTHING: Self = Self {
         lanes: Lane::ALL,
         by_default: true,
+        breakpoints_given_back: false,
     };
 }
 
@@ -59,6 +63,14 @@ pub struct Scenario {
     pub needs: Needs,
     /// The scenario itself.
     pub run: fn(&mut Context) -> Result<(), Failure>,
+}
+
+impl Scenario {
+    /// The same, in which a guest takes a #BP that KVM intercepted.
+    const fn giving_breakpoints_back(mut self) -> Self {
+        self.needs.breakpoints_given_back = true;
+        self
+    }
 }
 
 /// Every scenario, subject by subject.

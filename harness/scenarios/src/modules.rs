@@ -6,7 +6,7 @@ use std::fs::{self, File};
 use std::io;
 use std::path::Path;
 
-use kvmi_lab_control::Backend;
+use kvmi_lab_control::{Backend, PLATFORM, Platform};
 use rustix::system::{delete_module, finit_module};
 
 /// Whose KVM modules.
@@ -58,6 +58,19 @@ pub fn backend() -> io::Result<Backend> {
     }
 }
 
+/// What this L1 runs in, as L0 wrote on the kernel's command line.
+///
+/// # Errors
+///
+/// No such word there, or one that is none.
+pub fn platform() -> io::Result<Platform> {
+    let text = fs::read_to_string("/proc/cmdline")?;
+    let mut words = text.split_whitespace();
+    let word = words.find_map(|w| w.strip_prefix(PLATFORM)?.strip_prefix('='));
+    let word = word.ok_or_else(|| io::Error::other(format!("no {PLATFORM}= on the kernel's command line")))?;
+    word.parse().map_err(io::Error::other)
+}
+
 /// Loads `/modules/irqbypass.ko`.
 ///
 /// # Errors
@@ -80,15 +93,35 @@ pub fn load_kvm(origin: Origin, backend: Backend, introspection: bool) -> io::Re
         (Origin::Stock, _) => "",
     };
     load(&folder.join("kvm.ko"), parameters)?;
-    let vendor_parameters = match backend {
-        Backend::Svm => "",
+    let vendor_parameters = match (backend, platform()?) {
         // Bochs 3.0 refuses the address of any posted-interrupt descriptor, and then every entry with a LAPIC fails.
-        Backend::Vmx => "enable_apicv=0",
+        (Backend::Vmx, Platform::Bochs) => "enable_apicv=0",
+        _ => "",
     };
-    load(
-        &folder.join(vendor_module(backend)).with_extension("ko"),
-        vendor_parameters,
-    )
+    load_vendor(origin, backend, vendor_parameters)
+}
+
+fn load_vendor(origin: Origin, backend: Backend, parameters: &str) -> io::Result<()> {
+    let module = Path::new(origin.folder()).join(vendor_module(backend));
+    load(&module.with_extension("ko"), parameters)
+}
+
+/// Loads our kvm-amd anew such that it makes no use of next-RIP save, where the emulator makes something else of it than a CPU does.
+/// Whether it was necessary.
+///
+/// Bochs 3.0 saves the next RIP, but does not take it when KVM gives a #BP back to the guest: the guest's handler finds the RIP of the
+/// INT3 itself, returns there, and so on for ever.
+///
+/// # Errors
+///
+/// Those of unloading and loading.
+pub fn without_next_rip(backend: Backend) -> io::Result<bool> {
+    if (backend, platform()?) != (Backend::Svm, Platform::Bochs) {
+        return Ok(false);
+    }
+    unload(vendor_module(backend))?;
+    load_vendor(Origin::Kvmi, backend, "nrips=0")?;
+    Ok(true)
 }
 
 /// Unloads the vendor module and kvm.ko; fails if a VM still exists.
@@ -97,14 +130,15 @@ pub fn load_kvm(origin: Origin, backend: Backend, introspection: bool) -> io::Re
 ///
 /// Those of delete_module(2), with the module's name.
 pub fn unload_kvm(backend: Backend) -> io::Result<()> {
-    for name in [vendor_module(backend), "kvm"] {
-        let name = name.replace('-', "_");
-        let c_name = CString::new(name.clone())?;
-        const O_NONBLOCK: i32 = 0o4000;
-        delete_module(&c_name, O_NONBLOCK)
-            .map_err(|e| io::Error::new(io::Error::from(e).kind(), format!("unload {name}: {e}")))?;
-    }
-    Ok(())
+    unload(vendor_module(backend))?;
+    unload("kvm")
+}
+
+fn unload(module: &str) -> io::Result<()> {
+    const O_NONBLOCK: i32 = 0o4000;
+    let name = module.replace('-', "_");
+    delete_module(&CString::new(name.clone())?, O_NONBLOCK)
+        .map_err(|e| io::Error::new(io::Error::from(e).kind(), format!("unload {name}: {e}")))
 }
 
 /// How many VMs and open files hold the vendor module.

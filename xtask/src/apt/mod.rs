@@ -1,13 +1,14 @@
 // SPDX-License-Identifier: MIT OR Apache-2.0
 //! Debian packages, by apt's own programs.
 
+mod archive;
 mod sources;
 mod stanza;
 
 use std::path::{Path, PathBuf};
 use std::{env, fs};
 
-use anyhow::{Context, Result, bail, ensure};
+use anyhow::{Context, Result, bail};
 use kvmi_lab_control::Lane;
 use kvmi_lab_machine::process::Program;
 use kvmi_lab_machine::progress::Task;
@@ -15,7 +16,7 @@ use kvmi_lab_machine::progress::Task;
 use crate::emulators::is_bochs;
 use crate::workshop::Workshop;
 
-pub(crate) use sources::mirror;
+pub(crate) use archive::Archive;
 pub(crate) use stanza::{Stanza, parse_stanzas};
 
 /// A package that commands need on the machine, and what for.
@@ -128,50 +129,6 @@ fn is_known(package: &str) -> bool {
         .is_ok_and(|out| !out.is_empty())
 }
 
-/// The records of all versions of all packages whose name begins in one of these ways.
-pub(crate) fn records(prefixes: &[String]) -> Result<Vec<Stanza>> {
-    // Two calls whatever is asked: where apt's own cache is off, as in containers, each takes a second.
-    let names = String::from_utf8(Program::new("apt-cache").arg("pkgnames").output()?)?;
-    let matching: Vec<&str> = names
-        .lines()
-        .filter(|n| prefixes.iter().any(|p| n.starts_with(p)))
-        .collect();
-    if matching.is_empty() {
-        return Ok(Vec::new());
-    }
-    let shown = Program::new("apt-cache").arg("show").args(matching).output()?;
-    Ok(parse_stanzas(&String::from_utf8_lossy(&shown)))
-}
-
-/// Downloads one package in one version into `dir` and returns the file.
-pub(crate) fn download(package: &str, version: &str, dir: &Path, task: &Task) -> Result<PathBuf> {
-    task.note(format!("download {package} {version}"));
-    let before = debs(dir)?;
-    Program::new("apt-get")
-        // The sandbox user cannot write to the cache; saying so keeps apt from warning about it.
-        .args([
-            "-o",
-            "APT::Sandbox::User=root",
-            "download",
-            &format!("{package}={version}"),
-        ])
-        .in_dir(dir)
-        .run(task)
-        .with_context(|| {
-            format!(
-                "download {package} {version}; are the lists old? try: {}",
-                update_command()
-            )
-        })?;
-    let mut new: Vec<PathBuf> = debs(dir)?.into_iter().filter(|d| !before.contains(d)).collect();
-    ensure!(
-        new.len() == 1,
-        "apt-get download {package} left {} new files, expected one",
-        new.len()
-    );
-    Ok(new.remove(0))
-}
-
 /// Unpacks a package file.
 pub(crate) fn unpack(deb: &Path, into: &Path, task: &Task) -> Result<()> {
     fs::create_dir_all(into).with_context(|| format!("make {}", into.display()))?;
@@ -186,19 +143,6 @@ pub(crate) fn update_command() -> &'static str {
     } else {
         "sudo apt-get update"
     }
-}
-
-/// The `.deb` files in a folder.
-pub(crate) fn debs(dir: &Path) -> Result<Vec<PathBuf>> {
-    let mut debs = Vec::new();
-    for entry in fs::read_dir(dir).with_context(|| format!("read {}", dir.display()))? {
-        let path = entry?.path();
-        if path.extension().is_some_and(|e| e == "deb") {
-            debs.push(path);
-        }
-    }
-    debs.sort();
-    Ok(debs)
 }
 
 /// A command that changes the machine. It asks nothing: there may be nobody to answer.

@@ -8,8 +8,8 @@ use anyhow::{Context, Result, bail};
 
 use super::stanza::parse_stanzas;
 
-/// The address of the machine's Debian mirror, e.g. `http://deb.debian.org/debian`.
-pub(crate) fn mirror() -> Result<String> {
+/// The address of the machine's mirror of a Debian archive, e.g. for `debian` it may be `http://deb.debian.org/debian`.
+pub(crate) fn mirror(archive: &str) -> Result<String> {
     let mut texts = Vec::new();
     let lists = Path::new("/etc/apt/sources.list.d");
     let mut paths = vec![Path::new("/etc/apt/sources.list").to_owned()];
@@ -26,41 +26,41 @@ pub(crate) fn mirror() -> Result<String> {
     }
     for (extension, text) in &texts {
         let found = if extension == "sources" {
-            mirror_in_deb822(text)
+            mirror_in_deb822(text, archive)
         } else {
-            mirror_in_list(text)
+            mirror_in_list(text, archive)
         };
         if let Some(mirror) = found {
             return Ok(mirror);
         }
     }
     bail!(
-        "no Debian mirror in /etc/apt/sources.list or {}: the lab takes its emulators from there",
+        "no mirror of {archive} in /etc/apt/sources.list or {}: the lab takes emulators and kernels from there",
         lists.display()
     )
 }
 
-/// A suite of a release itself: what has updates only is on other servers, or has too few packages.
-fn is_release(suite: &str) -> bool {
-    !suite.contains('-') && !suite.contains('/') && !suite.is_empty()
+/// A suite that Debian itself has: no folder of a private archive.
+fn is_debians(suite: &str) -> bool {
+    !suite.contains('/') && !suite.is_empty()
 }
 
-fn is_debian(address: &str) -> bool {
+fn is_archive(address: &str, archive: &str) -> bool {
     let path = address.trim_end_matches('/');
-    path.rsplit('/').next().is_some_and(|last| last == "debian")
+    path.rsplit('/').next().is_some_and(|last| last == archive)
 }
 
-fn mirror_in_deb822(text: &str) -> Option<String> {
+fn mirror_in_deb822(text: &str, archive: &str) -> Option<String> {
     parse_stanzas(text).into_iter().find_map(|s| {
         let words = |field| s.get(field).unwrap_or_default().split_whitespace();
         let enabled = !s.get("Enabled").is_some_and(|v| v.eq_ignore_ascii_case("no"));
-        let fits = enabled && words("Types").any(|t| t == "deb") && words("Suites").any(is_release);
-        fits.then(|| words("URIs").find(|u| is_debian(u)).map(str::to_owned))
+        let fits = enabled && words("Types").any(|t| t == "deb") && words("Suites").any(is_debians);
+        fits.then(|| words("URIs").find(|u| is_archive(u, archive)).map(str::to_owned))
             .flatten()
     })
 }
 
-fn mirror_in_list(text: &str) -> Option<String> {
+fn mirror_in_list(text: &str, archive: &str) -> Option<String> {
     text.lines().find_map(|line| {
         let line = line.split('#').next().unwrap_or_default();
         // Options in brackets may contain spaces.
@@ -70,7 +70,7 @@ fn mirror_in_list(text: &str) -> Option<String> {
         };
         let mut words = line.split_whitespace();
         let (kind, address, suite) = (words.next()?, words.next()?, words.next()?);
-        (kind == "deb" && is_debian(address) && is_release(suite)).then(|| address.to_owned())
+        (kind == "deb" && is_archive(address, archive) && is_debians(suite)).then(|| address.to_owned())
     })
 }
 
@@ -83,13 +83,31 @@ mod tests {
         let text = "Types: deb\n# a comment\nURIs: http://security.example/debian-security\nSuites: bookworm-security\nComponents: main\n\n\
                     Types: deb deb-src\nURIs: https://mirror.example/debian/\nSuites: bookworm bookworm-updates\nComponents: main\n";
         assert_eq!(
-            mirror_in_deb822(text).as_deref(),
+            mirror_in_deb822(text, "debian").as_deref(),
             Some("https://mirror.example/debian/")
         );
-        assert_eq!(mirror_in_deb822(&text.replace("deb deb-src", "deb-src")), None);
         assert_eq!(
-            mirror_in_deb822(&text.replace("Components: main\n", "Components: main\nEnabled: no\n")),
+            mirror_in_deb822(&text.replace("deb deb-src", "deb-src"), "debian"),
             None
+        );
+        assert_eq!(
+            mirror_in_deb822(
+                &text.replace("Components: main\n", "Components: main\nEnabled: no\n"),
+                "debian"
+            ),
+            None
+        );
+    }
+
+    #[test]
+    fn the_archive_for_security() {
+        let text = "Types: deb\nURIs: http://m.example/debian\nSuites: bookworm\n\nTypes: deb\nURIs: http://m.example/debian-security\nSuites: bookworm-security\n";
+        let found = mirror_in_deb822(text, "debian-security");
+        assert_eq!(found.as_deref(), Some("http://m.example/debian-security"));
+        let list = "deb http://m.example/debian-security bookworm-security main\n";
+        assert_eq!(
+            mirror_in_list(list, "debian-security").as_deref(),
+            Some("http://m.example/debian-security")
         );
     }
 
@@ -97,7 +115,13 @@ mod tests {
     fn the_old_form() {
         let text = "# deb http://old.example/debian bookworm main\ndeb http://x.example/debian-security bookworm-security main\n\
                     deb [arch=amd64 signed-by=/usr/share/a.gpg] http://mirror.example/debian bookworm main contrib\n";
-        assert_eq!(mirror_in_list(text).as_deref(), Some("http://mirror.example/debian"));
-        assert_eq!(mirror_in_list("deb http://packages.example/apt stable main\n"), None);
+        assert_eq!(
+            mirror_in_list(text, "debian").as_deref(),
+            Some("http://mirror.example/debian")
+        );
+        assert_eq!(
+            mirror_in_list("deb http://packages.example/apt stable main\n", "debian"),
+            None
+        );
     }
 }

@@ -9,8 +9,10 @@ use kvmi_lab_machine::cache::Key;
 use kvmi_lab_machine::process::Program;
 use kvmi_lab_machine::progress::Task;
 
-use super::version::{FLAVOUR, KernelVersion, SERIES};
-use crate::apt;
+use super::matrix::matrix;
+use super::toolchain::Toolchain;
+use super::version::{KernelVersion, source_package};
+use crate::apt::{self, Archive};
 use crate::workshop::Workshop;
 
 /// What of the source is kept: all that KVM's modules and kernel/patches are made of.
@@ -29,6 +31,9 @@ pub(crate) const STOCK_MODULES: &[(&str, &str)] = &[
     ("arch/x86/kvm/kvm-intel.ko.xz", "kvm-intel.ko"),
     ("arch/x86/kvm/kvm-amd.ko.xz", "kvm-amd.ko"),
 ];
+
+/// How an image is unpacked.
+const IMAGE: &str = "image 2";
 
 /// The unpacked packages of one kernel.
 #[derive(Clone, Debug)]
@@ -50,32 +55,48 @@ impl Kernel {
     }
 }
 
+fn key(recipe: &str, version: &KernelVersion, of: &str) -> Key {
+    Key::of(recipe)
+        .text("version", &version.package)
+        .text("of", of)
+        .finish()
+}
+
+/// A kernel's image, if the cache has it.
+pub(crate) fn image_at_hand(shop: &Workshop, version: &KernelVersion) -> Option<PathBuf> {
+    let entry = shop
+        .cache
+        .find("kernel-image", &key(IMAGE, version, &version.release()))?;
+    Some(entry.join("vmlinuz"))
+}
+
 /// Unpacks what is not in the cache yet.
-pub(crate) fn fetch(shop: &Workshop, version: KernelVersion) -> Result<Kernel> {
-    let key = |recipe| {
-        Key::of(recipe)
-            .text("version", &version.package)
-            .text("abi", &version.abi)
-            .finish()
-    };
-    let entry = |kind: &str, recipe, what: &str, make: &dyn Fn(&Path, &Task) -> Result<()>| {
-        shop.cache.entry(kind, &key(recipe), |dir| {
+pub(crate) fn fetch(shop: &Workshop, version: KernelVersion, archive: &Archive, tools: &Toolchain) -> Result<Kernel> {
+    let entry = |kind: &str, key: Key, what: &str, make: &dyn Fn(&Path, &Task) -> Result<()>| {
+        shop.cache.entry(kind, &key, |dir| {
             let task = shop.progress.task(format!("fetch the kernel's {what}, {version}"));
             make(dir, &task)?;
             task.done();
             anyhow::Ok(())
         })
     };
-    let source = entry("kernel-source", "source 1", "source", &|dir, task| {
-        source(&version, dir, task)
+    let release = version.release();
+    let source = entry(
+        "kernel-source",
+        key("source 2", &version, ""),
+        "source",
+        &|dir, task| source(&version, archive, dir, task),
+    )?;
+    let headers = entry(
+        "kernel-headers",
+        key("headers 2", &version, &release),
+        "headers",
+        &|dir, task| headers(&version, archive, tools, dir, task),
+    )?;
+    let image = entry("kernel-image", key(IMAGE, &version, &release), "image", &|dir, task| {
+        image(&version, archive, dir, task)
     })?;
-    let headers = entry("kernel-headers", "headers 1", "headers", &|dir, task| {
-        headers(&version, dir, task)
-    })?;
-    let image = entry("kernel-image", "image 1", "image", &|dir, task| {
-        image(&version, dir, task)
-    })?;
-    let headers = headers.join(format!("usr/src/linux-headers-{}-{FLAVOUR}", version.abi));
+    let headers = headers.join(format!("usr/src/linux-headers-{release}"));
     Ok(Kernel {
         version,
         source,
@@ -84,12 +105,13 @@ pub(crate) fn fetch(shop: &Workshop, version: KernelVersion) -> Result<Kernel> {
     })
 }
 
-fn source(version: &KernelVersion, dir: &Path, task: &Task) -> Result<()> {
-    let deb = apt::download(&version.source_package(), &version.package, dir, task)?;
+fn source(version: &KernelVersion, archive: &Archive, dir: &Path, task: &Task) -> Result<()> {
+    let package = source_package(&matrix().series);
+    let deb = archive.download(&package, &version.package, dir, task)?;
     let unpacked = dir.join("package");
     apt::unpack(&deb, &unpacked, task)?;
     task.note("unpack the source");
-    let top = format!("linux-source-{SERIES}");
+    let top = package;
     Program::new("tar")
         .args(["--extract", "--xz", "--strip-components=1", "--file"])
         .arg(unpacked.join(format!("usr/src/{top}.tar.xz")))
@@ -102,14 +124,14 @@ fn source(version: &KernelVersion, dir: &Path, task: &Task) -> Result<()> {
     Ok(())
 }
 
-fn headers(version: &KernelVersion, dir: &Path, task: &Task) -> Result<()> {
+fn headers(version: &KernelVersion, archive: &Archive, tools: &Toolchain, dir: &Path, task: &Task) -> Result<()> {
     for package in version.header_packages() {
-        let deb = apt::download(&package, &version.package, dir, task)?;
+        let deb = archive.download(&package, &version.package, dir, task)?;
         apt::unpack(&deb, dir, task)?;
         fs::remove_file(&deb)?;
     }
     // The packaged Makefile names its common part by an absolute path; in the cache it stands beside.
-    let makefile = dir.join(format!("usr/src/linux-headers-{}-{FLAVOUR}/Makefile", version.abi));
+    let makefile = dir.join(format!("usr/src/linux-headers-{}/Makefile", version.release()));
     let text = fs::read_to_string(&makefile).with_context(|| format!("read {}", makefile.display()))?;
     let here = text.replace("include /usr/src/", "include ../");
     ensure!(
@@ -118,11 +140,11 @@ fn headers(version: &KernelVersion, dir: &Path, task: &Task) -> Result<()> {
         makefile.display()
     );
     fs::write(&makefile, here)?;
-    Ok(())
+    tools.adopt(dir)
 }
 
-fn image(version: &KernelVersion, dir: &Path, task: &Task) -> Result<()> {
-    let deb = apt::download(&version.image_package(), &version.package, dir, task)?;
+fn image(version: &KernelVersion, archive: &Archive, dir: &Path, task: &Task) -> Result<()> {
+    let deb = archive.download(&version.image, &version.package, dir, task)?;
     let unpacked = dir.join("package");
     apt::unpack(&deb, &unpacked, task)?;
     let release = version.release();
@@ -130,8 +152,14 @@ fn image(version: &KernelVersion, dir: &Path, task: &Task) -> Result<()> {
         let from = unpacked.join(format!("boot/{name}-{release}"));
         fs::rename(&from, dir.join(name)).with_context(|| format!("take {}", from.display()))?;
     }
+    // Newer releases have everything below /usr.
+    let modules = ["lib/modules", "usr/lib/modules"].map(|top| unpacked.join(top).join(&release).join("kernel"));
+    let modules = modules
+        .iter()
+        .find(|folder| folder.is_dir())
+        .context("find the image's modules")?;
     for (packed, name) in STOCK_MODULES {
-        let from = unpacked.join(format!("lib/modules/{release}/kernel/{packed}"));
+        let from = modules.join(packed);
         let module = Program::new("xz")
             .args(["--decompress", "--stdout"])
             .arg(from)

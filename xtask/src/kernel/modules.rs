@@ -5,19 +5,27 @@ use std::fs;
 use std::path::Path;
 
 use anyhow::{Context, Result, bail};
-use kvmi_lab_machine::process::Program;
 use kvmi_lab_machine::progress::Task;
 
 use super::fetch::Kernel;
+use super::toolchain::Toolchain;
 use crate::workshop::Workshop;
 
 /// The modules, by the names of their files.
 pub(crate) const MODULES: &[&str] = &["kvm.ko", "kvm-intel.ko", "kvm-amd.ko"];
 
 /// Builds the modules of a work tree and puts them into `into`, without debugging information; with it into `into/debug`.
-pub(crate) fn build(shop: &Workshop, kernel: &Kernel, tree: &Path, into: &Path, task: &Task) -> Result<()> {
+pub(crate) fn build(
+    shop: &Workshop,
+    kernel: &Kernel,
+    tools: &Toolchain,
+    tree: &Path,
+    into: &Path,
+    task: &Task,
+) -> Result<()> {
     let kvm = tree.join("arch/x86/kvm");
-    let output = Program::new("make")
+    let output = tools
+        .program("make")
         .arg("-C")
         .arg(&kernel.headers)
         .arg(format!("M={}", kvm.display()))
@@ -47,7 +55,8 @@ pub(crate) fn build(shop: &Workshop, kernel: &Kernel, tree: &Path, into: &Path, 
     for module in MODULES {
         fs::copy(kvm.join(module), into.join("debug").join(module))
             .with_context(|| format!("{module} was not built"))?;
-        Program::new("strip")
+        tools
+            .program("strip")
             .arg("--strip-debug")
             .arg("-o")
             .arg(into.join(module))

@@ -11,7 +11,7 @@ use kvmi_lab_machine::process::{ProcessError, Program};
 use kvmi_lab_machine::progress::Task;
 
 use super::fetch::Kernel;
-use super::version::SERIES;
+use super::matrix::matrix;
 use crate::workshop::Workshop;
 
 /// Where our own files stand in the tree.
@@ -56,7 +56,7 @@ pub(crate) fn make(shop: &Workshop, kernel: &Kernel, tree: &Path, task: &Task) -
 
 /// The series, in the order in which it applies.
 pub(crate) fn patches(shop: &Workshop) -> Result<Vec<PathBuf>> {
-    let all = files_below(&shop.path("kernel/patches").join(SERIES))?;
+    let all = files_below(&shop.path("kernel/patches").join(&matrix().series))?;
     Ok(all
         .into_iter()
         .filter(|(name, _)| name.ends_with(".patch"))
@@ -102,9 +102,10 @@ fn apply(patch: &Path, tree: &Path, kernel: &Kernel, task: &Task) -> Result<()> 
     match run {
         Ok(_) => Ok(()),
         Err(ProcessError::Failed { tail, .. }) => bail!(
-            "{name} does not apply to kernel {}:\n{}\nmend kernel/patches/{SERIES}/{name}, or choose another kernel with --kernel",
+            "{name} does not apply to kernel {}:\n{}\nmend kernel/patches/{}/{name}, or choose another kernel with --kernel",
             kernel.version,
-            failing_hunks(&tail)
+            failing_hunks(&tail),
+            matrix().series
         ),
         Err(e) => Err(e.into()),
     }
