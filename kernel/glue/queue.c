@@ -11,25 +11,27 @@
 int kvmi_queue(struct kvm_vcpu_introspection *vi, const u8 *msg, size_t bytes)
 {
 	bool is_reply = kvmi_is_event_reply(msg);
+	size_t kept = is_reply ? min_t(size_t, bytes, KVMI_REPLY_KEPT_BYTES) : bytes;
 	struct kvmi_job *job;
 	int r = 0;
 
 	/* Only the reader adds: what is admitted here stays so. */
 	spin_lock(&vi->lock);
 	if (is_reply)
-		r = vi->reply_count < KVMI_MAX_QUEUED_REPLIES ? 0 : -EPIPE;
+		r = kvmi_reply_admits(vi->reply_count, vi->unanswered) ? 0 : -EPIPE;
 	else if (!kvmi_queue_admits(vi->job_count, vi->job_bytes, bytes))
 		r = -KVM_EBUSY;
 	spin_unlock(&vi->lock);
 	if (r)
 		return r;
 
-	job = kmalloc(struct_size(job, msg, bytes), GFP_KERNEL_ACCOUNT);
+	job = kmalloc(struct_size(job, msg, kept), GFP_KERNEL_ACCOUNT);
 	if (!job)
 		return is_reply ? -EPIPE : -KVM_ENOMEM;
 	job->is_reply = is_reply;
 	job->bytes = bytes;
-	memcpy(job->msg, msg, bytes);
+	job->kept = kept;
+	memcpy(job->msg, msg, kept);
 
 	spin_lock(&vi->lock);
 	list_add_tail(&job->link, &vi->jobs);
@@ -55,6 +57,7 @@ struct kvmi_job *kvmi_dequeue(struct kvm_vcpu_introspection *vi)
 		list_del(&job->link);
 		if (job->is_reply) {
 			vi->reply_count--;
+			vi->unanswered -= !!vi->unanswered;
 		} else {
 			vi->job_count--;
 			vi->job_bytes -= job->bytes;
@@ -63,6 +66,17 @@ struct kvmi_job *kvmi_dequeue(struct kvm_vcpu_introspection *vi)
 	spin_unlock(&vi->lock);
 
 	return job;
+}
+
+/* vcpu: an event is about to be sent, or could not be sent after all. */
+void kvmi_expect_reply(struct kvm_vcpu_introspection *vi, bool sent)
+{
+	spin_lock(&vi->lock);
+	if (sent)
+		vi->unanswered++;
+	else
+		vi->unanswered -= !!vi->unanswered;
+	spin_unlock(&vi->lock);
 }
 
 void kvmi_drop_jobs(struct kvm_vcpu_introspection *vi)

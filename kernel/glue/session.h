@@ -35,8 +35,8 @@
 #include "seam.h"
 
 #define KVMI_MAX_PENDING_PAUSES	1001	/* protocol.md, VM_PAUSE_VCPU */
-/* More than one: late replies to voided events, and the one that is awaited. */
-#define KVMI_MAX_QUEUED_REPLIES	64
+/* Nothing of an event reply beyond this is ever looked at, nor kept. */
+#define KVMI_REPLY_KEPT_BYTES	64
 
 struct kvm_introspection {
 	struct kvm *kvm;
@@ -64,7 +64,8 @@ struct kvm_introspection {
 struct kvmi_job {
 	struct list_head link;
 	bool is_reply;
-	size_t bytes;
+	size_t bytes;			/* the message's own length */
+	size_t kept;			/* bytes of it in msg */
 	u8 msg[];
 };
 
@@ -76,11 +77,12 @@ struct kvm_vcpu_introspection {
 	struct list_head detached;
 	wait_queue_head_t wq;
 
-	spinlock_t lock;		/* the next four */
+	spinlock_t lock;		/* the next five */
 	struct list_head jobs;
 	u32 job_count;
 	size_t job_bytes;
 	u32 reply_count;
+	u32 unanswered;			/* events sent, less replies taken */
 
 	atomic_t pauses;
 
@@ -115,6 +117,7 @@ enum kvmi_site kvmi_site(struct kvm_vcpu *vcpu, const struct kvmi_occurrence *wh
 int kvmi_queue(struct kvm_vcpu_introspection *vi, const u8 *msg, size_t bytes);
 struct kvmi_job *kvmi_dequeue(struct kvm_vcpu_introspection *vi);
 void kvmi_drop_jobs(struct kvm_vcpu_introspection *vi);
+void kvmi_expect_reply(struct kvm_vcpu_introspection *vi, bool sent);
 
 /* transport.c */
 struct socket *kvmi_socket_get(int fd);

@@ -153,9 +153,13 @@ int kvmi_send_event(struct kvm_vcpu_introspection *vi)
 		return -EINTR;
 
 	seq = session->last_event_seq + 1;
+	/* Before the tool can have read it. */
+	kvmi_expect_reply(vi, true);
 	r = send_locked(session, vi->tx, kvmi_build_event(vi->state, vi, seq, vi->tx),
 			&vi->owes_rest);
-	if (!r) {
+	if (r) {
+		kvmi_expect_reply(vi, false);
+	} else {
 		session->last_event_seq = seq;
 		kvmi_event_sent(vi->state, seq);
 	}
