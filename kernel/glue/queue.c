@@ -3,9 +3,28 @@
  * What waits for a vCPU: commands and the reply to its event, in the order in
  * which the tool sent them.  The reader alone adds, the vCPU alone takes.
  */
+#include <linux/memcontrol.h>
+#include <linux/sched/mm.h>
 #include <linux/slab.h>
 
 #include "session.h"
+
+/*
+ * The reader is a kernel thread: what it allocates would be charged to nobody.
+ * A command that finds no memory is answered so, before anything is killed for
+ * its sake; without the reply to an event the session could not go on.
+ */
+static struct kvmi_job *job_alloc(struct kvm_introspection *session, size_t bytes, bool is_reply)
+{
+	gfp_t gfp = GFP_KERNEL_ACCOUNT | (is_reply ? 0 : __GFP_RETRY_MAYFAIL | __GFP_NOWARN);
+	struct mem_cgroup *old = set_active_memcg(session->memcg);
+	struct kvmi_job *job;
+
+	job = kmalloc(struct_size(job, msg, bytes), gfp);
+	set_active_memcg(old);
+
+	return job;
+}
 
 /* reader: 0; a negated KVM_E* to answer; -EPIPE: the connection is to be closed. */
 int kvmi_queue(struct kvm_vcpu_introspection *vi, const u8 *msg, size_t bytes)
@@ -25,7 +44,7 @@ int kvmi_queue(struct kvm_vcpu_introspection *vi, const u8 *msg, size_t bytes)
 	if (r)
 		return r;
 
-	job = kmalloc(struct_size(job, msg, kept), GFP_KERNEL_ACCOUNT);
+	job = job_alloc(vi->session, kept, is_reply);
 	if (!job)
 		return is_reply ? -EPIPE : -KVM_ENOMEM;
 	job->is_reply = is_reply;

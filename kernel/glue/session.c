@@ -4,6 +4,7 @@
  */
 #include <linux/capability.h>
 #include <linux/kthread.h>
+#include <linux/memcontrol.h>
 #include <linux/module.h>
 #include <linux/sched/mm.h>
 #include <linux/sched/signal.h>
@@ -53,6 +54,7 @@ static void session_free(struct kvm_introspection *session)
 	}
 	if (session->sock)
 		sockfd_put(session->sock);
+	mem_cgroup_put(session->memcg);
 	kfree(session->state);
 	kfree(session->rest);
 	kfree(session->rx);
@@ -69,6 +71,7 @@ static struct kvm_introspection *session_alloc(struct kvm *kvm)
 		return NULL;
 
 	session->kvm = kvm;
+	session->memcg = get_mem_cgroup_from_mm(current->mm);
 	init_completion(&session->reader_done);
 	mutex_init(&session->tx_lock);
 	session->rx = kzalloc(KVMI_BUFFER_BYTES, GFP_KERNEL_ACCOUNT);
