@@ -11,6 +11,8 @@
 
 /*
  * The reader is a kernel thread: what it allocates would be charged to nobody.
+ * (Nor are the answers that lie in the socket, which has a limit of its own; to
+ * charge them would have somebody killed when even an error finds no room.)
  * A command that finds no memory is answered so, before anything is killed for
  * its sake; without the reply to an event the session could not go on.
  */

@@ -4,8 +4,6 @@
  * commands and replies to events are handed to their vCPU.  It never waits for
  * a vCPU that does not run.
  */
-#include <linux/memcontrol.h>
-#include <linux/sched/mm.h>
 #include <linux/sched/signal.h>
 
 #include "session.h"
@@ -19,20 +17,10 @@ static struct kvm_vcpu_introspection *session_vcpu(struct kvm_introspection *ses
 
 static int answer(struct kvm_introspection *session, size_t bytes)
 {
-	struct mem_cgroup *old;
 	bool owes_rest = false;
-	int r;
 
-	if (!bytes)
-		return 0;
-
-	/* The socket's buffers are charged to whoever sends; as in kvmi_queue(). */
-	old = set_active_memcg(session->memcg);
 	/* Nothing but session_end() interrupts this thread. */
-	r = kvmi_send(session, session->tx, bytes, &owes_rest);
-	set_active_memcg(old);
-
-	return r;
+	return bytes ? kvmi_send(session, session->tx, bytes, &owes_rest) : 0;
 }
 
 static int handle(struct kvm_introspection *session, size_t bytes)

@@ -54,7 +54,7 @@ struct kvm_introspection {
 	size_t rest_off, rest_len;	/* of a message that was cut short, in rest */
 	u8 *rest;
 
-	/* Who called HOOK pays for what the tool has the reader allocate. */
+	/* Who called HOOK pays for what waits in the queues. */
 	struct mem_cgroup *memcg;
 	u8 *rx, *tx;			/* the reader's */
 	size_t rx_dirty;		/* bytes of rx that may be non-zero */
