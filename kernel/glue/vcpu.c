@@ -99,7 +99,7 @@ static int run_job(struct kvm_vcpu_introspection *vi, struct kvmi_job *job)
 	verdict = kvmi_vcpu_message(vi->session->state, vi->state, vi, vi->rx, job->bytes,
 				    vi->tx, &out);
 	if (verdict == KVMI_CLOSE) {
-		kvmi_hang_up(vi->session);
+		kvmi_hang_up(vi->session->conn);
 		WRITE_ONCE(vi->session->lost, true);
 		return -EPIPE;
 	}
