@@ -13,11 +13,18 @@
 /* For a reader to end that nobody keeps: what is left of it after that may take as long as it likes. */
 #define READER_PATIENCE	HZ
 
+/* While the reader carries out a message the session cannot be detached. */
+static struct kvm_vcpu_introspection *reader_vcpu(struct kvm_introspection *session,
+						  struct kvm_vcpu *vcpu)
+{
+	return rcu_dereference_check(vcpu->introspection, lockdep_is_held(&session->conn->lock));
+}
+
 static struct kvm_vcpu_introspection *session_vcpu(struct kvm_introspection *session, u16 idx)
 {
 	struct kvm_vcpu *vcpu = kvm_get_vcpu(session->kvm, idx);
 
-	return vcpu ? kvmi_vcpu(vcpu) : NULL;
+	return vcpu ? reader_vcpu(session, vcpu) : NULL;
 }
 
 static int answer(struct kvm_introspection *session, size_t bytes)
@@ -76,7 +83,7 @@ static void tell_loss(struct kvm_introspection *session)
 
 	WRITE_ONCE(session->lost, true);
 	kvm_for_each_vcpu(i, vcpu, session->kvm) {
-		vi = kvmi_vcpu(vcpu);
+		vi = reader_vcpu(session, vcpu);
 		atomic_set(&vi->pauses, 0);
 		kvmi_vcpu_kick(vi);
 	}

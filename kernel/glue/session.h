@@ -38,6 +38,7 @@
 #include <linux/kvm_host.h>
 #include <linux/net.h>
 #include <linux/spinlock.h>
+#include <linux/srcu.h>
 #include <linux/wait.h>
 
 #include "introspection.h"
@@ -121,10 +122,11 @@ struct kvm_vcpu_introspection {
 	struct kvmi_vcpu_state *state;
 };
 
-/* Within kvm->srcu read side, or with kvm->lock, or in the reader. */
+/* Within kvm->srcu read side, or with kvm->lock. */
 static inline struct kvm_vcpu_introspection *kvmi_vcpu(struct kvm_vcpu *vcpu)
 {
-	return rcu_dereference_check(vcpu->introspection, true);
+	return srcu_dereference_check(vcpu->introspection, &vcpu->kvm->srcu,
+				      lockdep_is_held(&vcpu->kvm->lock));
 }
 
 bool kvmi_fails_open(struct kvm_introspection *session);
