@@ -39,6 +39,7 @@ void __kvm_introspection_void_event(struct kvm_vcpu *vcpu);
 bool kvm_introspection_breakpoint(struct kvm_vcpu *vcpu, u8 insn_len);
 bool kvm_introspection_owns_breakpoint(struct kvm_vcpu *vcpu);
 int kvm_guest_write_cr(struct kvm_vcpu *vcpu, int cr, unsigned long val);
+bool kvm_introspection_has_reply(struct kvm_vcpu *vcpu);
 
 static __always_inline bool kvm_is_introspected(struct kvm_vcpu *vcpu)
 {

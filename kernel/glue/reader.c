@@ -4,15 +4,27 @@
  * commands and replies to events are handed to their vCPU.  It never waits for
  * a vCPU that does not run.
  */
+#include <linux/kthread.h>
+#include <linux/module.h>
 #include <linux/sched/signal.h>
 
 #include "session.h"
+
+/* For a reader to end that nobody keeps: what is left of it after that may take as long as it likes. */
+#define READER_PATIENCE	HZ
+
+/* While the reader carries out a message the session cannot be detached. */
+static struct kvm_vcpu_introspection *reader_vcpu(struct kvm_introspection *session,
+						  struct kvm_vcpu *vcpu)
+{
+	return rcu_dereference_check(vcpu->introspection, lockdep_is_held(&session->conn->lock));
+}
 
 static struct kvm_vcpu_introspection *session_vcpu(struct kvm_introspection *session, u16 idx)
 {
 	struct kvm_vcpu *vcpu = kvm_get_vcpu(session->kvm, idx);
 
-	return vcpu ? kvmi_vcpu(vcpu) : NULL;
+	return vcpu ? reader_vcpu(session, vcpu) : NULL;
 }
 
 static int answer(struct kvm_introspection *session, size_t bytes)
@@ -25,22 +37,22 @@ static int answer(struct kvm_introspection *session, size_t bytes)
 
 static int handle(struct kvm_introspection *session, size_t bytes)
 {
+	const u8 *rx = session->conn->rx;
 	struct kvm_vcpu_introspection *vi;
 	size_t out = 0;
 	u16 idx = 0;
 	int r;
 
-	switch (kvmi_vm_message(session->state, session, session->rx, bytes, session->tx, &out,
-				&idx)) {
+	switch (kvmi_vm_message(session->state, session, rx, bytes, session->tx, &out, &idx)) {
 	case KVMI_ANSWERED:
 		return answer(session, out);
 	case KVMI_QUEUE:
 		vi = session_vcpu(session, idx);
-		r = vi ? kvmi_queue(vi, session->rx, bytes) : -KVM_EINVAL;
+		r = vi ? kvmi_queue(vi, rx, bytes) : -KVM_EINVAL;
 		if (r == -EPIPE)
 			return r;
 		if (r)
-			return answer(session, kvmi_build_error_reply(session->rx, r, session->tx));
+			return answer(session, kvmi_build_error_reply(rx, r, session->tx));
 		kvmi_vcpu_kick(vi);
 		return 0;
 	default:
@@ -48,33 +60,98 @@ static int handle(struct kvm_introspection *session, size_t bytes)
 	}
 }
 
-int kvmi_reader(void *data)
+static int carry_out(struct kvmi_connection *conn, size_t bytes)
 {
-	struct kvm_introspection *session = data;
+	struct kvm_introspection *session;
+	int r = -EPIPE;
+
+	mutex_lock(&conn->lock);
+	session = conn->session;
+	/* What still lies in the socket when the session is lost is not carried out. */
+	if (session && !READ_ONCE(session->lost) && !READ_ONCE(session->closing))
+		r = handle(session, bytes);
+	mutex_unlock(&conn->lock);
+
+	return r;
+}
+
+static void tell_loss(struct kvm_introspection *session)
+{
 	struct kvm_vcpu_introspection *vi;
 	struct kvm_vcpu *vcpu;
 	unsigned long i;
+
+	WRITE_ONCE(session->lost, true);
+	kvm_for_each_vcpu(i, vcpu, session->kvm) {
+		vi = reader_vcpu(session, vcpu);
+		atomic_set(&vi->pauses, 0);
+		kvmi_vcpu_kick(vi);
+	}
+}
+
+static int reader(void *data)
+{
+	struct kvmi_connection *conn = data;
 	size_t bytes;
 
 	/* So that session_end() gets it out of a page fault that nobody serves. */
 	allow_signal(SIGKILL);
 
-	/* What still lies in the socket when the session is lost is not carried out. */
-	while (!kvmi_receive(session, &bytes) && !READ_ONCE(session->lost) &&
-	       !READ_ONCE(session->closing) && !handle(session, bytes))
+	while (!READ_ONCE(conn->hung_up) && !kvmi_receive(conn, &bytes) &&
+	       !carry_out(conn, bytes))
 		cond_resched();
 
-	WRITE_ONCE(session->lost, true);
-	kvmi_hang_up(session);
+	mutex_lock(&conn->lock);
+	if (conn->session)
+		tell_loss(conn->session);
+	mutex_unlock(&conn->lock);
 
-	kvm_for_each_vcpu(i, vcpu, session->kvm) {
-		vi = kvmi_vcpu(vcpu);
-		atomic_set(&vi->pauses, 0);
-		kvmi_vcpu_kick(vi);
-	}
+	kernel_sock_shutdown(conn->sock, SHUT_RDWR);
+	complete(&conn->reader_gone);
+	kvmi_connection_put(conn);
+	module_put_and_kthread_exit(0);
+}
 
-	complete(&session->reader_done);
+int kvmi_reader_create(struct kvm_introspection *session)
+{
+	struct kvmi_connection *conn = session->conn;
+	struct task_struct *task;
+
+	task = kthread_create(reader, conn, "kvmi-recv");
+	if (IS_ERR(task))
+		return -ENOMEM;
+
+	conn->session = session;
+	conn->reader = get_task_struct(task);
+	kref_get(&conn->ref);
+	__module_get(THIS_MODULE);
+
 	return 0;
+}
+
+void kvmi_reader_start(struct kvmi_connection *conn)
+{
+	conn->reader_started = true;
+	wake_up_process(conn->reader);
+}
+
+/*
+ * The session has ended.  The reader is on its way out, unless somebody keeps
+ * the socket's lock: then it goes on alone.
+ */
+void kvmi_reader_stop(struct kvmi_connection *conn)
+{
+	if (!conn->reader)
+		return;
+
+	if (!conn->reader_started) {
+		kthread_stop(conn->reader);
+		kvmi_connection_put(conn);
+		module_put(THIS_MODULE);
+	} else if (wait_for_completion_timeout(&conn->reader_gone, READER_PATIENCE)) {
+		kthread_stop(conn->reader);
+	}
+	put_task_struct(conn->reader);
 }
 
 u32 kvmi_glue_vcpu_count(struct kvm_introspection *session)

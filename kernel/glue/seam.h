@@ -77,10 +77,12 @@ enum kvmi_verdict kvmi_vm_message(struct kvmi_vm_state *vm,
 				  const u8 *msg, size_t msg_bytes,
 				  u8 *out, size_t *out_len, u16 *vcpu_idx);
 
-/* reader: true when msg is an event reply (never limited by P15). */
+/* reader: true when msg is an event reply (not limited by P15). */
 bool kvmi_is_event_reply(const u8 *msg);
 /* reader: P15: may a job of bytes join a queue of count jobs and queued_bytes? */
 bool kvmi_queue_admits(u32 count, size_t queued_bytes, size_t bytes);
+/* reader: may one more reply join those that wait, with so many events sent whose reply was not taken? */
+bool kvmi_reply_admits(u32 waiting, u32 unanswered);
 /* reader: the error reply (header + error code) to msg: for a queue that is full (-KVM_EBUSY), no memory ... */
 size_t kvmi_build_error_reply(const u8 *msg, s32 kvm_err, u8 *out);
 

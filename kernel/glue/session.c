@@ -3,7 +3,7 @@
  * A session from HOOK to UNHOOK: the ioctls, and every other way it can end.
  */
 #include <linux/capability.h>
-#include <linux/kthread.h>
+#include <linux/memcontrol.h>
 #include <linux/module.h>
 #include <linux/sched/mm.h>
 #include <linux/sched/signal.h>
@@ -47,15 +47,13 @@ bool kvmi_fails_open(struct kvm_introspection *session)
 
 static void session_free(struct kvm_introspection *session)
 {
-	if (session->reader) {
-		kthread_stop(session->reader);
-		put_task_struct(session->reader);
+	if (session->conn) {
+		kvmi_reader_stop(session->conn);
+		kvmi_connection_put(session->conn);
 	}
-	if (session->sock)
-		sockfd_put(session->sock);
+	mem_cgroup_put(session->memcg);
 	kfree(session->state);
 	kfree(session->rest);
-	kfree(session->rx);
 	kfree(session->tx);
 	kfree(session);
 }
@@ -69,13 +67,12 @@ static struct kvm_introspection *session_alloc(struct kvm *kvm)
 		return NULL;
 
 	session->kvm = kvm;
-	init_completion(&session->reader_done);
+	session->memcg = get_mem_cgroup_from_mm(current->mm);
 	mutex_init(&session->tx_lock);
-	session->rx = kzalloc(KVMI_BUFFER_BYTES, GFP_KERNEL_ACCOUNT);
 	session->tx = kzalloc(KVMI_BUFFER_BYTES, GFP_KERNEL_ACCOUNT);
 	session->rest = kzalloc(KVMI_BUFFER_BYTES, GFP_KERNEL_ACCOUNT);
 	session->state = kzalloc(kvmi_vm_state_bytes(), GFP_KERNEL_ACCOUNT);
-	if (!session->rx || !session->tx || !session->rest || !session->state) {
+	if (!session->tx || !session->rest || !session->state) {
 		session_free(session);
 		return NULL;
 	}
@@ -154,8 +151,8 @@ static void session_tell_end(struct kvm_introspection *session)
 	WRITE_ONCE(session->closing, true);
 	/* Before the reader can see the hang-up and call it a loss. */
 	smp_wmb();
-	kvmi_hang_up(session);
-	send_sig(SIGKILL, session->reader, 1);
+	kvmi_hang_up(session->conn);
+	send_sig(SIGKILL, session->conn->reader, 1);
 }
 
 /*
@@ -177,12 +174,16 @@ static void session_tell_end_early(struct kvm *kvm)
  */
 static int session_end(struct kvm *kvm, struct kvm_introspection *session, bool killable)
 {
+	struct kvmi_connection *conn = session->conn;
+
 	session_tell_end(session);
 
 	if (!killable)
-		wait_for_completion(&session->reader_done);
-	else if (wait_for_completion_killable(&session->reader_done))
+		mutex_lock(&conn->lock);
+	else if (mutex_lock_killable(&conn->lock))
 		return -EINTR;
+	conn->session = NULL;
+	mutex_unlock(&conn->lock);
 
 	session_detach(kvm, session);
 	session_free(session);
@@ -207,20 +208,16 @@ static int ioctl_hook(struct kvm *kvm, const struct kvm_introspection_hook *hook
 		return -ENOMEM;
 	session->flags = hook->flags;
 
-	session->sock = kvmi_socket_get(hook->fd);
-	if (IS_ERR(session->sock)) {
-		r = PTR_ERR(session->sock);
-		session->sock = NULL;
+	session->conn = kvmi_connection_open(hook->fd);
+	if (IS_ERR(session->conn)) {
+		r = PTR_ERR(session->conn);
+		session->conn = NULL;
 		goto free;
 	}
 
-	session->reader = kthread_create(kvmi_reader, session, "kvmi-recv");
-	if (IS_ERR(session->reader)) {
-		r = -ENOMEM;
-		session->reader = NULL;
+	r = kvmi_reader_create(session);
+	if (r)
 		goto free;
-	}
-	get_task_struct(session->reader);
 
 	/* Only now, when little can fail any more: what fails closed is to stay closed. */
 	if (stale) {
@@ -240,7 +237,7 @@ static int ioctl_hook(struct kvm *kvm, const struct kvm_introspection_hook *hook
 	mmput_async(kvm->mm);
 	if (r)
 		goto free;
-	wake_up_process(session->reader);
+	kvmi_reader_start(session->conn);
 
 	return 0;
 free:

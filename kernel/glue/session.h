@@ -5,21 +5,30 @@
  * Locking, outermost first:
  *
  *	kvm->introspection_lock		mutex: HOOK, UNHOOK, the other ioctls, end of VM
+ *	  conn->lock			mutex: the reader carries out a message
  *	  kvm->lock			publishing and detaching; vCPU creation
+ *	  connections_lock		mutex: which sockets are in use
  *	vcpu->mutex			a vCPU's event and its Rust state
  *	  session->tx_lock		mutex: one writer; numbers events in the order of sending
  *	    vi->lock			spinlock: a vCPU's queue
  *
- * tx_lock is also taken under introspection_lock (PREUNHOOK) and by the reader
- * alone.  Nothing waits for a vCPU or for the tool with vi->lock held.  A vCPU
+ * tx_lock is also taken under introspection_lock (PREUNHOOK) and, by the reader,
+ * under conn->lock, as are kvm->srcu and the VMM's mmap_lock.  Nothing waits for a vCPU or for the tool with vi->lock held.  A vCPU
  * waits for the tool with nothing held but its own vcpu->mutex, outside SRCU,
  * interruptibly, on a reference to its vi.
  *
  * kvm->introspection and vcpu->introspection are written under kvm->lock.
  * vcpu->introspection is read under kvm->srcu; whoever keeps it beyond that
- * takes a reference.  The reader needs neither: it is joined before the
- * pointers go.  The session holds no reference on the VM: it is gone before
- * the VM is.
+ * takes a reference.  The reader needs neither while it carries out a message,
+ * with conn->lock held: a session that ends takes that lock before the pointers
+ * go.  The session holds no reference on the VM: it is gone before the VM is.
+ *
+ * While it receives, the reader has nothing but its connection.  The socket has
+ * locks of its own, and a process that shares it may hold them for as long as
+ * it likes (it receives into memory whose fault nobody serves).  So whoever ends
+ * the session never waits for them: the reader is left with the connection,
+ * whose last reference it drops when it gets loose, and with a reference on
+ * this module.
  */
 #ifndef KVMI_SESSION_H
 #define KVMI_SESSION_H
@@ -29,20 +38,37 @@
 #include <linux/kvm_host.h>
 #include <linux/net.h>
 #include <linux/spinlock.h>
+#include <linux/srcu.h>
 #include <linux/wait.h>
 
 #include "introspection.h"
 #include "seam.h"
 
 #define KVMI_MAX_PENDING_PAUSES	1001	/* protocol.md, VM_PAUSE_VCPU */
-/* More than one: late replies to voided events, and the one that is awaited. */
-#define KVMI_MAX_QUEUED_REPLIES	64
+/* Nothing of an event reply beyond this is ever looked at, nor kept. */
+#define KVMI_REPLY_KEPT_BYTES	64
+
+/* What the reader has while it receives.  May outlive the session and its VM. */
+struct kvmi_connection {
+	struct list_head link;		/* connections_lock */
+	struct kref ref;		/* the session's and the reader's */
+	struct socket *sock;
+	struct task_struct *reader;	/* the session's reference */
+	bool reader_started;
+	bool hung_up;			/* for a reader that takes no signals yet */
+	struct completion reader_gone;
+
+	struct mutex lock;
+	struct kvm_introspection *session;	/* NULL once it has ended */
+
+	/* The reader alone: */
+	u8 *rx;
+	size_t rx_dirty;		/* bytes of rx that may be non-zero */
+};
 
 struct kvm_introspection {
 	struct kvm *kvm;
-	struct socket *sock;
-	struct task_struct *reader;
-	struct completion reader_done;
+	struct kvmi_connection *conn;
 	u32 flags;			/* KVMI_HOOK_* */
 
 	bool closing;			/* UNHOOK has begun: every wait ends */
@@ -54,8 +80,9 @@ struct kvm_introspection {
 	size_t rest_off, rest_len;	/* of a message that was cut short, in rest */
 	u8 *rest;
 
-	u8 *rx, *tx;			/* the reader's */
-	size_t rx_dirty;		/* bytes of rx that may be non-zero */
+	/* Who called HOOK pays for what waits in the queues. */
+	struct mem_cgroup *memcg;
+	u8 *tx;				/* the reader's */
 
 	struct kvmi_vm_state *state;
 };
@@ -64,7 +91,8 @@ struct kvm_introspection {
 struct kvmi_job {
 	struct list_head link;
 	bool is_reply;
-	size_t bytes;
+	size_t bytes;			/* the message's own length */
+	size_t kept;			/* bytes of it in msg */
 	u8 msg[];
 };
 
@@ -76,11 +104,12 @@ struct kvm_vcpu_introspection {
 	struct list_head detached;
 	wait_queue_head_t wq;
 
-	spinlock_t lock;		/* the next four */
+	spinlock_t lock;		/* the next five */
 	struct list_head jobs;
 	u32 job_count;
 	size_t job_bytes;
 	u32 reply_count;
+	u32 unanswered;			/* events sent, less replies taken */
 
 	atomic_t pauses;
 
@@ -93,10 +122,11 @@ struct kvm_vcpu_introspection {
 	struct kvmi_vcpu_state *state;
 };
 
-/* Within kvm->srcu read side, or with kvm->lock, or in the reader. */
+/* Within kvm->srcu read side, or with kvm->lock. */
 static inline struct kvm_vcpu_introspection *kvmi_vcpu(struct kvm_vcpu *vcpu)
 {
-	return rcu_dereference_check(vcpu->introspection, true);
+	return srcu_dereference_check(vcpu->introspection, &vcpu->kvm->srcu,
+				      lockdep_is_held(&vcpu->kvm->lock));
 }
 
 bool kvmi_fails_open(struct kvm_introspection *session);
@@ -115,17 +145,21 @@ enum kvmi_site kvmi_site(struct kvm_vcpu *vcpu, const struct kvmi_occurrence *wh
 int kvmi_queue(struct kvm_vcpu_introspection *vi, const u8 *msg, size_t bytes);
 struct kvmi_job *kvmi_dequeue(struct kvm_vcpu_introspection *vi);
 void kvmi_drop_jobs(struct kvm_vcpu_introspection *vi);
+void kvmi_expect_reply(struct kvm_vcpu_introspection *vi, bool sent);
 
 /* transport.c */
-struct socket *kvmi_socket_get(int fd);
+struct kvmi_connection *kvmi_connection_open(int fd);
+void kvmi_connection_put(struct kvmi_connection *conn);
 int kvmi_send(struct kvm_introspection *session, const u8 *msg, size_t bytes, bool *owes_rest);
 int kvmi_send_event(struct kvm_vcpu_introspection *vi);
 int kvmi_send_unhook(struct kvm_introspection *session);
 int kvmi_send_rest(struct kvm_introspection *session);
-int kvmi_receive(struct kvm_introspection *session, size_t *bytes);
-void kvmi_hang_up(struct kvm_introspection *session);
+int kvmi_receive(struct kvmi_connection *conn, size_t *bytes);
+void kvmi_hang_up(struct kvmi_connection *conn);
 
 /* reader.c */
-int kvmi_reader(void *session);
+int kvmi_reader_create(struct kvm_introspection *session);
+void kvmi_reader_start(struct kvmi_connection *conn);
+void kvmi_reader_stop(struct kvmi_connection *conn);
 
 #endif

@@ -197,6 +197,19 @@ int kvm_guest_write_cr(struct kvm_vcpu *vcpu, int cr, unsigned long val)
 }
 EXPORT_SYMBOL_GPL(kvm_guest_write_cr);
 
+/* The exit handler that runs was called to complete what the tool has replied to. */
+bool kvm_introspection_has_reply(struct kvm_vcpu *vcpu)
+{
+	struct kvm_vcpu_introspection *vi;
+
+	if (!kvm_is_introspected(vcpu))
+		return false;
+
+	vi = kvmi_vcpu(vcpu);
+	return vi && kvmi_phase(vi->state) == KVMI_REPLY_HERE;
+}
+EXPORT_SYMBOL_GPL(kvm_introspection_has_reply);
+
 void __kvm_introspection_void_event(struct kvm_vcpu *vcpu)
 {
 	struct kvm_vcpu_introspection *vi;

@@ -7,42 +7,117 @@
  * it in the middle leaves the rest in session->rest, which whoever sends next
  * sends first, and for which the interrupted vCPU comes back (owes_rest).
  */
+#include <linux/list.h>
 #include <linux/net.h>
 #include <linux/sched/signal.h>
+#include <linux/slab.h>
 #include <linux/socket.h>
 #include <linux/uio.h>
 #include <net/sock.h>
 
 #include "session.h"
 
-/* P16: a connected stream, unix or vsock; -EINVAL for anything else. */
-struct socket *kvmi_socket_get(int fd)
+static LIST_HEAD(connections);
+static DEFINE_MUTEX(connections_lock);
+
+/* P16: a connected stream, unix or vsock. */
+static bool is_acceptable(struct socket *sock)
 {
-	struct socket *sock;
-	int err;
-
-	sock = sockfd_lookup(fd, &err);
-	if (!sock)
-		return ERR_PTR(-EINVAL);
-
-	if (sock->type == SOCK_STREAM && READ_ONCE(sock->state) == SS_CONNECTED &&
-	    (sock->sk->sk_family == AF_UNIX || sock->sk->sk_family == AF_VSOCK))
-		return sock;
-
-	sockfd_put(sock);
-	return ERR_PTR(-EINVAL);
+	return sock->type == SOCK_STREAM && READ_ONCE(sock->state) == SS_CONNECTED &&
+	       (sock->sk->sk_family == AF_UNIX || sock->sk->sk_family == AF_VSOCK);
 }
 
-void kvmi_hang_up(struct kvm_introspection *session)
+/*
+ * A socket serves one connection: the tool could not tell two VMs apart, and
+ * one process that holds a socket's lock could keep any number of readers.
+ */
+static bool connection_add(struct kvmi_connection *conn)
 {
-	kernel_sock_shutdown(session->sock, SHUT_RDWR);
+	struct kvmi_connection *other;
+	bool unique = true;
+
+	mutex_lock(&connections_lock);
+	list_for_each_entry(other, &connections, link)
+		unique &= other->sock != conn->sock;
+	if (unique)
+		list_add(&conn->link, &connections);
+	mutex_unlock(&connections_lock);
+
+	return unique;
+}
+
+static void connection_free(struct kref *ref)
+{
+	struct kvmi_connection *conn = container_of(ref, struct kvmi_connection, ref);
+
+	mutex_lock(&connections_lock);
+	list_del(&conn->link);
+	mutex_unlock(&connections_lock);
+
+	if (conn->sock)
+		sockfd_put(conn->sock);
+	kfree(conn->rx);
+	kfree(conn);
+}
+
+void kvmi_connection_put(struct kvmi_connection *conn)
+{
+	kref_put(&conn->ref, connection_free);
+}
+
+/* -ENOMEM, -EINVAL (P16), -EBUSY: the socket is another session's. */
+struct kvmi_connection *kvmi_connection_open(int fd)
+{
+	struct kvmi_connection *conn;
+	int r = -ENOMEM;
+
+	conn = kzalloc(sizeof(*conn), GFP_KERNEL_ACCOUNT);
+	if (!conn)
+		return ERR_PTR(r);
+	kref_init(&conn->ref);
+	mutex_init(&conn->lock);
+	init_completion(&conn->reader_gone);
+	INIT_LIST_HEAD(&conn->link);
+
+	conn->rx = kzalloc(KVMI_BUFFER_BYTES, GFP_KERNEL_ACCOUNT);
+	if (!conn->rx)
+		goto put;
+
+	conn->sock = sockfd_lookup(fd, &r);
+	if (!conn->sock || !is_acceptable(conn->sock)) {
+		r = -EINVAL;
+		goto put;
+	}
+	if (!connection_add(conn)) {
+		r = -EBUSY;
+		goto put;
+	}
+
+	return conn;
+put:
+	kvmi_connection_put(conn);
+	return ERR_PTR(r);
+}
+
+/*
+ * No more messages in either direction.  A unix socket is shut down at once.
+ * For a vsock that takes the socket's own lock, so it is left to the reader,
+ * which does it on its way out.
+ */
+void kvmi_hang_up(struct kvmi_connection *conn)
+{
+	WRITE_ONCE(conn->hung_up, true);
+	if (conn->sock->sk->sk_family == AF_UNIX)
+		kernel_sock_shutdown(conn->sock, SHUT_RDWR);
+	else
+		send_sig(SIGKILL, conn->reader, 1);
 }
 
 /* The connection cannot go on; the reader, who notices, wakes the vCPUs. */
 static int broken(struct kvm_introspection *session)
 {
 	WRITE_ONCE(session->lost, true);
-	kvmi_hang_up(session);
+	kvmi_hang_up(session->conn);
 	return -EPIPE;
 }
 
@@ -64,7 +139,7 @@ static int send_some(struct kvm_introspection *session, const u8 *data, size_t b
 		struct msghdr msg = { .msg_flags = MSG_NOSIGNAL };
 		struct kvec vec = { .iov_base = (void *)data, .iov_len = bytes };
 
-		r = kernel_sendmsg(session->sock, &msg, &vec, 1, bytes);
+		r = kernel_sendmsg(session->conn->sock, &msg, &vec, 1, bytes);
 		if (r != -EAGAIN || signal_pending(current))
 			break;
 		not_our_timeout();
@@ -153,9 +228,13 @@ int kvmi_send_event(struct kvm_vcpu_introspection *vi)
 		return -EINTR;
 
 	seq = session->last_event_seq + 1;
+	/* Before the tool can have read it. */
+	kvmi_expect_reply(vi, true);
 	r = send_locked(session, vi->tx, kvmi_build_event(vi->state, vi, seq, vi->tx),
 			&vi->owes_rest);
-	if (!r) {
+	if (r) {
+		kvmi_expect_reply(vi, false);
+	} else {
 		session->last_event_seq = seq;
 		kvmi_event_sent(vi->state, seq);
 	}
@@ -199,14 +278,14 @@ int kvmi_send_unhook(struct kvm_introspection *session)
 	return r == -EPIPE ? -ENOENT : r;
 }
 
-static int receive_exactly(struct kvm_introspection *session, u8 *data, size_t bytes)
+static int receive_exactly(struct kvmi_connection *conn, u8 *data, size_t bytes)
 {
 	while (bytes) {
 		struct msghdr msg = {};
 		struct kvec vec = { .iov_base = data, .iov_len = bytes };
 		int r;
 
-		r = kernel_recvmsg(session->sock, &msg, &vec, 1, bytes, 0);
+		r = kernel_recvmsg(conn->sock, &msg, &vec, 1, bytes, 0);
 		if (r == -EAGAIN && !signal_pending(current)) {
 			not_our_timeout();
 			continue;
@@ -220,21 +299,21 @@ static int receive_exactly(struct kvm_introspection *session, u8 *data, size_t b
 	return 0;
 }
 
-/* reader: one message into session->rx, zeroes behind it. */
-int kvmi_receive(struct kvm_introspection *session, size_t *bytes)
+/* reader: one message into conn->rx, zeroes behind it. */
+int kvmi_receive(struct kvmi_connection *conn, size_t *bytes)
 {
 	const size_t header = sizeof(struct kvmi_msg_hdr);
 	size_t payload;
 
-	memset(session->rx, 0, session->rx_dirty);
-	session->rx_dirty = KVMI_BUFFER_BYTES;
+	memset(conn->rx, 0, conn->rx_dirty);
+	conn->rx_dirty = KVMI_BUFFER_BYTES;
 
-	if (receive_exactly(session, session->rx, header) ||
-	    !kvmi_header_ok(session->rx, &payload) ||
-	    receive_exactly(session, session->rx + header, payload))
+	if (receive_exactly(conn, conn->rx, header) ||
+	    !kvmi_header_ok(conn->rx, &payload) ||
+	    receive_exactly(conn, conn->rx + header, payload))
 		return -EPIPE;
 
 	*bytes = header + payload;
-	session->rx_dirty = *bytes;
+	conn->rx_dirty = *bytes;
 	return 0;
 }

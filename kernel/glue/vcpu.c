@@ -91,15 +91,15 @@ static int run_job(struct kvm_vcpu_introspection *vi, struct kvmi_job *job)
 	int r;
 
 	/* The core reads what a short request lacks as zeroes. */
-	if (job->bytes < vi->rx_dirty)
-		memset(vi->rx + job->bytes, 0, vi->rx_dirty - job->bytes);
-	memcpy(vi->rx, job->msg, job->bytes);
-	vi->rx_dirty = job->bytes;
+	if (job->kept < vi->rx_dirty)
+		memset(vi->rx + job->kept, 0, vi->rx_dirty - job->kept);
+	memcpy(vi->rx, job->msg, job->kept);
+	vi->rx_dirty = job->kept;
 
 	verdict = kvmi_vcpu_message(vi->session->state, vi->state, vi, vi->rx, job->bytes,
 				    vi->tx, &out);
 	if (verdict == KVMI_CLOSE) {
-		kvmi_hang_up(vi->session);
+		kvmi_hang_up(vi->session->conn);
 		WRITE_ONCE(vi->session->lost, true);
 		return -EPIPE;
 	}

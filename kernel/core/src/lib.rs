@@ -37,7 +37,7 @@ pub use event_message::{build_event, build_unhook_event};
 pub use feature::{check_command, check_event};
 pub use known::{COMMANDS, EVENTS};
 pub use occurrence::Occurrence;
-pub use queue::{build_error_reply, header_ok, is_event_reply, queue_admits};
+pub use queue::{build_error_reply, header_ok, is_event_reply, queue_admits, reply_admits};
 pub use vcpu_message::{VcpuOutcome, VcpuVerdict, vcpu_message};
 pub use vcpu_state::{Phase, Site, VcpuState};
 pub use vm_message::{VmVerdict, vm_message};

@@ -13,7 +13,7 @@ pub fn header_ok(hdr: &[u8]) -> Option<usize> {
     (size <= MAX_PAYLOAD).then_some(size)
 }
 
-/// Whether a message is the reply to a vCPU event, which always finds room in a vCPU's queue.
+/// Whether a message is the reply to a vCPU event, which is not counted among the commands.
 pub fn is_event_reply(message: &[u8]) -> bool {
     MsgHdr::read_from_prefix(message).is_ok_and(|(hdr, _)| hdr.id == msg::VCPU_EVENT)
 }
@@ -24,6 +24,12 @@ pub fn queue_admits(count: u32, queued_bytes: usize, bytes: usize) -> bool {
         && queued_bytes
             .checked_add(bytes)
             .is_some_and(|all| all <= MAX_QUEUED_BYTES)
+}
+
+/// Whether one more event reply may join those that wait for a vCPU: as many as it has sent events whose reply it has not
+/// taken, void ones among them, and one that it will refuse. Who sends more has nothing left to be told apart by.
+pub fn reply_admits(waiting: u32, unanswered: u32) -> bool {
+    waiting <= unanswered
 }
 
 /// Writes the reply that refuses `message`; returns its length, 0 when `out` or `message` is too short for one.

@@ -373,6 +373,11 @@ fn queues_are_bounded() {
     assert!(queue_admits(0, (1 << 20) - 8, 8));
     assert!(!queue_admits(0, (1 << 20) - 8, 9));
     assert!(!queue_admits(0, usize::MAX, 9));
+    use kvmi_core::reply_admits;
+    assert!(reply_admits(0, 0), "one that nobody asked for is refused by the vCPU");
+    assert!(!reply_admits(1, 0));
+    assert!(reply_admits(100, 100));
+    assert!(!reply_admits(101, 100));
     let mut out = [0; 16];
     assert_eq!(
         kvmi_core::build_error_reply(&vcpu_bytes(3, 9, 0, &[0u8; 0]), KvmError(EBUSY), &mut out),

@@ -127,6 +127,11 @@ extern "C" fn kvmi_queue_admits(count: u32, queued_bytes: usize, bytes: usize) -
     kvmi_core::queue_admits(count, queued_bytes, bytes)
 }
 
+#[unsafe(no_mangle)]
+extern "C" fn kvmi_reply_admits(waiting: u32, unanswered: u32) -> bool {
+    kvmi_core::reply_admits(waiting, unanswered)
+}
+
 /// # Safety
 /// Promise 3.
 #[unsafe(no_mangle)]
