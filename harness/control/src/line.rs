@@ -92,6 +92,11 @@ impl<R: Read> LineReader<R> {
         &self.stream
     }
 
+    /// The stream; what was read of it and not taken is lost.
+    pub fn into_stream(self) -> R {
+        self.stream
+    }
+
     /// Reads one message; `None` when the stream ends between messages.
     ///
     /// # Errors

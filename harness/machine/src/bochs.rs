@@ -12,18 +12,21 @@ use std::path::{Path, PathBuf};
 use std::process::Child;
 use std::sync::mpsc::Receiver;
 use std::thread;
-use std::time::Duration;
+use std::time::{Duration, Instant};
 
 use kvmi_lab_control::Lane;
 use nix::fcntl::{FcntlArg, FdFlag, fcntl};
 use nix::poll::{PollFd, PollFlags, PollTimeout, poll};
 use nix::pty::{Winsize, openpty};
+use nix::sys::signal::{Signal, kill};
+use nix::unistd::Pid;
 use serde::{Deserialize, Serialize};
 
 use crate::boot::{Boot, BootError, MEMORY_MIB, io_error, kernel_arguments, tail, wait_for_point};
 use crate::emulator::Emulators;
 use crate::process::{Program, end_with_us, keep_open};
 use crate::progress::{Progress, Task};
+use crate::run_folder;
 use crate::scenario::{Machine, News, Request, channel, listen};
 
 /// How long L1 may take from power-on to its point. It takes about 40 s on an idle machine.
@@ -31,6 +34,12 @@ const BOOT: Duration = Duration::from_secs(400);
 
 /// What one emulated second is. About what Bochs does on a present machine, so that deadlines mean the same inside and outside.
 const INSTRUCTIONS_PER_SECOND: u32 = 50_000_000;
+
+/// The package that has the emulator.
+const PACKAGE: &str = "bochs";
+
+/// How long Bochs may take to show registers.
+const REGISTERS: Duration = Duration::from_secs(5);
 
 /// Where Debian keeps the boot loader of the CD.
 const ISOLINUX: &str = "/usr/lib/ISOLINUX/isolinux.bin";
@@ -45,7 +54,7 @@ pub struct Booting {
     /// What Bochs itself says.
     log: PathBuf,
     task: Task,
-    socket: PathBuf,
+    forks: Forks,
     _sockets: SocketFolder,
 }
 
@@ -123,7 +132,8 @@ pub fn start(
     let log = folder.join("bochs.log");
     let config = folder.join("bochsrc");
     let go = folder.join("debugger");
-    fs::write(&config, bochsrc(emulators, cd, &console, &log, port)).map_err(io_error("write bochsrc"))?;
+    let configuration = bochsrc(emulators, cd, &console, &log, port);
+    fs::write(&config, &configuration).map_err(io_error("write bochsrc"))?;
     // Debian builds Bochs with its debugger, which waits for a word before it starts.
     fs::write(&go, "c\n").map_err(io_error("write the debugger's command"))?;
 
@@ -155,6 +165,7 @@ pub fn start(
         .stdout(share()?)
         .stderr(File::create(folder.join("bochs.err")).map_err(io_error("write bochs.err"))?);
     keep_open(&mut command, listener.as_fd());
+    let described = emulators.describe(PACKAGE, &command, &configuration);
     let child = end_with_us(&mut command).spawn().map_err(io_error("run bochs"))?;
     drop(command);
     let mut screen = File::from(terminal.master);
@@ -166,7 +177,7 @@ pub fn start(
         console,
         log,
         task,
-        socket,
+        forks: Forks { socket, described },
         _sockets: sockets,
     })
 }
@@ -219,7 +230,7 @@ impl Booting {
         let Self {
             mut child,
             task,
-            socket,
+            forks,
             _sockets,
             ..
         } = self;
@@ -228,7 +239,7 @@ impl Booting {
                 task.done();
                 Ok(ForkServer {
                     child,
-                    forks: Forks { socket },
+                    forks,
                     _sockets,
                     _control: control,
                 })
@@ -306,6 +317,8 @@ impl Drop for ForkServer {
 #[derive(Clone, Debug, Serialize, Deserialize)]
 pub struct Forks {
     socket: PathBuf,
+    /// Version, command line and configuration of the Bochs that forks.
+    described: String,
 }
 
 impl Forks {
@@ -317,6 +330,8 @@ impl Forks {
     pub fn fork(&self, request: &Request) -> Result<Forked, BootError> {
         let mut control = UnixStream::connect(&self.socket)
             .map_err(io_error(format!("connect to Bochs on {}", self.socket.display())))?;
+        fs::write(request.folder.join(run_folder::EMULATOR), &self.described)
+            .map_err(io_error("write down how bochs was started"))?;
         let folder = format!("{}\n", request.folder.display());
         control
             .write_all(folder.as_bytes())
@@ -326,7 +341,8 @@ impl Forks {
             control.try_clone().map_err(io_error("share the control channel"))?,
             send,
         );
-        Ok(Forked { control, news })
+        let folder = request.folder.clone();
+        Ok(Forked { control, news, folder })
     }
 }
 
@@ -335,6 +351,7 @@ impl Forks {
 pub struct Forked {
     control: UnixStream,
     news: Receiver<News>,
+    folder: PathBuf,
 }
 
 impl Machine for Forked {
@@ -344,6 +361,19 @@ impl Machine for Forked {
 
     fn news(&mut self) -> &Receiver<News> {
         &self.news
+    }
+
+    fn registers(&mut self) -> Result<String, String> {
+        // A signal takes it into its debugger, which finds there what to show; after that it ends.
+        let pid = fs::read_to_string(self.folder.join("emulator.pid")).map_err(|e| e.to_string())?;
+        let pid = pid.trim().parse().map_err(|e| format!("bochs's process number: {e}"))?;
+        kill(Pid::from_raw(pid), Signal::SIGINT).map_err(|e| e.to_string())?;
+        let end = Instant::now() + REGISTERS;
+        while !matches!(
+            self.news.recv_timeout(end.saturating_duration_since(Instant::now())),
+            Ok(News::Closed) | Err(_)
+        ) {}
+        fs::read_to_string(self.folder.join("emulator.out")).map_err(|e| e.to_string())
     }
 
     fn end(&mut self) {

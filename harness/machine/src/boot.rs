@@ -175,7 +175,7 @@ pub(crate) fn wait_for_point(
         Err(e) => Err(unready(e)),
     }?;
     let log = read_lossy(console);
-    let said: Vec<String> = complaints(&log).into_iter().map(str::to_owned).collect();
+    let said: Vec<String> = complaints(&log).into_iter().map(|c| c.line).collect();
     if said.is_empty() {
         return Ok(());
     }

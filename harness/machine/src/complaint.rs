@@ -1,104 +1,274 @@
 // SPDX-License-Identifier: MIT OR Apache-2.0
-//! What a kernel says when something is wrong with it.
+//! What a kernel says when something is wrong with it: two lists, and the lines of a log that they find.
+//!
+//! The lists fail closed: one that cannot be understood, or that holds an allowance whose time is over, is itself a complaint about every log.
 
-/// Texts of which one in a kernel's log means that the kernel complained.
-const COMPLAINTS: &[&str] = &[
-    "BUG:",
-    "WARNING:",
-    "Oops",
-    "Kernel panic",
-    "general protection fault",
-    "unable to handle",
-    "double fault",
-    "stack segment",
-    "invalid opcode: ",
-    "divide error:",
-    "unchecked MSR access",
-    "soft lockup",
-    "LOCKUP",
-    "self-detected stall",
-    "detected stalls",
-    "blocked for more than",
-    "KASAN",
-    "KCSAN",
-    "KFENCE",
-    "UBSAN",
-    "kmemleak",
-    "memory leak",
-    "Objects remaining",
-    "still has objects",
-    "refcount_t:",
-    "list_add corruption",
-    "list_del corruption",
-    "possible recursive locking",
-    "possible circular locking",
-    "suspicious RCU usage",
-    "inconsistent lock state",
-    "bad unlock balance",
-    "scheduling while atomic",
-    "sleeping function called",
-    "DEBUG_LOCKS_WARN_ON",
-    "stack-protector:",
-    "Bad page state",
-    "Bad rss-counter",
-    "Call Trace:",
-    "vmwrite failed",
-    "vmread failed",
-    "vmptrld failed",
-    "invept failed",
-    "invvpid failed",
-    "MMU-present spte",
-    "disagrees about version of symbol",
-    "Unknown symbol",
-];
+use std::collections::BTreeSet;
+use std::fmt;
+use std::sync::LazyLock;
 
-/// Texts that look like one and are none.
-const HARMLESS: &[&str] = &[
-    // An option of Debian's kernel, said at each boot with mitigations on.
-    "WARNING: Unprivileged eBPF is enabled",
-];
+use serde::{Deserialize, Serialize};
 
-/// The lines of a kernel's log in which it complains, in order, without what comes before a line's text on a serial console.
-#[must_use]
-pub fn complaints(log: &str) -> Vec<&str> {
-    let complains =
-        |line: &&str| COMPLAINTS.iter().any(|c| line.contains(c)) && !HARMLESS.iter().any(|h| line.contains(h));
-    log.lines().map(str::trim_end).filter(complains).collect()
+use crate::date::{Date, NoDate};
+
+/// What kind of complaint it is.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, PartialOrd, Ord, Serialize, Deserialize)]
+#[serde(rename_all = "lowercase")]
+pub enum Class {
+    /// The kernel cannot go on, or not as before.
+    Oops,
+    /// WARN and its kind.
+    Warning,
+    /// Something does not go on: soft and hard lockups, RCU stalls, hung tasks.
+    Lockup,
+    /// Lockdep and its kind.
+    Locking,
+    /// Memory that was misused.
+    Memory,
+    /// Something was left behind.
+    Leak,
+    /// KVM's own.
+    Kvm,
+    /// A module that does not fit the kernel.
+    Module,
+    /// Not the kernel's: the lists themselves cannot be used.
+    Lists,
 }
 
-#[cfg(test)]
-mod tests {
-    use super::*;
+impl fmt::Display for Class {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        f.pad(match self {
+            Self::Oops => "oops",
+            Self::Warning => "warning",
+            Self::Lockup => "lockup",
+            Self::Locking => "locking",
+            Self::Memory => "memory",
+            Self::Leak => "leak",
+            Self::Kvm => "kvm",
+            Self::Module => "module",
+            Self::Lists => "lists",
+        })
+    }
+}
 
-    #[test]
-    fn a_quiet_log_has_none() {
-        let log = "[    0.000000] Linux version 6.12.117+deb12-cloud-amd64 (debian-kernel@lists.debian.org)\r\n\
-                   [    0.1] Spectre V2 : WARNING: Unprivileged eBPF is enabled with eIBRS on, data leaks possible\r\n\
-                   [    0.2] ACPI BIOS Warning (bug): Incorrect checksum in table\r\n\
-                   [    1.0] kvm_amd: Nested Paging enabled\r\n\
-                   [    1.1] kvm: module verification failed: signature and/or required key missing - tainting kernel\r\n\
-                   [    2.0] reboot: Power down\r\n";
-        assert_eq!(complaints(log), [""; 0]);
+/// A line in which a kernel complains.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub struct Complaint {
+    /// What kind it is.
+    pub class: Class,
+    /// The line, without white space at its end.
+    pub line: String,
+}
+
+/// Why a list cannot be used.
+#[derive(Clone, Debug, PartialEq, Eq, thiserror::Error)]
+pub enum ListError {
+    /// It is no such list.
+    #[error("the list of splats {list}.toml cannot be read: {reason}")]
+    Unreadable {
+        /// `deny` or `allow`.
+        list: &'static str,
+        /// What the parser says.
+        reason: String,
+    },
+    /// Nothing would be found.
+    #[error("the list of splats deny.toml is empty")]
+    Empty,
+    /// A text that is empty, or shorter than what tells anything.
+    #[error("the list of splats {list}.toml has the text {text:?}, which matches too much")]
+    TooShort {
+        /// `deny` or `allow`.
+        list: &'static str,
+        /// The text.
+        text: String,
+    },
+    /// A text stands there twice.
+    #[error("the list of splats {list}.toml has {text:?} twice")]
+    Twice {
+        /// `deny` or `allow`.
+        list: &'static str,
+        /// The text.
+        text: String,
+    },
+    /// A class that only the lab gives.
+    #[error("the list of splats deny.toml uses the class `lists`, which is not a kernel's")]
+    NotAKernels,
+    /// An allowance without a reason.
+    #[error("the allowance for {0:?} in allow.toml gives no reason")]
+    NoReason(String),
+    /// An allowance whose last day is none.
+    #[error("the allowance for {text:?} in allow.toml: {error}")]
+    Date {
+        /// The text.
+        text: String,
+        /// What is wrong with it.
+        error: NoDate,
+    },
+    /// An allowance whose time is over.
+    #[error(
+        "the allowance for {text:?} in allow.toml ended on {until}: mend the cause or give a new reason and day ({reason})"
+    )]
+    Expired {
+        /// The text.
+        text: String,
+        /// Its last day.
+        until: Date,
+        /// Why it was allowed.
+        reason: String,
+    },
+    /// An allowance that is meant for ever.
+    #[error("the allowance for {text:?} in allow.toml lasts until {until}, more than a year")]
+    TooLong {
+        /// The text.
+        text: String,
+        /// Its last day.
+        until: Date,
+    },
+}
+
+/// The shortest text that may stand in a list, in bytes.
+const MIN_TEXT_BYTES: usize = 4;
+
+/// How long an allowance may last from the day on which it is read, in days.
+const MAX_ALLOWANCE_DAYS: i64 = 366;
+
+#[derive(Deserialize)]
+#[serde(deny_unknown_fields)]
+struct DenyFile {
+    deny: Vec<Deny>,
+}
+
+#[derive(Debug, Deserialize)]
+#[serde(deny_unknown_fields)]
+struct Deny {
+    class: Class,
+    texts: Vec<String>,
+}
+
+#[derive(Deserialize)]
+#[serde(deny_unknown_fields)]
+struct AllowFile {
+    #[serde(default)]
+    allow: Vec<Allow>,
+}
+
+#[derive(Debug, Deserialize)]
+#[serde(deny_unknown_fields)]
+struct Allow {
+    text: String,
+    reason: String,
+    until: String,
+}
+
+/// Both lists, understood.
+#[derive(Debug)]
+pub struct Lists {
+    deny: Vec<Deny>,
+    allow: Vec<Allow>,
+}
+
+impl Lists {
+    /// Understands both lists, as of a day.
+    ///
+    /// # Errors
+    ///
+    /// [`ListError`]
+    pub fn parse(deny: &str, allow: &str, today: Date) -> Result<Self, ListError> {
+        let unreadable = |list| {
+            move |e: toml::de::Error| ListError::Unreadable {
+                list,
+                reason: e.message().to_owned(),
+            }
+        };
+        let DenyFile { deny } = toml::from_str(deny).map_err(unreadable("deny"))?;
+        let AllowFile { allow } = toml::from_str(allow).map_err(unreadable("allow"))?;
+        if deny.iter().any(|d| d.class == Class::Lists) {
+            return Err(ListError::NotAKernels);
+        }
+        if deny.is_empty() || deny.iter().any(|d| d.texts.is_empty()) {
+            return Err(ListError::Empty);
+        }
+        check_texts("deny", deny.iter().flat_map(|d| &d.texts))?;
+        check_texts("allow", allow.iter().map(|a| &a.text))?;
+        allow.iter().try_for_each(|a| a.check(today))?;
+        Ok(Self { deny, allow })
     }
 
-    #[test]
-    fn each_kind_is_heard() {
-        for line in [
-            "[    2.1] BUG: kernel NULL pointer dereference, address: 0000000000000010",
-            "[    2.1] Oops: Oops: 0002 [#1] PREEMPT SMP NOPTI",
-            "[    2.1] WARNING: CPU: 0 PID: 77 at arch/x86/kvm/x86.c:11 kvm_vcpu_ioctl+0x1/0x2 [kvm]",
-            "[   30.0] watchdog: BUG: soft lockup - CPU#0 stuck for 22s! [init:1]",
-            "[   30.0] rcu: INFO: rcu_preempt self-detected stall on CPU",
-            "[    2.1] unchecked MSR access error: RDMSR from 0x1d9 at rIP: 0xffffffff81",
-            "[    2.1] BUG: KASAN: slab-use-after-free in kvm_introspection",
-            "[    2.1] general protection fault, probably for non-canonical address 0xdead000000000108",
-            "[  121.0] INFO: task kvmi-recv:99 blocked for more than 120 seconds.",
-            "[    2.1] refcount_t: underflow; use-after-free.",
-            "[    2.1] WARNING: possible circular locking dependency detected",
-            "[    2.1] kmem_cache of name 'kvmi': Objects remaining on __kmem_cache_shutdown()",
-        ] {
-            let log = format!("[    2.0] fine\r\n{line}\r\n[    3.0] fine\r\n");
-            assert_eq!(complaints(&log), [line]);
+    /// The lines of a kernel's log in which it complains, in order.
+    #[must_use]
+    pub fn complaints(&self, log: &str) -> Vec<Complaint> {
+        let complaint = |line: &str| {
+            let class = self
+                .deny
+                .iter()
+                .find(|d| d.texts.iter().any(|t| line.contains(t)))?
+                .class;
+            let allowed = self.allow.iter().any(|a| line.contains(&a.text));
+            let line = line.trim_end().to_owned();
+            (!allowed).then_some(Complaint { class, line })
+        };
+        log.lines().filter_map(complaint).collect()
+    }
+}
+
+fn check_texts<'t>(list: &'static str, texts: impl Iterator<Item = &'t String>) -> Result<(), ListError> {
+    let mut seen = BTreeSet::new();
+    for text in texts {
+        if text.trim().len() < MIN_TEXT_BYTES {
+            return Err(ListError::TooShort {
+                list,
+                text: text.clone(),
+            });
         }
+        if !seen.insert(text) {
+            return Err(ListError::Twice {
+                list,
+                text: text.clone(),
+            });
+        }
+    }
+    Ok(())
+}
+
+impl Allow {
+    fn check(&self, today: Date) -> Result<(), ListError> {
+        let text = || self.text.clone();
+        if self.reason.trim().is_empty() {
+            return Err(ListError::NoReason(text()));
+        }
+        let until: Date = self
+            .until
+            .parse()
+            .map_err(|error| ListError::Date { text: text(), error })?;
+        match until.days_after(today) {
+            ..0 => Err(ListError::Expired {
+                text: text(),
+                until,
+                reason: self.reason.clone(),
+            }),
+            0..=MAX_ALLOWANCE_DAYS => Ok(()),
+            _ => Err(ListError::TooLong { text: text(), until }),
+        }
+    }
+}
+
+/// The lab's own lists, as of today.
+static LISTS: LazyLock<Result<Lists, ListError>> = LazyLock::new(|| {
+    let (deny, allow) = (
+        include_str!("../splats/deny.toml"),
+        include_str!("../splats/allow.toml"),
+    );
+    Lists::parse(deny, allow, Date::today())
+});
+
+/// The lines in which a kernel complains, by the lab's own lists. If these cannot be used, that is what is complained of.
+#[must_use]
+pub fn complaints(log: &str) -> Vec<Complaint> {
+    match &*LISTS {
+        Ok(lists) => lists.complaints(log),
+        Err(e) => vec![Complaint {
+            class: Class::Lists,
+            line: e.to_string(),
+        }],
     }
 }

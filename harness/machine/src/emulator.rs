@@ -1,6 +1,7 @@
 // SPDX-License-Identifier: MIT OR Apache-2.0
 //! Emulators unpacked into a folder and run from there, by the loader and with the libraries that they were packaged with.
 
+use std::fs;
 use std::path::{Path, PathBuf};
 use std::process::Command;
 
@@ -15,6 +16,9 @@ pub struct Emulators {
 }
 
 impl Emulators {
+    /// The file in the folder that has names and versions of what was unpacked, one a line.
+    pub const PACKAGES: &'static str = "packages.txt";
+
     /// The folder into which the packages were unpacked.
     pub fn at(root: impl Into<PathBuf>) -> Self {
         Self { root: root.into() }
@@ -45,6 +49,23 @@ impl Emulators {
         command
     }
 
+    /// An emulator's version, command line and what its configuration says, as a run folder keeps it.
+    #[must_use]
+    pub fn describe(&self, package: &str, command: &Command, configuration: &str) -> String {
+        let version = self.version(package).unwrap_or_else(|| "of unknown version".to_owned());
+        let words = std::iter::once(command.get_program()).chain(command.get_args());
+        let words: Vec<String> = words.map(|w| quoted(&w.to_string_lossy())).collect();
+        format!("{package} {version}\n\n{}\n\n{configuration}", words.join(" "))
+    }
+
+    /// The version of an unpacked package.
+    #[must_use]
+    pub fn version(&self, package: &str) -> Option<String> {
+        let text = fs::read_to_string(self.root.join(Self::PACKAGES)).ok()?;
+        let of = |line: &str| Some(line.strip_prefix(package)?.strip_prefix(' ')?.trim().to_owned());
+        text.lines().find_map(of)
+    }
+
     fn program(&self, program: &str, preload: Option<&Path>) -> Command {
         let libraries = self.file(LIBRARIES);
         let mut command = Command::new(libraries.join("ld-linux-x86-64.so.2"));
@@ -59,5 +80,35 @@ impl Emulators {
         }
         command.arg(self.file(program));
         command
+    }
+}
+
+/// A word as a shell takes it.
+fn quoted(word: &str) -> String {
+    let is_plain = |c: char| c.is_ascii_alphanumeric() || "-_=+,./:@%".contains(c);
+    if !word.is_empty() && word.chars().all(is_plain) {
+        word.to_owned()
+    } else {
+        format!("'{}'", word.replace('\'', r"'\''"))
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn an_emulator_is_described_so_that_a_shell_takes_its_command() {
+        let dir = tempfile::tempdir().unwrap();
+        fs::write(
+            dir.path().join(Emulators::PACKAGES),
+            "qemu-system-x86-extra 9\nqemu-system-x86 1:10.0\n",
+        )
+        .unwrap();
+        let mut command = Command::new("qemu");
+        command.args(["-append", "a b", "it's"]);
+        let text = Emulators::at(dir.path()).describe("qemu-system-x86", &command, "");
+        assert_eq!(text, "qemu-system-x86 1:10.0\n\nqemu -append 'a b' 'it'\\''s'\n\n");
+        assert_eq!(Emulators::at(dir.path()).version("bochs"), None);
     }
 }

@@ -10,7 +10,7 @@ use serde::{Deserialize, Serialize};
 use crate::bochs::Forks;
 use crate::outcome::Record;
 use crate::qemu::Saved;
-use crate::scenario::{self, Request};
+use crate::scenario::{self, Limits, Request};
 
 /// Names the environment variable with the path of the run's file.
 pub const VARIABLE: &str = "KVMI_LAB_RUN";
@@ -126,6 +126,7 @@ impl LabRun {
             lane,
             seed: self.seed,
             folder: folder.clone(),
+            limits: Limits::default(),
         };
         match prepared {
             Prepared::Qemu(saved) => scenario::run(&request, |r| saved.restore(r)),

@@ -9,6 +9,8 @@ use std::path::Path;
 use kvmi_lab_control::{Lane, Verdict};
 use serde::{Deserialize, Serialize};
 
+use crate::complaint::{Class, Complaint};
+
 /// How a scenario ended.
 #[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
 #[serde(tag = "is", rename_all = "lowercase")]
@@ -39,6 +41,8 @@ pub enum Outcome {
     },
     /// L1's kernel complained, whatever the scenario says.
     Splat {
+        /// What kind of complaint.
+        class: Class,
         /// The first line of complaint.
         complaint: String,
         /// How it would have ended otherwise.
@@ -68,15 +72,58 @@ impl Outcome {
 
     /// The same scenario with what the kernel said of it.
     #[must_use]
-    pub fn with_complaints(self, complaints: &[&str]) -> Self {
+    pub fn with_complaints(self, complaints: &[Complaint]) -> Self {
         match complaints.first() {
             None => self,
-            Some(&first) => Self::Splat {
-                complaint: first.to_owned(),
+            Some(first) => Self::Splat {
+                class: first.class,
+                complaint: first.line.clone(),
                 otherwise: Box::new(self),
             },
         }
     }
+
+    /// What makes two verdicts the same: the text without what differs from run to run, which is times, addresses and long numbers,
+    /// and in a kernel's line every number.
+    #[must_use]
+    pub fn gist(&self) -> String {
+        match self {
+            Self::Splat {
+                class,
+                complaint,
+                otherwise,
+            } => {
+                let text = complaint.split_once("] ").map_or(complaint.as_str(), |(_, text)| text);
+                format!("splat ({class}): {} (otherwise {})", mask(text, 1), otherwise.gist())
+            }
+            other => mask(&other.to_string(), LONG_NUMBER),
+        }
+    }
+}
+
+/// Numbers of this many digits are addresses, times or process numbers in a verdict's text.
+const LONG_NUMBER: usize = 5;
+
+/// Puts a sign in the place of each number, decimal or hexadecimal, that has at least so many digits.
+fn mask(text: &str, digits: usize) -> String {
+    let mut masked = String::new();
+    let mut rest = text;
+    while let Some(at) = rest.find(|c: char| c.is_ascii_digit()) {
+        masked.push_str(&rest[..at]);
+        rest = &rest[at..];
+        let prefix = if rest.starts_with("0x") { 2 } else { 0 };
+        let is_digit = |c: char| {
+            if prefix > 0 {
+                c.is_ascii_hexdigit()
+            } else {
+                c.is_ascii_digit()
+            }
+        };
+        let end = rest[prefix..].find(|c| !is_digit(c)).map_or(rest.len(), |n| n + prefix);
+        masked.push_str(if end - prefix >= digits { "…" } else { &rest[..end] });
+        rest = &rest[end..];
+    }
+    masked + rest
 }
 
 impl From<Verdict> for Outcome {
@@ -99,7 +146,13 @@ impl fmt::Display for Outcome {
             Self::Timeout { stage, deadline_ms } => {
                 write!(f, "timeout: stage `{stage}` took longer than {deadline_ms} ms")
             }
-            Self::Splat { complaint, otherwise } => write!(f, "splat: {complaint} (otherwise {otherwise})"),
+            Self::Splat {
+                class,
+                complaint,
+                otherwise,
+            } => {
+                write!(f, "splat ({class}): {complaint} (otherwise {otherwise})")
+            }
         }
     }
 }
@@ -159,13 +212,41 @@ impl Record {
 mod tests {
     use super::*;
 
+    fn complaint(line: &str) -> Complaint {
+        Complaint {
+            class: Class::Warning,
+            line: line.to_owned(),
+        }
+    }
+
     #[test]
     fn a_complaint_spoils_a_pass_and_keeps_what_was_said() {
         assert_eq!(Outcome::Pass.with_complaints(&[]), Outcome::Pass);
-        let splat = Outcome::from(Verdict::Pass).with_complaints(&["WARNING: a", "WARNING: b"]);
+        let splat = Outcome::from(Verdict::Pass).with_complaints(&[complaint("WARNING: a"), complaint("WARNING: b")]);
         assert!(!splat.is_fine());
-        assert_eq!(splat.to_string(), "splat: WARNING: a (otherwise pass)");
+        assert_eq!(splat.to_string(), "splat (warning): WARNING: a (otherwise pass)");
         let json = serde_json::to_string(&splat).unwrap();
         assert_eq!(serde_json::from_str::<Outcome>(&json).unwrap(), splat);
+    }
+
+    #[test]
+    fn verdicts_are_the_same_whatever_the_time_and_the_addresses() {
+        let splat = |line| Outcome::Pass.with_complaints(&[complaint(line)]).gist();
+        assert_eq!(
+            splat("[   12.345678] WARNING: CPU: 0 PID: 77 at x.c:11 f+0x1/0x20"),
+            splat("[    2.000001] WARNING: CPU: 1 PID: 8 at x.c:11 f+0x1/0x20")
+        );
+        let fail = |message: &str| {
+            Outcome::Fail {
+                message: message.to_owned(),
+            }
+            .gist()
+        };
+        assert_eq!(
+            fail("rip 0xffffffff81000000, took 1234567"),
+            fail("rip 0x7fffffff, took 99999")
+        );
+        assert_ne!(fail("expected 3, got 4"), fail("expected 3, got 5"));
+        assert_ne!(splat("BUG: a"), splat("BUG: b"));
     }
 }

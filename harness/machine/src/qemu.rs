@@ -1,14 +1,13 @@
 // SPDX-License-Identifier: MIT OR Apache-2.0
 //! L1 in QEMU: booted once, saved at its point, and restored for each scenario.
 
-use std::fs::File;
+use std::fs::{self, File};
 use std::io::Write;
 use std::os::fd::OwnedFd;
 use std::os::unix::net::UnixStream;
 use std::path::{Path, PathBuf};
 use std::process::{Child, Command};
 use std::sync::mpsc::{Receiver, Sender};
-use std::thread;
 use std::time::Duration;
 
 use kvmi_lab_control::Lane;
@@ -20,7 +19,8 @@ use crate::cache::{Cache, Key};
 use crate::emulator::Emulators;
 use crate::process::end_with_us;
 use crate::progress::Progress;
-use crate::qmp::{Qmp, QmpError};
+use crate::qmp::{Commands, Qmp, QmpError};
+use crate::run_folder;
 use crate::scenario::{Machine, News, Request, channel, listen};
 
 /// How long L1 may take from power-on to its point. It takes about 5 s on an idle machine.
@@ -28,6 +28,12 @@ const BOOT: Duration = Duration::from_secs(180);
 
 /// How long writing or reading the saved state may take. It takes less than a second.
 const STATE: Duration = Duration::from_secs(60);
+
+/// The package that has the emulator.
+const PACKAGE: &str = "qemu-system-x86";
+
+/// How long QEMU may take to show registers.
+const REGISTERS: Duration = Duration::from_secs(5);
 
 /// The file names in the cache's entry of a saved L1.
 const STATE_FILE: &str = "state";
@@ -143,6 +149,8 @@ impl Saved {
         let console = request.folder.join(Request::CONSOLE);
         let log = request.folder.join(Request::EMULATOR_LOG);
         let qemu = Process::start(&self.emulators, &self.boot, &console, &log, &["-incoming", "defer"])?;
+        fs::write(request.folder.join(run_folder::EMULATOR), &qemu.described)
+            .map_err(io_error("write down how qemu was started"))?;
         let mut qmp = qemu.qmp()?;
         qmp.command("migrate-set-capabilities", events())?;
         qmp.command(
@@ -152,30 +160,23 @@ impl Saved {
         wait_for_migration(&mut qmp)?;
         qmp.command("cont", json!({}))?;
         let (send, news) = channel();
-        watch(qmp, send.clone());
+        let commands = watch(qmp, send.clone());
         listen(
             qemu.control
                 .try_clone()
                 .map_err(io_error("share the control channel"))?,
             send,
         );
-        Ok(Restored { qemu, news })
+        Ok(Restored { qemu, news, commands })
     }
 }
 
 /// Tells when QEMU stops L1 without ending: an internal error, a panic that the guest reports.
-fn watch(mut qmp: Qmp, to: Sender<News>) {
-    thread::spawn(move || {
-        while let Ok((name, data)) = qmp.event() {
-            let told = match name.as_str() {
-                "STOP" | "GUEST_PANICKED" => to.send(News::Stopped(format!("qemu says {name} {data}"))),
-                _ => Ok(()),
-            };
-            if told.is_err() {
-                return;
-            }
-        }
-    });
+fn watch(qmp: Qmp, to: Sender<News>) -> Commands {
+    qmp.watch(move |name, data| match name {
+        "STOP" | "GUEST_PANICKED" => to.send(News::Stopped(format!("qemu says {name} {data}"))).is_ok(),
+        _ => true,
+    })
 }
 
 /// A running QEMU. Its two channels are its standard input and output, so no file names them and they close with it.
@@ -184,6 +185,8 @@ struct Process {
     child: Child,
     control: UnixStream,
     qmp: UnixStream,
+    /// Its version and command line.
+    described: String,
 }
 
 impl Process {
@@ -206,8 +209,14 @@ impl Process {
             .stdin(OwnedFd::from(qemu_qmp))
             .stdout(OwnedFd::from(qemu_control))
             .stderr(log_file);
+        let described = emulators.describe(PACKAGE, &command, "");
         let child = end_with_us(&mut command).spawn().map_err(io_error("run qemu"))?;
-        Ok(Self { child, control, qmp })
+        Ok(Self {
+            child,
+            control,
+            qmp,
+            described,
+        })
     }
 
     fn qmp(&self) -> Result<Qmp, BootError> {
@@ -234,6 +243,7 @@ impl Drop for Process {
 pub struct Restored {
     qemu: Process,
     news: Receiver<News>,
+    commands: Commands,
 }
 
 impl Machine for Restored {
@@ -243,6 +253,10 @@ impl Machine for Restored {
 
     fn news(&mut self) -> &Receiver<News> {
         &self.news
+    }
+
+    fn registers(&mut self) -> Result<String, String> {
+        self.commands.ask_monitor("info registers -a", REGISTERS)
     }
 
     fn end(&mut self) {

@@ -3,6 +3,8 @@
 
 use std::io::Write;
 use std::os::unix::net::UnixStream;
+use std::sync::mpsc::{Receiver, channel};
+use std::thread;
 use std::time::{Duration, Instant};
 
 use kvmi_lab_control::{LineReader, ReadError};
@@ -122,6 +124,24 @@ impl Qmp {
         }
     }
 
+    /// Passes events on, from a thread of its own, until QEMU ends or `on_event` returns false; commands can still be sent.
+    #[must_use]
+    pub fn watch(mut self, mut on_event: impl FnMut(&str, &Value) -> bool + Send + 'static) -> Commands {
+        let (send, answers) = channel();
+        let writer = self.writer.try_clone();
+        thread::spawn(move || {
+            while let Ok(message) = self.next("an event") {
+                match message["event"].as_str() {
+                    Some(name) if !on_event(name, &message["data"]) => return,
+                    Some(_) => {}
+                    // Nobody may be waiting any more.
+                    None => drop(send.send(message)),
+                }
+            }
+        });
+        Commands { writer, answers }
+    }
+
     fn next(&mut self, awaited: &str) -> Result<Value, QmpError> {
         match self.lines.message() {
             Ok(Some(message)) => Ok(message),
@@ -130,6 +150,36 @@ impl Qmp {
                 Err(QmpError::Ended(awaited.to_owned()))
             }
             Err(e) => Err(e.into()),
+        }
+    }
+}
+
+/// Commands to a QEMU whose events are watched.
+#[derive(Debug)]
+pub struct Commands {
+    writer: std::io::Result<UnixStream>,
+    answers: Receiver<Value>,
+}
+
+impl Commands {
+    /// What QEMU's monitor for people answers to a line, if it does in time.
+    ///
+    /// # Errors
+    ///
+    /// Why there is no answer.
+    pub fn ask_monitor(&mut self, line: &str, at_most: Duration) -> Result<String, String> {
+        let writer = self.writer.as_mut().map_err(|e| e.to_string())?;
+        let command = json!({ "execute": "human-monitor-command", "arguments": { "command-line": line } });
+        writer
+            .write_all(format!("{command}\n").as_bytes())
+            .map_err(|e| e.to_string())?;
+        let answer = self
+            .answers
+            .recv_timeout(at_most)
+            .map_err(|_| format!("qemu did not answer `{line}`"))?;
+        match answer["return"].as_str() {
+            Some(text) => Ok(text.replace("\r\n", "\n")),
+            None => Err(format!("qemu refuses `{line}`: {answer}")),
         }
     }
 }

@@ -1,24 +1,19 @@
 // SPDX-License-Identifier: MIT OR Apache-2.0
 //! Running one scenario in an L1 that stands at its point: the conversation, its deadlines, its logs, its verdict.
 
-use std::fs::{self, File};
+use std::fs;
 use std::io::{self, Read, Write};
-use std::path::{Path, PathBuf};
+use std::path::PathBuf;
 use std::sync::mpsc::{self, Receiver, RecvTimeoutError, Sender};
 use std::thread;
 use std::time::{Duration, Instant};
 
-use kvmi_lab_control::{FromL1, Lane, LineReader, ReadError, ToL1, encode};
+use kvmi_lab_control::{FromL1, Lane, LineReader, ReadError, ToL1, Verdict, encode};
 
 use crate::boot::{BootError, read_lossy};
 use crate::complaint::complaints;
 use crate::outcome::{Measure, Outcome, Record};
-
-/// How long L1 may take from the point to the scenario's first stage.
-const START_MS: u64 = 30_000;
-
-/// How long L1 may take to power off after its verdict.
-const POWER_OFF_MS: u64 = 30_000;
+use crate::run_folder::{self, RunFolder};
 
 /// Something that L0 learns of L1.
 #[derive(Debug)]
@@ -39,6 +34,12 @@ pub trait Machine {
     fn control(&mut self) -> &mut dyn Write;
     /// What is learned of it.
     fn news(&mut self) -> &Receiver<News>;
+    /// What the registers of all CPUs hold, as the emulator shows them. The machine need not run on afterwards.
+    ///
+    /// # Errors
+    ///
+    /// Why they cannot be had.
+    fn registers(&mut self) -> Result<String, String>;
     /// Ends the emulator if it still runs, and waits until it has.
     fn end(&mut self);
 }
@@ -52,17 +53,35 @@ pub struct Request {
     pub lane: Lane,
     /// Where its random numbers start.
     pub seed: u64,
-    /// An empty folder for logs and the record.
+    /// An empty folder for logs and the record; see [`run_folder`](crate::run_folder).
     pub folder: PathBuf,
+    /// Deadlines of what is no stage of the scenario.
+    pub limits: Limits,
+}
+
+/// Deadlines of what is no stage of a scenario, in milliseconds of host time.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub struct Limits {
+    /// From the point to the scenario's first stage.
+    pub start_ms: u64,
+    /// From the verdict to power-off.
+    pub power_off_ms: u64,
+}
+
+impl Default for Limits {
+    fn default() -> Self {
+        Self {
+            start_ms: 30_000,
+            power_off_ms: 30_000,
+        }
+    }
 }
 
 impl Request {
     /// The kernel's log of L1, from the point on.
-    pub const CONSOLE: &'static str = "console.log";
-    /// What the scenario said.
-    pub const LOG: &'static str = "scenario.log";
+    pub const CONSOLE: &'static str = run_folder::CONSOLE;
     /// What the emulator said.
-    pub const EMULATOR_LOG: &'static str = "emulator.log";
+    pub const EMULATOR_LOG: &'static str = run_folder::EMULATOR_LOG;
 }
 
 /// Runs one scenario. `start` provides the machine, with its console log in the request's folder.
@@ -72,20 +91,23 @@ impl Request {
 /// When the folder cannot be written; everything else is an outcome.
 pub fn run<M: Machine>(request: &Request, start: impl FnOnce(&Request) -> Result<M, BootError>) -> io::Result<Record> {
     let began = Instant::now();
-    fs::create_dir_all(&request.folder)?;
-    let mut log = Log::create(&request.folder.join(Request::LOG), began)?;
+    let mut logs = RunFolder::create(&request.folder, began)?;
     let mut measures = Vec::new();
     let outcome = match start(request) {
         Ok(mut machine) => {
-            let outcome = converse(&mut machine, request, &mut log, &mut measures)?;
+            let outcome = Conversation::new(&mut logs, request, &mut measures).hold(&mut machine)?;
+            if matches!(outcome, Outcome::Timeout { .. }) {
+                let registers = machine.registers().unwrap_or_else(|e| format!("no registers: {e}\n"));
+                fs::write(request.folder.join(run_folder::REGISTERS), registers)?;
+            }
             machine.end();
             outcome
         }
         Err(e) => Outcome::Lost { message: e.to_string() },
     };
-    let console = read_lossy(&request.folder.join(Request::CONSOLE));
+    let console = read_lossy(&request.folder.join(run_folder::CONSOLE));
     let outcome = outcome.with_complaints(&complaints(&console));
-    log.line("verdict", &outcome.to_string())?;
+    logs.line("verdict", &outcome.to_string())?;
     let record = Record {
         scenario: request.scenario.clone(),
         lane: request.lane,
@@ -119,74 +141,112 @@ impl Stage {
     }
 }
 
-fn converse(
-    machine: &mut dyn Machine,
-    request: &Request,
-    log: &mut Log,
-    measures: &mut Vec<Measure>,
-) -> io::Result<Outcome> {
-    let run = ToL1::Run {
-        scenario: request.scenario.clone(),
-        seed: request.seed,
-    };
-    let control = machine.control();
-    if let Err(e) = control
-        .write_all(encode(&run).as_bytes())
-        .and_then(|()| control.flush())
-    {
-        return Ok(Outcome::Lost {
-            message: format!("cannot send the scenario's name to L1: {e}"),
-        });
+/// What is said from the point to power-off, and in which order it must be.
+struct Conversation<'r> {
+    logs: &'r mut RunFolder,
+    request: &'r Request,
+    measures: &'r mut Vec<Measure>,
+    stage: Stage,
+    started: bool,
+    verdict: Option<Verdict>,
+}
+
+fn lost(message: impl Into<String>) -> Outcome {
+    Outcome::Lost {
+        message: message.into(),
     }
-    let mut stage = Stage::begin("start", START_MS);
-    let mut verdict = None;
-    loop {
-        let news = match machine.news().recv_timeout(stage.left()) {
-            Ok(news) => news,
-            Err(RecvTimeoutError::Timeout) => {
-                return Ok(Outcome::Timeout {
-                    stage: stage.name,
-                    deadline_ms: stage.deadline_ms,
-                });
-            }
-            Err(RecvTimeoutError::Disconnected) => News::Closed,
+}
+
+impl<'r> Conversation<'r> {
+    fn new(logs: &'r mut RunFolder, request: &'r Request, measures: &'r mut Vec<Measure>) -> Self {
+        Self {
+            logs,
+            request,
+            measures,
+            stage: Stage::begin("start", request.limits.start_ms),
+            started: false,
+            verdict: None,
+        }
+    }
+
+    fn hold(mut self, machine: &mut dyn Machine) -> io::Result<Outcome> {
+        let run = ToL1::Run {
+            scenario: self.request.scenario.clone(),
+            seed: self.request.seed,
         };
-        match news {
-            News::Message(message) => {
-                log.message(&message)?;
-                match message {
-                    FromL1::Stage { name, deadline_ms } => stage = Stage::begin(&name, deadline_ms),
-                    FromL1::Measure { name, value, unit } => measures.push(Measure { name, value, unit }),
-                    FromL1::Done { .. } if verdict.is_some() => {
-                        return Ok(Outcome::Lost {
-                            message: "a second verdict came".to_owned(),
-                        });
+        self.logs.told(&run)?;
+        let control = machine.control();
+        if let Err(e) = control
+            .write_all(encode(&run).as_bytes())
+            .and_then(|()| control.flush())
+        {
+            return Ok(lost(format!("cannot send the scenario's name to L1: {e}")));
+        }
+        loop {
+            let news = match machine.news().recv_timeout(self.stage.left()) {
+                Ok(news) => news,
+                Err(RecvTimeoutError::Timeout) => {
+                    return Ok(Outcome::Timeout {
+                        stage: self.stage.name,
+                        deadline_ms: self.stage.deadline_ms,
+                    });
+                }
+                Err(RecvTimeoutError::Disconnected) => News::Closed,
+            };
+            match news {
+                News::Message(message) => {
+                    self.logs.heard(&message)?;
+                    if let Err(outcome) = self.take(message) {
+                        return Ok(outcome);
                     }
-                    FromL1::Done { verdict: said } => {
-                        verdict = Some(said);
-                        stage = Stage::begin("power off", POWER_OFF_MS);
-                    }
-                    FromL1::Ready { .. } => {
-                        return Ok(Outcome::Lost {
-                            message: "L1 said again that it is ready".to_owned(),
-                        });
-                    }
-                    FromL1::Started { .. } | FromL1::Log { .. } | FromL1::Wire { .. } => {}
+                }
+                News::Garbled(what) => {
+                    self.logs.line("garbled", &what)?;
+                    return Ok(lost(what));
+                }
+                News::Stopped(why) => return Ok(lost(format!("{why}, in stage `{}`", self.stage.name))),
+                News::Closed => {
+                    return Ok(self.verdict.map_or_else(
+                        || lost(format!("L1 ended without a verdict, in stage `{}`", self.stage.name)),
+                        Outcome::from,
+                    ));
                 }
             }
-            News::Garbled(what) => return Ok(Outcome::Lost { message: what }),
-            News::Stopped(why) => {
-                return Ok(Outcome::Lost {
-                    message: format!("{why}, in stage `{}`", stage.name),
-                });
+        }
+    }
+
+    /// Takes a message in, or says what is wrong with it. One start marker comes first, one end marker last.
+    fn take(&mut self, message: FromL1) -> Result<(), Outcome> {
+        let is_over = self.verdict.is_some();
+        match message {
+            FromL1::Ready { .. } => Err(lost("L1 said again that it is ready")),
+            // A process that outlives the scenario may still have something to say.
+            FromL1::Log { .. } | FromL1::Wire { .. } => Ok(()),
+            other if is_over => Err(lost(format!("after the verdict came {other:?}"))),
+            FromL1::Started { scenario } if self.started || scenario != self.request.scenario => Err(lost(format!(
+                "L1 started `{scenario}`, and was to start `{}` once",
+                self.request.scenario
+            ))),
+            FromL1::Started { .. } => {
+                self.started = true;
+                Ok(())
             }
-            News::Closed => {
-                return Ok(verdict.map_or_else(
-                    || Outcome::Lost {
-                        message: format!("L1 ended without a verdict, in stage `{}`", stage.name),
-                    },
-                    Outcome::from,
-                ));
+            // What could not even be set up fails; nothing can pass or be skipped that was not begun.
+            FromL1::Done { verdict } if !self.started && !matches!(verdict, Verdict::Fail { .. }) => {
+                Err(lost(format!("L1 gave the verdict {verdict:?} without having started")))
+            }
+            FromL1::Done { verdict } => {
+                self.verdict = Some(verdict);
+                self.stage = Stage::begin("power off", self.request.limits.power_off_ms);
+                Ok(())
+            }
+            FromL1::Stage { name, deadline_ms } => {
+                self.stage = Stage::begin(&name, deadline_ms);
+                Ok(())
+            }
+            FromL1::Measure { name, value, unit } => {
+                self.measures.push(Measure { name, value, unit });
+                Ok(())
             }
         }
     }
@@ -197,13 +257,21 @@ pub(crate) fn listen(control: impl Read + Send + 'static, to: Sender<News>) {
     thread::spawn(move || {
         let mut lines = LineReader::new(control);
         loop {
-            let news = match lines.message() {
-                Ok(Some(message)) => News::Message(message),
-                Ok(None) | Err(ReadError::Io(_)) => News::Closed,
-                Err(e) => News::Garbled(e.to_string()),
+            let (news, goes_on) = match lines.message() {
+                Ok(Some(message)) => (News::Message(message), true),
+                Ok(None) | Err(ReadError::Io(_)) => (News::Closed, false),
+                Err(e @ ReadError::Garbled { .. }) => (News::Garbled(e.to_string()), true),
+                // Nothing that follows can be told apart.
+                Err(e) => (News::Garbled(e.to_string()), false),
             };
-            let is_last = matches!(news, News::Closed);
-            if to.send(news).is_err() || is_last {
+            let is_closed = matches!(news, News::Closed);
+            if to.send(news).is_err() || is_closed {
+                return;
+            }
+            if !goes_on {
+                // Closed is said when it is: whoever waits for that waits for the emulator's end.
+                let _ = io::copy(&mut lines.into_stream(), &mut io::sink());
+                let _ = to.send(News::Closed);
                 return;
             }
         }
@@ -215,45 +283,9 @@ pub(crate) fn channel() -> (Sender<News>, Receiver<News>) {
     mpsc::channel()
 }
 
-/// The scenario's log: what was said, by whom, and when.
-struct Log {
-    file: File,
-    began: Instant,
-}
-
-impl Log {
-    fn create(path: &Path, began: Instant) -> io::Result<Self> {
-        Ok(Self {
-            file: File::create(path)?,
-            began,
-        })
-    }
-
-    fn message(&mut self, message: &FromL1) -> io::Result<()> {
-        match message {
-            FromL1::Ready { backend, kernel } => self.line("ready", &format!("{backend}, kernel {kernel}")),
-            FromL1::Started { scenario } => self.line("started", scenario),
-            FromL1::Stage { name, deadline_ms } => self.line("stage", &format!("{name} (at most {deadline_ms} ms)")),
-            FromL1::Log { source, text } => self.line(source, text),
-            FromL1::Wire { text } => self.line("wire", text),
-            FromL1::Measure { name, value, unit } => self.line("measure", &format!("{name}: {value} {unit}")),
-            FromL1::Done { verdict } => self.line("done", &format!("{verdict:?}")),
-        }
-    }
-
-    fn line(&mut self, source: &str, text: &str) -> io::Result<()> {
-        writeln!(
-            self.file,
-            "[{:9.3}] {source}: {text}",
-            self.began.elapsed().as_secs_f64()
-        )
-    }
-}
-
 #[cfg(test)]
 mod tests {
     use super::*;
-    use kvmi_lab_control::Verdict;
 
     struct Scripted(Vec<u8>, Receiver<News>);
 
@@ -264,16 +296,24 @@ mod tests {
         fn news(&mut self) -> &Receiver<News> {
             &self.1
         }
+        fn registers(&mut self) -> Result<String, String> {
+            Ok("RIP=1234\n".to_owned())
+        }
         fn end(&mut self) {}
     }
 
-    fn outcome_of(news: Vec<News>, keep_open: bool, console: &str) -> Outcome {
+    /// How it ends, and what is in the run folder then.
+    fn ends(news: Vec<News>, keep_open: bool, console: &str) -> (Outcome, Vec<(&'static str, String)>) {
         let dir = tempfile::tempdir().unwrap();
         let request = Request {
             scenario: "a::b".into(),
             lane: Lane::SvmTcg,
             seed: 7,
             folder: dir.path().join("a"),
+            limits: Limits {
+                start_ms: 60_000,
+                power_off_ms: 10,
+            },
         };
         let (send, receive) = channel();
         let record = run(&request, |request| {
@@ -286,46 +326,166 @@ mod tests {
         drop(keep_open.then_some(send));
         let record = record.unwrap();
         assert_eq!(Record::read(&request.folder).unwrap(), record);
-        record.outcome
+        let files = run_folder::FILES.iter();
+        let files = files.filter_map(|&name| Some((name, fs::read_to_string(request.folder.join(name)).ok()?)));
+        (record.outcome, files.collect())
+    }
+
+    fn outcome_of(news: Vec<News>, keep_open: bool, console: &str) -> Outcome {
+        ends(news, keep_open, console).0
+    }
+
+    fn started() -> News {
+        let scenario = "a::b".to_owned();
+        News::Message(FromL1::Started { scenario })
     }
 
     fn done(verdict: Verdict) -> News {
         News::Message(FromL1::Done { verdict })
     }
 
-    #[test]
-    fn verdicts() {
-        assert_eq!(
-            outcome_of(vec![done(Verdict::Pass), News::Closed], true, "fine"),
-            Outcome::Pass
+    fn is_lost(news: Vec<News>, with: &str) {
+        let outcome = outcome_of(news, true, "");
+        assert!(
+            matches!(&outcome, Outcome::Lost { message } if message.contains(with)),
+            "{outcome}"
         );
-        let lost = outcome_of(vec![News::Closed], true, "");
-        assert_eq!(
-            lost,
-            Outcome::Lost {
-                message: "L1 ended without a verdict, in stage `start`".into()
-            }
-        );
-        let splat = outcome_of(vec![done(Verdict::Pass), News::Closed], true, "[ 1.0] BUG: x\n");
-        assert_eq!(splat.to_string(), "splat: [ 1.0] BUG: x (otherwise pass)");
-        let stopped = outcome_of(vec![News::Stopped("qemu stopped: internal-error".into())], true, "");
-        assert!(matches!(stopped, Outcome::Lost { .. }));
-        let twice = outcome_of(vec![done(Verdict::Pass), done(Verdict::Pass), News::Closed], true, "");
-        assert!(matches!(twice, Outcome::Lost { .. }));
     }
 
     #[test]
-    fn a_stage_that_takes_too_long_is_named() {
+    fn verdicts() {
+        let pass = || vec![started(), done(Verdict::Pass), News::Closed];
+        assert_eq!(outcome_of(pass(), true, "fine"), Outcome::Pass);
+        let splat = outcome_of(pass(), true, "[ 1.0] BUG: x\n");
+        assert_eq!(splat.to_string(), "splat (oops): [ 1.0] BUG: x (otherwise pass)");
+        is_lost(vec![News::Closed], "L1 ended without a verdict, in stage `start`");
+        is_lost(
+            vec![News::Stopped("qemu stopped: internal-error".into())],
+            "internal-error",
+        );
+        is_lost(vec![News::Garbled("no control message".into())], "no control message");
+    }
+
+    #[test]
+    fn one_start_marker_and_one_end_marker() {
+        is_lost(vec![started(), started()], "`a::b` once");
+        is_lost(
+            vec![News::Message(FromL1::Started {
+                scenario: "c::d".into(),
+            })],
+            "was to start `a::b`",
+        );
+        is_lost(vec![done(Verdict::Pass), News::Closed], "without having started");
+        is_lost(
+            vec![started(), done(Verdict::Pass), done(Verdict::Pass)],
+            "after the verdict",
+        );
+        let stage = || {
+            News::Message(FromL1::Stage {
+                name: "late".into(),
+                deadline_ms: 1,
+            })
+        };
+        is_lost(vec![started(), done(Verdict::Pass), stage()], "after the verdict");
+        let failed = vec![
+            done(Verdict::Fail {
+                message: "no modules".into(),
+            }),
+            News::Closed,
+        ];
+        assert_eq!(
+            outcome_of(failed, true, ""),
+            Outcome::Fail {
+                message: "no modules".into()
+            }
+        );
+    }
+
+    #[test]
+    fn a_stage_that_takes_too_long_is_named_and_registers_are_kept() {
         let stage = News::Message(FromL1::Stage {
             name: "hook".into(),
             deadline_ms: 10,
         });
+        let (outcome, files) = ends(vec![started(), stage], true, "");
+        let stage = |stage: &str| Outcome::Timeout {
+            stage: stage.into(),
+            deadline_ms: 10,
+        };
+        assert_eq!(outcome, stage("hook"));
+        assert!(
+            files.contains(&(run_folder::REGISTERS, "RIP=1234\n".to_owned())),
+            "{files:?}"
+        );
         assert_eq!(
-            outcome_of(vec![stage], true, ""),
-            Outcome::Timeout {
-                stage: "hook".into(),
-                deadline_ms: 10
-            }
+            outcome_of(vec![started(), done(Verdict::Pass)], true, ""),
+            stage("power off")
+        );
+    }
+
+    #[test]
+    fn each_kind_of_evidence_has_its_file() {
+        let say = |message| News::Message(message);
+        let log = |source: &str, text: &str| {
+            say(FromL1::Log {
+                source: source.into(),
+                text: text.into(),
+            })
+        };
+        let wire = say(FromL1::Wire {
+            text: "> #1 GET_VERSION".into(),
+        });
+        let news = vec![
+            started(),
+            log("guest", "hello"),
+            log("scenario", "fine"),
+            wire,
+            done(Verdict::Pass),
+            News::Closed,
+        ];
+        let (_, files) = ends(news, true, "kernel");
+        let of = |name| files.iter().find(|(n, _)| *n == name).map_or("", |(_, text)| text);
+        assert!(of(run_folder::GUEST).ends_with("guest: hello\n") && !of(run_folder::GUEST).contains("fine"));
+        assert_eq!(of(run_folder::WIRE), "> #1 GET_VERSION\n");
+        assert_eq!(of(run_folder::CONTROL).lines().count(), 6);
+        assert!(
+            of(run_folder::CONTROL)
+                .lines()
+                .next()
+                .unwrap()
+                .contains(r#"> {"type":"run""#)
+        );
+        assert!(of(run_folder::LOG).ends_with("verdict: pass\n"));
+    }
+
+    #[test]
+    fn a_full_disk_is_an_error_and_no_verdict() {
+        let dir = tempfile::tempdir().unwrap();
+        let folder = dir.path().to_owned();
+        std::os::unix::fs::symlink("/dev/full", folder.join(run_folder::CONTROL)).unwrap();
+        let (scenario, limits) = ("a::b".to_owned(), Limits::default());
+        let request = Request {
+            scenario,
+            lane: Lane::SvmTcg,
+            seed: 7,
+            folder,
+            limits,
+        };
+        let (send, receive) = channel();
+        send.send(News::Closed).unwrap();
+        let error = run(&request, |_| Ok(Scripted(Vec::new(), receive))).unwrap_err();
+        assert_eq!(error.kind(), io::ErrorKind::StorageFull);
+        assert!(Record::read(&request.folder).is_err());
+    }
+
+    #[test]
+    fn a_channel_that_ends_within_a_message_closes_after_it() {
+        let (send, receive) = channel();
+        listen(&br#"{"type":"log","source":"x"#[..], send);
+        let news: Vec<News> = receive.iter().collect();
+        assert!(
+            matches!(&news[..], [News::Garbled(what), News::Closed] if what.contains("ended within a message")),
+            "{news:?}"
         );
     }
 }

@@ -172,8 +172,40 @@ fn become_machine(mut connection: UnixStream, serial: c_int, server: u32) -> io:
         let open = env::var_os(variable).ok_or_else(|| io::Error::other(format!("{variable} is not set")))?;
         redirect(|target| target == Path::new(&open), &File::create(folder.join(name))?)?;
     }
+    answer_to_debugger(&folder)?;
+    // So that time does not go on before the order is there, and each run of a scenario is the same.
+    wait_for_order(&connection)?;
     replace(connection.as_raw_fd(), serial)?;
     thread::spawn(move || end_with_connection(&connection));
+    Ok(())
+}
+
+/// What Bochs's debugger is told when a signal (SIGINT) takes the machine there: show everything, and end.
+const DEBUGGER: &str = "r\nfp\nsreg\ncreg\ninfo cpu\nquit\n";
+
+/// Leaves the process's number in the folder, for whoever wants the registers, and has the debugger read and write files there.
+fn answer_to_debugger(folder: &Path) -> io::Result<()> {
+    fs::write(folder.join("emulator.pid"), process::id().to_string())?;
+    let commands = folder.join("emulator.in");
+    fs::write(&commands, DEBUGGER)?;
+    replace(File::open(&commands)?.as_raw_fd(), libc::STDIN_FILENO)?;
+    replace(File::create(folder.join("emulator.out"))?.as_raw_fd(), libc::STDOUT_FILENO)
+}
+
+/// Waits until there is something to read, or the other side has gone.
+fn wait_for_order(connection: &UnixStream) -> io::Result<()> {
+    let mut wanted = libc::pollfd {
+        fd: connection.as_raw_fd(),
+        events: libc::POLLIN,
+        revents: 0,
+    };
+    // SAFETY: one pollfd, which lives as long as the call.
+    while unsafe { libc::poll(ptr::from_mut(&mut wanted), 1, -1) } < 0 {
+        let error = io::Error::last_os_error();
+        if error.kind() != io::ErrorKind::Interrupted {
+            return Err(error);
+        }
+    }
     Ok(())
 }
 
