@@ -9,13 +9,15 @@ use std::time::{SystemTime, UNIX_EPOCH};
 
 use anyhow::{Context, Result, bail};
 use kvmi_lab_control::Lane;
+use kvmi_lab_machine::boot::Boot;
+use kvmi_lab_machine::bundle::{self, Source};
 use kvmi_lab_machine::lab_run::{LabRun, Prepared, VARIABLE};
 use kvmi_lab_machine::outcome::{Outcome, Record};
 use kvmi_lab_machine::process::{Program, end_with_us};
 use kvmi_lab_machine::{bochs, qemu};
 
 use crate::emulators::{self, Fetched};
-use crate::kernel::{self, Built};
+use crate::kernel;
 use crate::lab;
 use crate::nextest;
 use crate::workshop::Workshop;
@@ -77,10 +79,13 @@ pub(crate) fn run(shop: &Workshop, wanted: &Wanted) -> Result<Ran> {
     let runner = nextest::program(shop)?;
     compile_tests(shop, &runner)?;
     let folder = new_folder(shop)?;
-    let lanes = prepare(shop, wanted, &built, &fetched, &folder)?;
+    let boot = lab::boot(shop, &built)?;
+    let source = source(shop, &boot, &built.kernel.version.release(), &fetched);
+    let lanes = prepare(shop, &wanted.lanes(), &boot, None, &fetched, &folder)?;
     let run = LabRun {
         folder,
         seed: wanted.seed,
+        source,
         lanes: lanes.iter().map(|l| l.prepared.clone()).collect(),
     };
     let file = run.folder.join("run.json");
@@ -101,33 +106,34 @@ pub(crate) fn run(shop: &Workshop, wanted: &Wanted) -> Result<Ran> {
 }
 
 /// A lane's L1 at its point, for as long as the run lasts.
-struct Standing {
-    prepared: Prepared,
+pub(crate) struct Standing {
+    pub(crate) prepared: Prepared,
     _server: Option<bochs::ForkServer>,
 }
 
-fn prepare(shop: &Workshop, wanted: &Wanted, built: &Built, fetched: &Fetched, folder: &Path) -> Result<Vec<Standing>> {
-    let boot = lab::boot(shop, built)?;
+/// Has L1 stand at its point on each lane. `fork_server` is the library in front of Bochs; it is built when not given.
+pub(crate) fn prepare(
+    shop: &Workshop,
+    wanted: &[Lane],
+    boot: &Boot,
+    fork_server: Option<&Path>,
+    fetched: &Fetched,
+    folder: &Path,
+) -> Result<Vec<Standing>> {
     let mut booting = None;
-    for lane in wanted.lanes() {
+    for &lane in wanted {
         fs::create_dir_all(folder.join(lane.name()))?;
         if lane == Lane::VmxBochs {
-            let cd = lab::cd(shop, &boot)?;
-            let library = lab::fork_server(shop)?;
+            let cd = lab::cd(shop, boot)?;
+            let library = fork_server.map_or_else(|| lab::fork_server(shop), |path| Ok(path.to_owned()))?;
             let logs = folder.join(lane.name());
             // On this thread: Bochs ends with the thread that started it.
             booting = Some(bochs::start(&fetched.emulators, &library, &cd, &logs, &shop.progress)?);
         }
     }
     let mut lanes = Vec::new();
-    if wanted.lanes().contains(&Lane::SvmTcg) {
-        let saved = qemu::prepare(
-            &shop.cache,
-            &fetched.emulators,
-            &fetched.packages,
-            &boot,
-            &shop.progress,
-        )?;
+    if wanted.contains(&Lane::SvmTcg) {
+        let saved = qemu::prepare(&shop.cache, &fetched.emulators, &fetched.packages, boot, &shop.progress)?;
         lanes.push(Standing {
             prepared: Prepared::Qemu(saved),
             _server: None,
@@ -143,8 +149,29 @@ fn prepare(shop: &Workshop, wanted: &Wanted, built: &Built, fetched: &Fetched, f
     Ok(lanes)
 }
 
+/// What all scenarios of a run have in common, for bundles.
+pub(crate) fn source(shop: &Workshop, boot: &Boot, kernel: &str, fetched: &Fetched) -> Source {
+    let git = |arguments: &[&str]| {
+        let output = Program::new("git").args(arguments).in_dir(&shop.checkout).output();
+        String::from_utf8(output.unwrap_or_default())
+            .unwrap_or_default()
+            .trim()
+            .to_owned()
+    };
+    let changed = !git(&["status", "--porcelain", "--untracked-files=no"]).is_empty();
+    let commit = git(&["rev-parse", "HEAD"]);
+    let emulator = |lane| (lane, fetched.emulator(lane));
+    Source {
+        boot: boot.clone(),
+        kernel: kernel.to_owned(),
+        checkout: if changed { format!("{commit}-dirty") } else { commit },
+        emulators: Lane::ALL.iter().copied().map(emulator).collect(),
+        fork_server: Some(lab::fork_server_at(shop)).filter(|path| path.is_file()),
+    }
+}
+
 /// A folder for the logs of this run; the oldest ones go.
-fn new_folder(shop: &Workshop) -> Result<PathBuf> {
+pub(crate) fn new_folder(shop: &Workshop) -> Result<PathBuf> {
     let top = shop.path("target/lab");
     fs::create_dir_all(&top)?;
     let mut runs: Vec<PathBuf> = fs::read_dir(&top)?
@@ -242,7 +269,7 @@ fn collect(run: &LabRun) -> Result<Vec<Record>> {
                 .unwrap_or_default()
                 .to_string_lossy()
                 .replace('.', "::");
-            records.push(Record::read(&folder).unwrap_or_else(|_| Record {
+            let record = Record::read(&folder).unwrap_or_else(|_| Record {
                 scenario,
                 lane,
                 seed: run.seed,
@@ -251,7 +278,13 @@ fn collect(run: &LabRun) -> Result<Vec<Record>> {
                 },
                 seconds: 0.0,
                 measures: Vec::new(),
-            }));
+            });
+            // As a rule its own process made it; one that was ended could not.
+            if !record.outcome.is_fine() && !folder.join(bundle::FILE).is_file() {
+                run.bundle(&record)
+                    .with_context(|| format!("make the bundle of {} on {lane}", record.scenario))?;
+            }
+            records.push(record);
         }
     }
     Ok(records)

@@ -5,6 +5,7 @@ use std::fs;
 use std::path::{Path, PathBuf};
 
 use anyhow::{Context, Result, ensure};
+use kvmi_lab_control::Lane;
 use kvmi_lab_machine::cache::Key;
 use kvmi_lab_machine::emulator::Emulators;
 use kvmi_lab_machine::process::Program;
@@ -40,15 +41,24 @@ const PINNED: &[Pinned] = &[
 /// What they need beside, where that is not a dependency.
 const BESIDE: &[&str] = &["bochs-term", "bochsbios", "vgabios", "seabios"];
 
-/// Names and versions of everything that was unpacked, in the cache's entry.
-const RECORD: &str = "packages.txt";
-
 /// Emulators that are ready to run.
 #[derive(Clone, Debug)]
 pub(crate) struct Fetched {
     pub(crate) emulators: Emulators,
     /// Names and versions of everything in there.
     pub(crate) packages: String,
+}
+
+impl Fetched {
+    /// The package of a lane's emulator, with its version.
+    pub(crate) fn emulator(&self, lane: Lane) -> String {
+        let package = match lane {
+            Lane::SvmTcg => "qemu-system-x86",
+            Lane::VmxBochs => "bochs",
+        };
+        let version = self.emulators.version(package).unwrap_or_default();
+        format!("{package} {version}")
+    }
 }
 
 fn key() -> Key {
@@ -75,7 +85,7 @@ pub(crate) fn fetch(shop: &Workshop) -> Result<Fetched> {
         task.done();
         anyhow::Ok(())
     })?;
-    let packages = fs::read_to_string(root.join(RECORD)).context("read which emulators were unpacked")?;
+    let packages = fs::read_to_string(root.join(Emulators::PACKAGES)).context("read which emulators were unpacked")?;
     Ok(Fetched {
         emulators: Emulators::at(root),
         packages,
@@ -131,7 +141,7 @@ fn download(dir: &Path, task: &Task) -> Result<()> {
         apt::unpack(&deb, dir, task)?;
     }
     fs::remove_dir_all(&apt_dir)?;
-    fs::write(dir.join(RECORD), packages)?;
+    fs::write(dir.join(Emulators::PACKAGES), packages)?;
     Ok(())
 }
 

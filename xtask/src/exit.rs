@@ -17,5 +17,8 @@ pub(crate) const SCENARIO_FAILED: u8 = 10;
 /// `ci`: a step found something to mend.
 pub(crate) const CHECK_FAILED: u8 = 11;
 
+/// `repro`: the scenario ran and ended otherwise than the bundle says.
+pub(crate) const OTHER_VERDICT: u8 = 13;
+
 /// `doctor`: something that the lab needs is lacking.
 pub(crate) const LACKING: u8 = 12;

@@ -52,10 +52,7 @@ pub(crate) fn boot(shop: &Workshop, built: &Built) -> Result<Boot> {
     for kind in ["initrds", "cds", "points"] {
         shop.cache.prune(kind, KEPT_IMAGES)?;
     }
-    Ok(Boot {
-        kernel: stock.join("vmlinuz"),
-        initrd: entry.join("initrd"),
-    })
+    Ok(Boot::new(stock.join("vmlinuz"), entry.join("initrd")))
 }
 
 fn read(path: &Path) -> Result<Vec<u8>> {
@@ -113,7 +110,7 @@ fn build_guests_with(shop: &Workshop, task: &Task) -> Result<Vec<(String, PathBu
 /// The CD from which Bochs boots the same.
 pub(crate) fn cd(shop: &Workshop, boot: &Boot) -> Result<PathBuf> {
     let key = Key::of("cd 1")
-        .text("arguments", &bochs::kernel_arguments_on_cd())
+        .text("arguments", &bochs::kernel_arguments_on_cd(boot))
         .file("kernel", &boot.kernel)?
         .file("initrd", &boot.initrd)?
         .finish();
@@ -133,5 +130,10 @@ pub(crate) fn fork_server(shop: &Workshop) -> Result<PathBuf> {
         .env("CARGO_TARGET_DIR", shop.path("target"))
         .run(&task)?;
     task.done();
-    Ok(shop.path("target/release/libkvmi_lab_forkserver.so"))
+    Ok(fork_server_at(shop))
+}
+
+/// Where that library is once it is built.
+pub(crate) fn fork_server_at(shop: &Workshop) -> PathBuf {
+    shop.path("target/release/libkvmi_lab_forkserver.so")
 }

@@ -18,6 +18,7 @@ mod kernel;
 mod lab;
 mod lockfile;
 mod nextest;
+mod repro;
 mod screen;
 mod table;
 mod tidy;
@@ -32,7 +33,7 @@ use kvmi_lab_control::Lane;
 use crate::e2e::Wanted;
 use crate::workshop::Workshop;
 
-const EXIT_CODES: &str = "Exit codes: 0 all well, 1 could not do it, 2 wrong usage, 10 a scenario did not pass, 11 a check of ci found something, 12 doctor found something lacking";
+const EXIT_CODES: &str = "Exit codes: 0 all well, 1 could not do it, 2 wrong usage, 10 a scenario did not pass, 11 a check of ci found something, 12 doctor found something lacking, 13 repro came to another verdict";
 
 /// Where random numbers start when nobody says otherwise: every run is the same.
 const SEED: u64 = 1;
@@ -57,6 +58,8 @@ enum Command {
     },
     /// Run the scenarios on every lane: set up, build, boot, run, and show how they ended
     E2e(E2eArguments),
+    /// Run the scenario of a bundle again, as it ran where the bundle was made, and say whether it ends the same way
+    Repro(repro::Arguments),
     /// List the scenarios; nothing is booted
     List,
     /// Everything that a push must pass: format, lints, tests, tidiness, bare-metal builds, scenarios on every lane
@@ -129,6 +132,7 @@ fn run(shop: &Workshop, arguments: &Arguments) -> Result<u8> {
                 exit::SCENARIO_FAILED
             })
         }
+        Command::Repro(wanted) => repro::run(shop, wanted, arguments.json),
         Command::List => {
             e2e::list(shop)?;
             Ok(exit::OK)

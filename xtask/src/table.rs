@@ -6,6 +6,7 @@ use std::path::Path;
 
 use comfy_table::{Cell, CellAlignment, Table, presets};
 use kvmi_lab_control::Lane;
+use kvmi_lab_machine::bundle;
 use kvmi_lab_machine::lab_run::LabRun;
 use kvmi_lab_machine::outcome::Record;
 use serde_json::json;
@@ -18,9 +19,10 @@ pub(crate) fn show(shop: &Workshop, wanted: &Wanted, records: &[Record], run: &L
     if wanted.json {
         for record in records {
             let logs = run.scenario_folder(record.lane, &record.scenario);
+            let bundle = Some(logs.join(bundle::FILE)).filter(|path| path.is_file());
             println!(
                 "{}",
-                json!({ "event": "scenario", "record": record, "logs": logs, "again": again(record) })
+                json!({ "event": "scenario", "record": record, "logs": logs, "again": again(record), "bundle": bundle })
             );
         }
         return;
@@ -28,11 +30,13 @@ pub(crate) fn show(shop: &Workshop, wanted: &Wanted, records: &[Record], run: &L
     println!("\n{}", scenarios(records));
     for record in records.iter().filter(|r| !r.outcome.is_fine()) {
         println!("\n{} on {}: {}", record.scenario, record.lane, record.outcome);
-        println!(
-            "  logs:  {}",
-            relative(&run.scenario_folder(record.lane, &record.scenario), &shop.checkout)
-        );
-        println!("  again: {}", again(record));
+        let logs = run.scenario_folder(record.lane, &record.scenario);
+        println!("  logs:      {}", relative(&logs, &shop.checkout));
+        println!("  again:     {}", again(record));
+        let bundle = logs.join(bundle::FILE);
+        if bundle.is_file() {
+            println!("  reproduce: cargo xtask repro {}", relative(&bundle, &shop.checkout));
+        }
     }
     let failed = records.iter().filter(|r| !r.outcome.is_fine()).count();
     println!(
@@ -42,7 +46,7 @@ pub(crate) fn show(shop: &Workshop, wanted: &Wanted, records: &[Record], run: &L
     );
 }
 
-fn relative(path: &Path, to: &Path) -> String {
+pub(crate) fn relative(path: &Path, to: &Path) -> String {
     path.strip_prefix(to).unwrap_or(path).display().to_string()
 }
 

@@ -22,7 +22,7 @@ use nix::sys::signal::{Signal, kill};
 use nix::unistd::Pid;
 use serde::{Deserialize, Serialize};
 
-use crate::boot::{Boot, BootError, MEMORY_MIB, io_error, kernel_arguments, tail, wait_for_point};
+use crate::boot::{Boot, BootError, MEMORY_MIB, io_error, tail, wait_for_point};
 use crate::emulator::Emulators;
 use crate::process::{Program, end_with_us, keep_open};
 use crate::progress::{Progress, Task};
@@ -60,9 +60,9 @@ pub struct Booting {
 
 /// What the CD tells the kernel, for the key of what is on it.
 #[must_use]
-pub fn kernel_arguments_on_cd() -> String {
+pub fn kernel_arguments_on_cd(boot: &Boot) -> String {
     // Bochs's CPUID claims 3.5 GHz, its TSC counts instructions: without this, L1's second would last 3.5 billion of them.
-    kernel_arguments(&[&format!("tsc_early_khz={}", INSTRUCTIONS_PER_SECOND / 1000)])
+    boot.command_line(&[&format!("tsc_early_khz={}", INSTRUCTIONS_PER_SECOND / 1000)])
 }
 
 /// Writes the CD from which L1 boots.
@@ -83,7 +83,7 @@ pub fn write_cd(boot: &Boot, cd: &Path, progress: &Progress) -> Result<(), BootE
     place(&boot.initrd, "initrd")?;
     let config = format!(
         "default l1\nprompt 0\nlabel l1\n kernel vmlinuz\n append initrd=initrd {}\n",
-        kernel_arguments_on_cd()
+        kernel_arguments_on_cd(boot)
     );
     fs::write(content.join("isolinux.cfg"), config).map_err(io_error("write isolinux.cfg"))?;
     Program::new("xorriso")

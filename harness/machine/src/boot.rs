@@ -24,6 +24,27 @@ pub struct Boot {
     pub kernel: PathBuf,
     /// The archive with `/init`, modules and guests.
     pub initrd: PathBuf,
+    /// What the kernel is told on every lane.
+    pub arguments: Vec<String>,
+}
+
+impl Boot {
+    /// This kernel and this archive, with the arguments that the lab gives to kernels.
+    #[must_use]
+    pub fn new(kernel: PathBuf, initrd: PathBuf) -> Self {
+        let arguments = KERNEL_ARGUMENTS.iter().map(|&a| a.to_owned()).collect();
+        Self {
+            kernel,
+            initrd,
+            arguments,
+        }
+    }
+
+    /// The kernel's command line, with what a lane adds.
+    pub(crate) fn command_line(&self, more: &[&str]) -> String {
+        let all = self.arguments.iter().map(String::as_str).chain(more.iter().copied());
+        all.collect::<Vec<_>>().join(" ")
+    }
 }
 
 /// Memory of L1.
@@ -43,11 +64,6 @@ const KERNEL_ARGUMENTS: &[&str] = &[
     // There is no other clock worth comparing with.
     "tsc=reliable",
 ];
-
-/// The kernel's command line.
-pub(crate) fn kernel_arguments(more: &[&str]) -> String {
-    [KERNEL_ARGUMENTS, more].concat().join(" ")
-}
 
 /// Why L1 did not come up.
 #[derive(Debug, thiserror::Error)]

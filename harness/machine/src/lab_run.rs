@@ -8,6 +8,7 @@ use kvmi_lab_control::Lane;
 use serde::{Deserialize, Serialize};
 
 use crate::bochs::Forks;
+use crate::bundle::{self, Source};
 use crate::outcome::Record;
 use crate::qemu::Saved;
 use crate::scenario::{self, Limits, Request};
@@ -22,6 +23,8 @@ pub struct LabRun {
     pub folder: PathBuf,
     /// Where every scenario's random numbers start.
     pub seed: u64,
+    /// What all scenarios have in common, for bundles.
+    pub source: Source,
     /// Machines.
     pub lanes: Vec<Prepared>,
 }
@@ -107,6 +110,19 @@ impl LabRun {
     #[must_use]
     pub fn scenario_folder(&self, lane: Lane, scenario: &str) -> PathBuf {
         self.folder.join(lane.name()).join(scenario.replace("::", "."))
+    }
+
+    /// Makes the bundle of a scenario that has run, in its folder; its path.
+    ///
+    /// # Errors
+    ///
+    /// As [`bundle::write`].
+    pub fn bundle(&self, record: &Record) -> io::Result<PathBuf> {
+        bundle::write(
+            &self.source,
+            record,
+            &self.scenario_folder(record.lane, &record.scenario),
+        )
     }
 
     /// Runs one scenario on one lane.

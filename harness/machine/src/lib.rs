@@ -7,6 +7,7 @@
 
 pub mod bochs;
 pub mod boot;
+pub mod bundle;
 pub mod cache;
 pub mod complaint;
 pub mod date;

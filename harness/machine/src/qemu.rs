@@ -14,7 +14,7 @@ use kvmi_lab_control::Lane;
 use serde::{Deserialize, Serialize};
 use serde_json::json;
 
-use crate::boot::{Boot, BootError, MEMORY_MIB, io_error, kernel_arguments, wait_for_point};
+use crate::boot::{Boot, BootError, MEMORY_MIB, io_error, wait_for_point};
 use crate::cache::{Cache, Key};
 use crate::emulator::Emulators;
 use crate::process::end_with_us;
@@ -82,7 +82,7 @@ pub fn prepare(
     let key = Key::of("qemu point 1")
         .text("emulators", emulators_key)
         .text("arguments", &machine_arguments().join(" "))
-        .text("kernel arguments", &kernel_arguments(KERNEL_ARGUMENTS))
+        .text("kernel arguments", &boot.command_line(KERNEL_ARGUMENTS))
         .file("kernel", &boot.kernel)?
         .file("initrd", &boot.initrd)?
         .finish();
@@ -204,7 +204,7 @@ impl Process {
             .arg("-initrd")
             .arg(&boot.initrd)
             .arg("-append")
-            .arg(kernel_arguments(KERNEL_ARGUMENTS))
+            .arg(boot.command_line(KERNEL_ARGUMENTS))
             .args(more)
             .stdin(OwnedFd::from(qemu_qmp))
             .stdout(OwnedFd::from(qemu_control))

@@ -13,6 +13,7 @@ use std::os::fd::{AsFd, BorrowedFd};
 use std::os::unix::net::UnixStream;
 use std::time::Duration;
 
+use kvmi::Direction;
 use kvmi_uapi::{ErrorCode, EventHdr, MAX_PAYLOAD, MsgHdr, VcpuEvent, VcpuEventArch, VcpuEventReply, VcpuHdr, msg};
 use zerocopy::{FromBytes, Immutable, IntoBytes, KnownLayout};
 
@@ -148,7 +149,7 @@ impl Wire {
     /// Those of write(2).
     pub fn send(&mut self, id: u16, payload: &[u8]) -> Result<u32, Failure> {
         let (seq, bytes) = self.compose(id, payload);
-        transcript::record("tool", id, seq, payload);
+        transcript::record(Direction::Sent, id, seq, payload);
         self.write(&bytes)?;
         Ok(seq)
     }
@@ -298,7 +299,7 @@ impl Wire {
             size: payload.len() as u16,
             seq,
         };
-        transcript::record("tool", msg::VCPU_EVENT, seq, &payload);
+        transcript::record(Direction::Sent, msg::VCPU_EVENT, seq, &payload);
         self.write(&[header.as_bytes(), &payload].concat())?;
         Ok(())
     }
@@ -357,7 +358,7 @@ impl Wire {
         let Some(message) = self.message()? else {
             return Ok(false);
         };
-        transcript::record("kernel", message.id, message.seq, &message.payload);
+        transcript::record(Direction::Received, message.id, message.seq, &message.payload);
         // Refusals carry the id of what is refused, 0 and 1 included: id 1 with no more than an error code, id 0 with a negative number
         // where an event has its id and zeros.
         let is_refusal = match message.id {

@@ -37,6 +37,12 @@ fn run(lane: Lane, scenario: &str) -> Result<(), Failed> {
     if record.outcome.is_fine() {
         return Ok(());
     }
-    let folder = lab.scenario_folder(lane, scenario);
-    Err(format!("{}\nlogs: {}", record.outcome, folder.display()).into())
+    // The runner takes what it shows as the reason, in JUnit too, from a line of this form on standard error.
+    eprintln!("Error: {}", record.outcome);
+    let logs = lab.scenario_folder(lane, scenario);
+    let reproduce = lab.bundle(&record).map_or_else(
+        |e| format!("(no bundle could be made: {e})"),
+        |path| format!("cargo xtask repro {}", path.display()),
+    );
+    Err(format!("{}\nlogs: {}\nreproduce: {reproduce}", record.outcome, logs.display()).into())
 }

@@ -8,6 +8,7 @@ use std::path::{Path, PathBuf};
 use std::{env, fs};
 
 use anyhow::{Context, Result, bail, ensure};
+use kvmi_lab_control::Lane;
 use kvmi_lab_machine::process::Program;
 use kvmi_lab_machine::progress::Task;
 
@@ -47,6 +48,9 @@ pub(crate) const NEEDED: &[Needed] = &[
     needed("syslinux-common", "is the boot loader on that CD"),
 ];
 
+/// Those of them without which Bochs has nothing to boot from.
+const FOR_CD: &[&str] = &["xorriso", "isolinux", "syslinux-common"];
+
 /// The packages of `wanted` that are not installed.
 pub(crate) fn missing(wanted: &[Needed]) -> Result<Vec<&'static str>> {
     let listed = Program::new("dpkg-query")
@@ -77,7 +81,20 @@ pub(crate) fn install_command(packages: &[&str]) -> String {
 
 /// Installs what is missing of [`NEEDED`].
 pub(crate) fn install_needed(shop: &Workshop) -> Result<()> {
-    let packages = missing(NEEDED)?;
+    install(shop, &missing(NEEDED)?)
+}
+
+/// Installs what is missing of what booting a lane needs, where nothing is built.
+pub(crate) fn install_for_boot(shop: &Workshop, lane: Lane) -> Result<()> {
+    if lane == Lane::SvmTcg {
+        return Ok(());
+    }
+    let mut packages = missing(NEEDED)?;
+    packages.retain(|package| FOR_CD.contains(package));
+    install(shop, &packages)
+}
+
+fn install(shop: &Workshop, packages: &[&str]) -> Result<()> {
     if packages.is_empty() {
         return Ok(());
     }
@@ -87,9 +104,9 @@ pub(crate) fn install_needed(shop: &Workshop) -> Result<()> {
     }
     as_root("apt-get")
         .args(["install", "--yes", "--no-install-recommends"])
-        .args(&packages)
+        .args(packages)
         .run(&task)
-        .with_context(|| format!("install the packages by hand: {}", install_command(&packages)))?;
+        .with_context(|| format!("install the packages by hand: {}", install_command(packages)))?;
     task.done();
     Ok(())
 }

@@ -257,7 +257,10 @@ impl Runner {
         for &byte in bytes {
             if byte == b'\n' {
                 let line = String::from_utf8_lossy(&self.line).into_owned();
-                self.log(format!("guest, vCPU {}: {line}", self.index));
+                say(&FromL1::Log {
+                    source: "guest".to_owned(),
+                    text: format!("vCPU {}: {line}", self.index),
+                });
                 self.line.clear();
             } else {
                 self.line.push(byte);

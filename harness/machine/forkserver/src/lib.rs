@@ -189,7 +189,10 @@ fn answer_to_debugger(folder: &Path) -> io::Result<()> {
     let commands = folder.join("emulator.in");
     fs::write(&commands, DEBUGGER)?;
     replace(File::open(&commands)?.as_raw_fd(), libc::STDIN_FILENO)?;
-    replace(File::create(folder.join("emulator.out"))?.as_raw_fd(), libc::STDOUT_FILENO)
+    replace(
+        File::create(folder.join("emulator.out"))?.as_raw_fd(),
+        libc::STDOUT_FILENO,
+    )
 }
 
 /// Waits until there is something to read, or the other side has gone.

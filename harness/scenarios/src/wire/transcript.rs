@@ -1,60 +1,67 @@
 // SPDX-License-Identifier: MIT OR Apache-2.0
-//! The last messages that went over introspection sockets, said when a scenario fails.
+//! The messages that go over introspection sockets, for the transcript: the first ones as they go, so that they are known whatever becomes of
+//! this machine, and the last ones when a scenario fails.
 
 use std::collections::VecDeque;
 use std::sync::{Mutex, PoisonError};
 
+use kvmi::{Direction, Entry};
 use kvmi_lab_control::FromL1;
-use kvmi_uapi::msg;
+use kvmi_uapi::MsgHdr;
+use zerocopy::IntoBytes;
 
 use crate::say;
 
-/// How many messages are kept.
-const KEPT: usize = 64;
-/// How many bytes of each payload.
-const SHOWN: usize = 24;
+/// How many messages are said as they go. Each costs time on the serial line, and changes what happens when.
+const SAID_AT_ONCE: usize = 40;
 
-struct Record {
-    from: &'static str,
-    id: u16,
-    seq: u32,
-    size: usize,
-    start: [u8; SHOWN],
+/// How many of the later ones are kept.
+const KEPT: usize = 200;
+
+/// How many bytes of each are kept: what an event says beside the registers comes after them.
+const KEPT_BYTES: usize = 640;
+
+struct Transcript {
+    seen: usize,
+    recent: VecDeque<(Direction, Vec<u8>)>,
 }
 
-static RECENT: Mutex<VecDeque<Record>> = Mutex::new(VecDeque::new());
+static TRANSCRIPT: Mutex<Transcript> = Mutex::new(Transcript {
+    seen: 0,
+    recent: VecDeque::new(),
+});
 
-pub(super) fn record(from: &'static str, id: u16, seq: u32, payload: &[u8]) {
-    let mut start = [0; SHOWN];
-    let shown = payload.len().min(SHOWN);
-    start[..shown].copy_from_slice(&payload[..shown]);
-    let mut recent = RECENT.lock().unwrap_or_else(PoisonError::into_inner);
-    if recent.len() == KEPT {
-        recent.pop_front();
+pub(super) fn record(direction: Direction, id: u16, seq: u32, payload: &[u8]) {
+    let size = payload.len() as u16;
+    let header = MsgHdr { id, size, seq };
+    let kept = &payload[..payload.len().min(KEPT_BYTES)];
+    let bytes = [header.as_bytes(), kept].concat();
+    let mut transcript = TRANSCRIPT.lock().unwrap_or_else(PoisonError::into_inner);
+    transcript.seen += 1;
+    if transcript.seen <= SAID_AT_ONCE {
+        say_entry(direction, &bytes);
+        return;
     }
-    recent.push_back(Record {
-        from,
-        id,
-        seq,
-        size: payload.len(),
-        start,
-    });
+    if transcript.recent.len() == KEPT {
+        transcript.recent.pop_front();
+    }
+    transcript.recent.push_back((direction, bytes));
 }
 
-/// Says the last messages on the control channel.
+/// Says the last messages on the control channel, those that were not said before.
 pub fn say_recent() {
-    let recent = RECENT.lock().unwrap_or_else(PoisonError::into_inner);
-    for record in &*recent {
-        let name = msg::COMMANDS.iter().find(|(id, _)| *id == record.id);
-        let name = name.map_or(if record.id <= msg::VCPU_EVENT { "event" } else { "?" }, |(_, name)| {
-            name
-        });
-        let start: Vec<String> = record.start[..record.size.min(SHOWN)]
-            .iter()
-            .map(|b| format!("{b:02x}"))
-            .collect();
-        let (from, id, seq, size) = (record.from, record.id, record.seq, record.size);
-        let text = format!("{from}: {name} ({id}) seq {seq}, {size} bytes: {}", start.join(" "));
+    let transcript = TRANSCRIPT.lock().unwrap_or_else(PoisonError::into_inner);
+    let left_out = transcript.seen.saturating_sub(SAID_AT_ONCE + transcript.recent.len());
+    if left_out > 0 {
+        let text = format!("({left_out} messages are left out)");
         say(&FromL1::Wire { text });
     }
+    for (direction, bytes) in &transcript.recent {
+        say_entry(*direction, bytes);
+    }
+}
+
+fn say_entry(direction: Direction, bytes: &[u8]) {
+    let text = Entry { direction, bytes }.to_string();
+    say(&FromL1::Wire { text });
 }

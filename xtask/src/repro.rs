@@ -1,0 +1,131 @@
+// SPDX-License-Identifier: MIT OR Apache-2.0
+//! Running the scenario of a bundle again, with all that the bundle has: nothing is built.
+
+use std::path::{Path, PathBuf};
+
+use anyhow::{Context, Result};
+use kvmi_lab_machine::bundle::{self, Bundle, Source};
+use kvmi_lab_machine::lab_run::LabRun;
+use kvmi_lab_machine::outcome::Record;
+use serde_json::json;
+
+use crate::e2e;
+use crate::emulators::{self, Fetched};
+use crate::table::relative;
+use crate::workshop::Workshop;
+use crate::{apt, exit};
+
+/// What to do with a bundle.
+#[derive(Clone, Debug, clap::Args)]
+pub(crate) struct Arguments {
+    /// The bundle, as the end of a failure names it
+    bundle: PathBuf,
+}
+
+/// Runs it and compares.
+pub(crate) fn run(shop: &Workshop, wanted: &Arguments, json: bool) -> Result<u8> {
+    let path = find(shop, &wanted.bundle);
+    let repro = again(shop, &path)?;
+    let (bundle, record) = (&repro.bundle.manifest, &repro.record);
+    let is_same = repro.is_same();
+    if json {
+        println!(
+            "{}",
+            json!({
+                "event": "reproduced", "same": is_same, "bundle": bundle.seen, "record": record,
+                "circumstances": repro.circumstances, "logs": repro.logs,
+            })
+        );
+    } else {
+        println!("\n{} on {}, seed {}", bundle.scenario, bundle.lane, bundle.seed);
+        if is_same {
+            println!("same verdict: {}", record.outcome);
+        } else {
+            println!(
+                "another verdict\n  bundle: {}\n  here:   {}",
+                bundle.seen, record.outcome
+            );
+        }
+        for difference in &repro.circumstances {
+            println!("  {difference}");
+        }
+        println!("logs: {}", relative(&repro.logs, &shop.checkout));
+    }
+    Ok(if is_same { exit::OK } else { exit::OTHER_VERDICT })
+}
+
+/// A path as a person gives it: from here, or from the checkout's top, as failures print it.
+fn find(shop: &Workshop, path: &Path) -> PathBuf {
+    let from_top = shop.checkout.join(path);
+    if path.exists() || !from_top.exists() {
+        path.to_owned()
+    } else {
+        from_top
+    }
+}
+
+/// A scenario that was run again.
+#[derive(Debug)]
+pub(crate) struct Repro {
+    pub(crate) bundle: Bundle,
+    pub(crate) record: Record,
+    /// What is otherwise here than where the bundle was made.
+    pub(crate) circumstances: Vec<String>,
+    /// Where this run's logs are.
+    pub(crate) logs: PathBuf,
+}
+
+impl Repro {
+    /// Whether it ended as the bundle says.
+    pub(crate) fn is_same(&self) -> bool {
+        self.bundle.manifest.seen.gist() == self.record.outcome.gist()
+    }
+}
+
+/// Runs the scenario of a bundle.
+pub(crate) fn again(shop: &Workshop, path: &Path) -> Result<Repro> {
+    let folder = e2e::new_folder(shop)?;
+    let bundle = bundle::open(path, &folder.join("bundle")).with_context(|| format!("bundle {}", path.display()))?;
+    let manifest = &bundle.manifest;
+    apt::require_debian()?;
+    apt::install_for_boot(shop, manifest.lane)?;
+    let fetched = emulators::fetch(shop)?;
+    let fork_server = bundle.fork_server.as_deref();
+    let standing = e2e::prepare(shop, &[manifest.lane], &bundle.boot, fork_server, &fetched, &folder)?;
+    let run = LabRun {
+        folder,
+        seed: manifest.seed,
+        source: Source {
+            boot: bundle.boot.clone(),
+            kernel: manifest.kernel.clone(),
+            checkout: manifest.checkout.clone(),
+            emulators: vec![(manifest.lane, fetched.emulator(manifest.lane))],
+            fork_server: bundle.fork_server.clone(),
+        },
+        lanes: standing.iter().map(|s| s.prepared.clone()).collect(),
+    };
+    let task = shop
+        .progress
+        .task(format!("run {} on {}", manifest.scenario, manifest.lane));
+    let record = run.run(manifest.lane, &manifest.scenario)?;
+    task.done();
+    let logs = run.scenario_folder(manifest.lane, &manifest.scenario);
+    let circumstances = circumstances(&bundle, &fetched);
+    Ok(Repro {
+        bundle,
+        record,
+        circumstances,
+        logs,
+    })
+}
+
+fn circumstances(bundle: &Bundle, fetched: &Fetched) -> Vec<String> {
+    let here = fetched.emulator(bundle.manifest.lane);
+    if here == bundle.manifest.emulator {
+        return Vec::new();
+    }
+    vec![format!(
+        "the emulator is another: {here} here, {} there",
+        bundle.manifest.emulator
+    )]
+}
