@@ -51,6 +51,7 @@ impl Wanted {
 #[derive(Clone, Debug)]
 pub(crate) struct Ran {
     pub(crate) records: Vec<Record>,
+    pub(crate) run: LabRun,
 }
 
 impl Ran {
@@ -102,7 +103,7 @@ pub(crate) fn run(shop: &Workshop, wanted: &Wanted) -> Result<Ran> {
         other => bail!("the test runner ended with {other:?}; its output says why"),
     }
     table::show(shop, wanted, &records, &run);
-    Ok(Ran { records })
+    Ok(Ran { records, run })
 }
 
 /// A lane's L1 at its point, for as long as the run lasts.

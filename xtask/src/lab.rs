@@ -14,6 +14,7 @@ use kvmi_lab_machine::progress::Task;
 
 use crate::bare_metal;
 use crate::kernel::{self, Built};
+use crate::planted;
 use crate::workshop::Workshop;
 
 /// How many images of each kind stay in the cache: enough to go back and forth between a few states of the sources.
@@ -33,6 +34,8 @@ pub(crate) fn boot(shop: &Workshop, built: &Built) -> Result<Boot> {
     }
     let stock = &built.kernel.image;
     initrd.file("modules/irqbypass.ko", 0o644, read(&stock.join("irqbypass.ko"))?);
+    let planted = planted::module(shop, &built.kernel)?;
+    initrd.file("modules/planted.ko", 0o644, read(&planted)?);
     for module in kernel::MODULES {
         initrd.file(
             &format!("modules/kvmi/{module}"),

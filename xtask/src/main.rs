@@ -18,6 +18,7 @@ mod kernel;
 mod lab;
 mod lockfile;
 mod nextest;
+mod planted;
 mod repro;
 mod screen;
 mod table;
@@ -60,6 +61,14 @@ enum Command {
     E2e(E2eArguments),
     /// Run the scenario of a bundle again, as it ran where the bundle was made, and say whether it ends the same way
     Repro(repro::Arguments),
+    /// Prove the lab's verdicts: plant failures, look whether each gets its verdict, and whether its bundle gives the same again
+    Planted {
+        /// On this lane only
+        #[arg(long)]
+        lane: Option<Lane>,
+        /// Only what contains this
+        filter: Option<String>,
+    },
     /// List the scenarios; nothing is booted
     List,
     /// Everything that a push must pass: format, lints, tests, tidiness, bare-metal builds, scenarios on every lane
@@ -133,6 +142,16 @@ fn run(shop: &Workshop, arguments: &Arguments) -> Result<u8> {
             })
         }
         Command::Repro(wanted) => repro::run(shop, wanted, arguments.json),
+        Command::Planted { lane, filter } => {
+            let wanted = Wanted {
+                filter: Some(filter.clone().unwrap_or_else(|| planted::GROUP.to_owned())),
+                lane: *lane,
+                kernel: None,
+                seed: SEED,
+                json: arguments.json,
+            };
+            planted::run(shop, &wanted)
+        }
         Command::List => {
             e2e::list(shop)?;
             Ok(exit::OK)

@@ -1,6 +1,8 @@
 // SPDX-License-Identifier: MIT OR Apache-2.0
 //! Running the scenario of a bundle again, with all that the bundle has: nothing is built.
 
+mod recorded;
+
 use std::path::{Path, PathBuf};
 
 use anyhow::{Context, Result};
@@ -20,11 +22,33 @@ use crate::{apt, exit};
 pub(crate) struct Arguments {
     /// The bundle, as the end of a failure names it
     bundle: PathBuf,
+    /// Record the execution, from power-on to power-off, on one CPU (svm-tcg only)
+    #[arg(long, conflicts_with = "replay")]
+    record: bool,
+    /// Repeat the recorded execution, instruction for instruction
+    #[arg(long)]
+    replay: bool,
+    /// With --replay: stop at this instruction, counted from power-on, and show the registers
+    #[arg(long, requires = "replay", value_name = "INSTRUCTION")]
+    at: Option<u64>,
+    /// With --replay: let a debugger take over, at --at or at power-on
+    #[arg(long, requires = "replay")]
+    gdb: bool,
 }
 
 /// Runs it and compares.
 pub(crate) fn run(shop: &Workshop, wanted: &Arguments, json: bool) -> Result<u8> {
     let path = find(shop, &wanted.bundle);
+    let with_recording = match (wanted.record, wanted.replay, wanted.gdb, wanted.at) {
+        (true, ..) => Some(recorded::Wanted::Record),
+        (_, true, true, at) => Some(recorded::Wanted::Debug(at.unwrap_or(0))),
+        (_, true, false, Some(at)) => Some(recorded::Wanted::StopAt(at)),
+        (_, true, false, None) => Some(recorded::Wanted::Replay),
+        (_, false, ..) => None,
+    };
+    if let Some(with_recording) = with_recording {
+        return recorded::run(shop, &path, with_recording);
+    }
     let repro = again(shop, &path)?;
     let (bundle, record) = (&repro.bundle.manifest, &repro.record);
     let is_same = repro.is_same();

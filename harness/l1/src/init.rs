@@ -8,6 +8,7 @@ use std::io::Write;
 use anyhow::{Context, anyhow};
 use kvmi_lab_control::{Backend, FromL1, LineReader, POINT, ToL1, Verdict, encode};
 use kvmi_lab_scenarios::modules::{self, Origin};
+use kvmi_lab_scenarios::planted::{self, Place};
 use rustix::mount::{MountFlags, mount};
 use rustix::system::{RebootCommand, reboot};
 use rustix::termios::{OptionalActions, QueueSelector, tcdrain, tcflush, tcgetattr, tcsetattr};
@@ -43,6 +44,10 @@ fn run() -> anyhow::Result<()> {
     // From here on everything may happen any number of times, each time in another machine.
     channel.write_all(&[POINT])?;
     let order = LineReader::new(&channel).message::<ToL1>();
+    let name = match &order {
+        Ok(Some(ToL1::Run { scenario, .. })) => scenario.clone(),
+        _ => String::new(),
+    };
     let verdict = match (prepared, order) {
         (Err(e), _) => fail(&e.context("L1 could not be set up")),
         (_, Err(e)) => fail(&anyhow!(e)),
@@ -53,6 +58,7 @@ fn run() -> anyhow::Result<()> {
     };
     channel.write_all(encode(&FromL1::Done { verdict }).as_bytes())?;
     tcdrain(&channel)?;
+    planted::at(Place::AfterVerdict, &name);
     Ok(())
 }
 

@@ -7,6 +7,7 @@ use std::process::{Command, Stdio};
 
 use anyhow::{Context as _, bail};
 use kvmi_lab_control::{Backend, FromL1, Verdict};
+use kvmi_lab_scenarios::planted::{self, Place};
 use kvmi_lab_scenarios::{Context, Failure, modules, say, wire};
 
 /// Where the scenario's process leaves its verdict.
@@ -35,7 +36,8 @@ pub(crate) fn run(channel: &File, backend: Backend, name: &str, seed: u64) -> an
         .status()
         .context("start the scenario")?;
     let verdict = match fs::read(VERDICT) {
-        Ok(bytes) => serde_json::from_slice(&bytes)?,
+        Ok(bytes) => serde_json::from_slice(&bytes)
+            .with_context(|| format!("the verdict was not written whole, the scenario's process ended: {status}"))?,
         Err(_) => bail!("the scenario's process ended without a verdict: {status}"),
     };
     if verdict == Verdict::Pass {
@@ -52,6 +54,7 @@ pub(crate) fn scenario(name: &str, seed: u64) -> anyhow::Result<()> {
     let Some(scenario) = kvmi_lab_scenarios::all().iter().find(|s| s.name == name) else {
         bail!("no scenario `{name}`, `cargo xtask e2e --list` lists them");
     };
+    planted::at(Place::BeforeStart, name);
     say(&FromL1::Started {
         scenario: name.to_owned(),
     });

@@ -57,6 +57,8 @@ const KERNEL_ARGUMENTS: &[&str] = &[
     // An L1 that broke is of no use any more: end it, the emulators are told not to reboot.
     "panic=-1",
     "oops=panic",
+    // By a triple fault, which ends every emulator; Bochs would boot anew on a reset.
+    "reboot=t",
     // Addresses in logs match System.map.
     "nokaslr",
     // Emulated CPUs leak nothing to anyone.

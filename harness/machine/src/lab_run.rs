@@ -10,8 +10,9 @@ use serde::{Deserialize, Serialize};
 use crate::bochs::Forks;
 use crate::bundle::{self, Source};
 use crate::outcome::Record;
+use crate::plant;
 use crate::qemu::Saved;
-use crate::scenario::{self, Limits, Request};
+use crate::scenario::{self, Request};
 
 /// Names the environment variable with the path of the run's file.
 pub const VARIABLE: &str = "KVMI_LAB_RUN";
@@ -142,7 +143,8 @@ impl LabRun {
             lane,
             seed: self.seed,
             folder: folder.clone(),
-            limits: Limits::default(),
+            limits: plant::limits(scenario),
+            end_emulator_at: plant::end_emulator_at(scenario),
         };
         match prepared {
             Prepared::Qemu(saved) => scenario::run(&request, |r| saved.restore(r)),

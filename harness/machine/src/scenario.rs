@@ -57,6 +57,8 @@ pub struct Request {
     pub folder: PathBuf,
     /// Deadlines of what is no stage of the scenario.
     pub limits: Limits,
+    /// The stage in which the emulator is ended: a planted failure.
+    pub end_emulator_at: Option<&'static str>,
 }
 
 /// Deadlines of what is no stage of a scenario, in milliseconds of host time.
@@ -66,6 +68,8 @@ pub struct Limits {
     pub start_ms: u64,
     /// From the verdict to power-off.
     pub power_off_ms: u64,
+    /// How many times longer than it says a stage may take, on a machine that is slower than the lane's.
+    pub slowness: u32,
 }
 
 impl Default for Limits {
@@ -73,6 +77,7 @@ impl Default for Limits {
         Self {
             start_ms: 30_000,
             power_off_ms: 30_000,
+            slowness: 1,
         }
     }
 }
@@ -199,6 +204,9 @@ impl<'r> Conversation<'r> {
                     if let Err(outcome) = self.take(message) {
                         return Ok(outcome);
                     }
+                    if self.request.end_emulator_at == Some(self.stage.name.as_str()) {
+                        machine.end();
+                    }
                 }
                 News::Garbled(what) => {
                     self.logs.line("garbled", &what)?;
@@ -241,7 +249,8 @@ impl<'r> Conversation<'r> {
                 Ok(())
             }
             FromL1::Stage { name, deadline_ms } => {
-                self.stage = Stage::begin(&name, deadline_ms);
+                let slowness = u64::from(self.request.limits.slowness);
+                self.stage = Stage::begin(&name, deadline_ms.saturating_mul(slowness));
                 Ok(())
             }
             FromL1::Measure { name, value, unit } => {
@@ -313,7 +322,9 @@ mod tests {
             limits: Limits {
                 start_ms: 60_000,
                 power_off_ms: 10,
+                slowness: 1,
             },
+            end_emulator_at: None,
         };
         let (send, receive) = channel();
         let record = run(&request, |request| {
@@ -470,6 +481,7 @@ mod tests {
             seed: 7,
             folder,
             limits,
+            end_emulator_at: None,
         };
         let (send, receive) = channel();
         send.send(News::Closed).unwrap();

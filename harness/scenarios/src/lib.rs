@@ -16,6 +16,7 @@ mod lab;
 mod lifecycle;
 pub mod modules;
 mod pause;
+pub mod planted;
 mod requests;
 mod reset;
 mod storm;
@@ -76,6 +77,7 @@ pub fn all() -> &'static [Scenario] {
             fuzz::scenarios(),
             client::scenarios(),
             bench::scenarios(),
+            planted::scenarios(),
         ]
         .concat()
     });

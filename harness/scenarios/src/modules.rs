@@ -118,6 +118,15 @@ pub fn vendor_references(backend: Backend) -> io::Result<u64> {
     text.trim().parse().map_err(io::Error::other)
 }
 
+/// Loads `/modules/planted.ko`, which does what a kernel must not do.
+///
+/// # Errors
+///
+/// Those of finit_module(2).
+pub fn load_planted(what: &str) -> io::Result<()> {
+    load(Path::new("/modules/planted.ko"), &format!("what={what}"))
+}
+
 fn load(path: &Path, parameters: &str) -> io::Result<()> {
     let named = |e: io::Error| io::Error::new(e.kind(), format!("load {}: {e}", path.display()));
     let file = File::open(path).map_err(named)?;

@@ -8,7 +8,7 @@ use kvm_bindings::kvm_regs;
 use kvmi_guests::Op;
 use kvmi_uapi::ioctl;
 use rustix::net::{AddressFamily, SocketFlags, SocketType, socketpair};
-use rustix::process::{PidfdFlags, PidfdGetfdFlags, pidfd_getfd, pidfd_open};
+use rustix::process::{Pid, PidfdFlags, PidfdGetfdFlags, Signal, kill_process, pidfd_getfd, pidfd_open};
 
 use super::guest::field;
 use super::request::{Answer, HookFd, Permission, Reply, Request, Until, VcpuStatus, VcpuWrite, VmConfig};
@@ -429,7 +429,7 @@ impl Vm {
     ///
     /// Those of pidfd_open(2) and pidfd_getfd(2).
     pub fn steal_vm_fd(&self) -> Result<OwnedFd, Failure> {
-        let pidfd = pidfd_open(rustix::process::Pid::from_child(&self.process), PidfdFlags::empty())?;
+        let pidfd = pidfd_open(Pid::from_child(&self.process), PidfdFlags::empty())?;
         Ok(pidfd_getfd(pidfd, self.vm_fd, PidfdGetfdFlags::empty())?)
     }
 
@@ -446,6 +446,17 @@ impl Vm {
         } else {
             Err(Failure::new(format!("the VMM ended with {status}")))
         }
+    }
+
+    /// Has the VMM abort (SIGABRT) and waits until it is gone, with its VM.
+    ///
+    /// # Errors
+    ///
+    /// Those of kill(2) and wait(2).
+    pub(crate) fn abort(&mut self) -> Result<(), Failure> {
+        kill_process(Pid::from_child(&self.process), Signal::ABORT)?;
+        self.process.wait()?;
+        Ok(())
     }
 
     /// Kills the VMM (SIGKILL) and waits until it is gone, with its VM.

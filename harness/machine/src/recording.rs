@@ -1,0 +1,308 @@
+// SPDX-License-Identifier: MIT OR Apache-2.0
+//! One execution of L1 in QEMU's TCG, from power-on through a scenario to power-off, recorded so that it can be repeated instruction for
+//! instruction. L1 has one CPU then.
+
+use std::fs::{self, File};
+use std::io::{self, Read, Write};
+use std::os::fd::{AsRawFd, OwnedFd};
+use std::os::unix::net::UnixStream;
+use std::path::{Path, PathBuf};
+use std::process::Child;
+use std::sync::mpsc::Receiver;
+use std::time::Duration;
+
+use kvmi_lab_control::Lane;
+use serde_json::{Value, json};
+
+use crate::boot::{Boot, BootError, MEMORY_MIB, io_error, wait_for_point};
+use crate::emulator::Emulators;
+use crate::outcome::Record;
+use crate::process::{end_with_us, keep_open};
+use crate::progress::Progress;
+use crate::qmp::Qmp;
+use crate::scenario::{self, Machine, News, Request, channel, listen};
+
+/// The lane's machine, with one CPU.
+const MACHINE: &str =
+    "-nodefaults -no-user-config -machine pc-i440fx-10.0,accel=tcg -cpu EPYC,+svm,+npt -smp 1 -display none -no-reboot";
+
+/// How long L1 may take from power-on to its point while it is recorded. It takes about 15 s on an idle machine.
+const BOOT: Duration = Duration::from_secs(600);
+
+/// How long a replay may take to an instruction, or to its end.
+const REPLAY: Duration = Duration::from_secs(3600);
+
+/// How many nanoseconds of L1's time an instruction takes, as a power of two.
+const SHIFT: u32 = 1;
+
+/// What was recorded.
+const EXECUTION: &str = "execution.rr";
+/// What L1's kernel said, from power-on.
+const CONSOLE: &str = "console.log";
+/// What L1 said on the control channel, byte for byte.
+const CONTROL: &str = "control.raw";
+
+/// A folder with a recorded execution.
+#[derive(Clone, Debug)]
+pub struct Recording {
+    folder: PathBuf,
+    boot: Boot,
+}
+
+/// How a replay differs from what was recorded: the first byte that does, for each stream.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub struct Difference {
+    /// Which stream.
+    pub stream: &'static str,
+    /// Where they part, in bytes from the beginning.
+    pub at: usize,
+}
+
+impl Recording {
+    /// The execution in a folder, which need not be there yet, of a machine that boots this.
+    pub fn at(folder: impl Into<PathBuf>, boot: &Boot) -> Self {
+        Self {
+            folder: folder.into(),
+            boot: boot.clone(),
+        }
+    }
+
+    /// Whether there is one.
+    #[must_use]
+    pub fn exists(&self) -> bool {
+        self.folder.join(EXECUTION).is_file()
+    }
+
+    /// Boots L1 and runs the scenario of the request, recording all of it.
+    ///
+    /// # Errors
+    ///
+    /// When the folder cannot be written; everything else is an outcome.
+    pub fn record(&self, emulators: &Emulators, request: &Request, progress: &Progress) -> io::Result<Record> {
+        fs::create_dir_all(&self.folder)?;
+        scenario::run(request, |_| {
+            let task = progress.task("boot L1 in QEMU, recording");
+            let console = self.folder.join(CONSOLE);
+            let mut qemu = self.start(emulators, "record", &console, &[])?;
+            let raw = File::create(self.folder.join(CONTROL)).map_err(io_error("write what L1 says"))?;
+            let said = Tee {
+                from: share(&qemu.control)?,
+                to: raw,
+            };
+            let child = &mut qemu.child;
+            wait_for_point(Lane::SvmTcg, said.again()?, &console, BOOT, &task, || child.wait().ok())?;
+            task.done();
+            let (send, news) = channel();
+            listen(said, send);
+            Ok(Recorded { qemu, news })
+        })
+    }
+
+    /// Repeats the execution and compares what it says with what was said.
+    ///
+    /// # Errors
+    ///
+    /// [`BootError`]
+    pub fn replay(&self, emulators: &Emulators, progress: &Progress) -> Result<Vec<Difference>, BootError> {
+        let task = progress.task("replay");
+        let console = self.folder.join("replay.console.log");
+        let mut qemu = self.start(emulators, "replay", &console, &[])?;
+        let mut said = Vec::new();
+        qemu.control
+            .read_to_end(&mut said)
+            .map_err(io_error("read what L1 says in the replay"))?;
+        let status = qemu.child.wait().map_err(io_error("wait for qemu"))?;
+        task.note(format!("qemu ended: {status}"));
+        task.done();
+        let read = |path: &Path| fs::read(path).map_err(io_error(format!("read {}", path.display())));
+        let streams = [
+            ("console", read(&self.folder.join(CONSOLE))?, read(&console)?),
+            ("control", read(&self.folder.join(CONTROL))?, said),
+        ];
+        Ok(streams
+            .into_iter()
+            .filter_map(|(stream, was, is)| {
+                Some(Difference {
+                    stream,
+                    at: first_difference(&was, &is)?,
+                })
+            })
+            .collect())
+    }
+
+    /// Repeats the execution up to an instruction, counted from power-on, and stops there.
+    ///
+    /// # Errors
+    ///
+    /// [`BootError`]; an execution that ends before.
+    pub fn replay_to(&self, emulators: &Emulators, instruction: u64, gdb: Option<&Path>) -> Result<Stopped, BootError> {
+        let console = self.folder.join("replay.console.log");
+        let socket = gdb.map(|path| format!("unix:{},server=on,wait=off", path.display()));
+        let mut more = vec!["-S"];
+        more.extend(socket.iter().flat_map(|s| ["-gdb", s.as_str()]));
+        let qemu = self.start(emulators, "replay", &console, &more)?;
+        let mut qmp = Qmp::start(share(&qemu.qmp)?)?;
+        if instruction > 0 {
+            qmp.command("replay-break", json!({ "icount": instruction }))?;
+            qmp.command("cont", json!({}))?;
+            // What L1 says must go somewhere.
+            let mut said = share(&qemu.control)?;
+            std::thread::spawn(move || io::copy(&mut said, &mut io::sink()));
+            qmp.wait_for(REPLAY, |name, _| name == "STOP" || name == "SHUTDOWN")?;
+        }
+        let at = qmp.command("query-replay", json!({}))?["icount"]
+            .as_u64()
+            .unwrap_or_default();
+        let registers = qmp.command("human-monitor-command", json!({ "command-line": "info registers" }))?;
+        let registers = registers.as_str().unwrap_or_default().replace("\r\n", "\n");
+        Ok(Stopped { qemu, at, registers })
+    }
+
+    fn start(&self, emulators: &Emulators, mode: &str, console: &Path, more: &[&str]) -> Result<Process, BootError> {
+        let pair = || UnixStream::pair().map_err(io_error("make a socket pair"));
+        let ((control, theirs), (qmp, qemu_qmp)) = (pair()?, pair()?);
+        let log = self.folder.join(format!("{mode}.emulator.log"));
+        let log = File::create(&log).map_err(io_error(format!("write {}", log.display())))?;
+        let mut command = emulators.qemu();
+        command
+            .args(MACHINE.split_whitespace())
+            .args(["-m", &MEMORY_MIB.to_string(), "-chardev"])
+            .arg(format!("file,id=console,path={}", console.display()))
+            // The form of options matters: what comes in by a device named so is recorded, by `chardev:` it would not be.
+            .args(["-serial", "chardev:console", "-serial", "stdio", "-chardev"])
+            .arg(format!("socket,id=qmp,fd={}", qemu_qmp.as_raw_fd()))
+            .args(["-mon", "chardev=qmp,mode=control", "-icount"])
+            .arg(format!(
+                "shift={SHIFT},rr={mode},rrfile={}",
+                self.folder.join(EXECUTION).display()
+            ))
+            .arg("-kernel")
+            .arg(&self.boot.kernel)
+            .arg("-initrd")
+            .arg(&self.boot.initrd)
+            .arg("-append")
+            .arg(self.boot.command_line(&[]))
+            .args(more)
+            .stdin(OwnedFd::from(share(&theirs)?))
+            .stdout(OwnedFd::from(theirs))
+            .stderr(log);
+        keep_open(&mut command, std::os::fd::AsFd::as_fd(&qemu_qmp));
+        let child = end_with_us(&mut command).spawn().map_err(io_error("run qemu"))?;
+        Ok(Process { child, control, qmp })
+    }
+}
+
+fn share(stream: &UnixStream) -> Result<UnixStream, BootError> {
+    stream.try_clone().map_err(io_error("share a channel of qemu's"))
+}
+
+/// Where two streams part.
+fn first_difference(a: &[u8], b: &[u8]) -> Option<usize> {
+    let common = a.iter().zip(b).take_while(|(a, b)| a == b).count();
+    (common < a.len() || common < b.len()).then_some(common)
+}
+
+/// A QEMU that records or replays. Dropped, it is ended.
+#[derive(Debug)]
+struct Process {
+    child: Child,
+    control: UnixStream,
+    qmp: UnixStream,
+}
+
+impl Drop for Process {
+    fn drop(&mut self) {
+        // It has ended by itself as a rule; then there is nothing to end.
+        let _ = self.child.kill();
+        let _ = self.child.wait();
+    }
+}
+
+/// A replay that stands at an instruction.
+#[derive(Debug)]
+pub struct Stopped {
+    qemu: Process,
+    /// The instruction's number.
+    pub at: u64,
+    /// What the CPU's registers hold there.
+    pub registers: String,
+}
+
+impl Stopped {
+    /// Waits until someone with a debugger has ended it.
+    ///
+    /// # Errors
+    ///
+    /// wait(2)'s.
+    pub fn wait(mut self) -> io::Result<()> {
+        self.qemu.child.wait().map(drop)
+    }
+}
+
+/// An L1 that is recorded.
+struct Recorded {
+    qemu: Process,
+    news: Receiver<News>,
+}
+
+impl Machine for Recorded {
+    fn control(&mut self) -> &mut dyn Write {
+        &mut self.qemu.control
+    }
+
+    fn news(&mut self) -> &Receiver<News> {
+        &self.news
+    }
+
+    fn registers(&mut self) -> Result<String, String> {
+        Err("they can be had at any instruction of the recorded execution".to_owned())
+    }
+
+    fn end(&mut self) {
+        // Asked to end, it writes the end of the recording; killed, it would not.
+        let asked = Qmp::start(match self.qemu.qmp.try_clone() {
+            Ok(qmp) => qmp,
+            Err(_) => return,
+        })
+        .and_then(|mut qmp| qmp.command("quit", Value::Object(serde_json::Map::new())));
+        // One that has ended already cannot be asked and need not be.
+        let _ = asked;
+        let _ = self.qemu.child.wait();
+    }
+}
+
+/// A stream whose bytes are kept as they come.
+struct Tee {
+    from: UnixStream,
+    to: File,
+}
+
+impl Tee {
+    fn again(&self) -> Result<Self, BootError> {
+        Ok(Self {
+            from: share(&self.from)?,
+            to: self.to.try_clone().map_err(io_error("share a file"))?,
+        })
+    }
+}
+
+impl Read for Tee {
+    fn read(&mut self, into: &mut [u8]) -> io::Result<usize> {
+        let count = self.from.read(into)?;
+        self.to.write_all(&into[..count])?;
+        Ok(count)
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn streams_part_at_a_byte_or_at_an_end() {
+        assert_eq!(first_difference(b"abc", b"abc"), None);
+        assert_eq!(first_difference(b"abc", b"abd"), Some(2));
+        assert_eq!(first_difference(b"abc", b"ab"), Some(2));
+        assert_eq!(first_difference(b"", b"a"), Some(0));
+    }
+}

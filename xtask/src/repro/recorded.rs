@@ -1,0 +1,132 @@
+// SPDX-License-Identifier: MIT OR Apache-2.0
+//! A bundle's scenario as a recorded execution, which can be repeated instruction for instruction and stopped anywhere.
+
+use std::path::{Path, PathBuf};
+
+use anyhow::{Context, Result, bail, ensure};
+use kvmi_lab_control::Lane;
+use kvmi_lab_machine::bundle::{self, Bundle};
+use kvmi_lab_machine::recording::Recording;
+use kvmi_lab_machine::scenario::{Limits, Request};
+
+use crate::emulators::{self, Fetched};
+use crate::table::relative;
+use crate::workshop::Workshop;
+use crate::{apt, exit};
+
+/// How much slower than the lane's machine one is that records.
+const SLOWNESS: u32 = 20;
+
+/// What to do with the execution.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub(crate) enum Wanted {
+    /// Make it.
+    Record,
+    /// Repeat all of it and compare.
+    Replay,
+    /// Repeat it up to an instruction, and show the registers there.
+    StopAt(u64),
+    /// The same, and wait for a debugger there.
+    Debug(u64),
+}
+
+/// Records, repeats, or stops within the execution that belongs to a bundle.
+pub(crate) fn run(shop: &Workshop, path: &Path, wanted: Wanted) -> Result<u8> {
+    let folder = PathBuf::from(format!("{}.recording", path.display()));
+    let bundle = bundle::open(path, &folder.join("bundle")).with_context(|| format!("bundle {}", path.display()))?;
+    let manifest = &bundle.manifest;
+    ensure!(
+        manifest.lane == Lane::SvmTcg,
+        "lane {} has nothing to record with; where it runs in Bochs each run is the same already: cargo xtask repro {}",
+        manifest.lane,
+        path.display()
+    );
+    apt::require_debian()?;
+    let fetched = emulators::fetch(shop)?;
+    let recording = Recording::at(&folder, &bundle.boot);
+    if wanted != Wanted::Record && !recording.exists() {
+        bail!("nothing is recorded yet: cargo xtask repro {} --record", path.display());
+    }
+    match wanted {
+        Wanted::Record => record(shop, &bundle, &recording, &fetched, &folder, path),
+        Wanted::Replay => {
+            let differences = recording.replay(&fetched.emulators, &shop.progress)?;
+            for d in &differences {
+                println!("the {} is another from byte {} on", d.stream, d.at);
+            }
+            if differences.is_empty() {
+                println!(
+                    "repeated: L1's console and all that it said on the control channel are the same, byte for byte"
+                );
+                println!(
+                    "to stop at an instruction: cargo xtask repro {} --replay --at NUMBER [--gdb]",
+                    path.display()
+                );
+            }
+            Ok(if differences.is_empty() {
+                exit::OK
+            } else {
+                exit::OTHER_VERDICT
+            })
+        }
+        Wanted::StopAt(instruction) => {
+            let stopped = recording.replay_to(&fetched.emulators, instruction, None)?;
+            println!("at instruction {}:\n{}", stopped.at, stopped.registers);
+            Ok(exit::OK)
+        }
+        Wanted::Debug(instruction) => {
+            // The name of a socket must be short.
+            let place = tempfile::tempdir()?;
+            let socket = place.path().join("gdb");
+            let stopped = recording.replay_to(&fetched.emulators, instruction, Some(&socket))?;
+            println!(
+                "L1 stands at instruction {}; it ends when the debugger kills it. In another terminal:",
+                stopped.at
+            );
+            println!(
+                "  gdb -ex 'set architecture i386:x86-64' -ex 'target remote {}'",
+                socket.display()
+            );
+            stopped.wait()?;
+            Ok(exit::OK)
+        }
+    }
+}
+
+fn record(
+    shop: &Workshop,
+    bundle: &Bundle,
+    recording: &Recording,
+    fetched: &Fetched,
+    folder: &Path,
+    path: &Path,
+) -> Result<u8> {
+    let manifest = &bundle.manifest;
+    let request = Request {
+        scenario: manifest.scenario.clone(),
+        lane: manifest.lane,
+        seed: manifest.seed,
+        folder: folder.join("logs"),
+        limits: Limits {
+            slowness: SLOWNESS,
+            ..Limits::default()
+        },
+        end_emulator_at: None,
+    };
+    let record = recording.record(&fetched.emulators, &request, &shop.progress)?;
+    let is_same = manifest.seen.gist() == record.outcome.gist();
+    if is_same {
+        println!("recorded, with the same verdict: {}", record.outcome);
+    } else {
+        // One CPU instead of two, and another pace.
+        println!(
+            "recorded, with another verdict\n  bundle: {}\n  here:   {}",
+            manifest.seen, record.outcome
+        );
+    }
+    println!(
+        "to repeat it: cargo xtask repro {} --replay",
+        relative(path, &shop.checkout)
+    );
+    Ok(if is_same { exit::OK } else { exit::OTHER_VERDICT })
+}
