@@ -92,6 +92,11 @@ pub(crate) fn run(shop: &Workshop, wanted: &Wanted) -> Result<Ran> {
     let file = run.folder.join("run.json");
     run.write(&file).with_context(|| format!("write {}", file.display()))?;
     let status = run_tests(shop, wanted, &runner, &file)?;
+    // nextest writes it to one place for all runs.
+    let junit = shop.path("target/nextest/lab/junit.xml");
+    if junit.is_file() {
+        fs::copy(&junit, run.folder.join("junit.xml")).context("keep the JUnit report")?;
+    }
     drop(lanes);
     let records = collect(&run)?;
     match status {
@@ -188,7 +193,7 @@ pub(crate) fn new_folder(shop: &Workshop) -> Result<PathBuf> {
     let now = SystemTime::now()
         .duration_since(UNIX_EPOCH)
         .context("the clock stands before 1970")?;
-    let folder = top.join(format!("{}-{}", now.as_secs(), std::process::id()));
+    let folder = top.join(format!("{}-{}", now.as_millis(), std::process::id()));
     fs::create_dir(&folder).with_context(|| format!("make {}", folder.display()))?;
     Ok(folder)
 }

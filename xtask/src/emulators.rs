@@ -52,13 +52,15 @@ pub(crate) struct Fetched {
 impl Fetched {
     /// The package of a lane's emulator, with its version.
     pub(crate) fn emulator(&self, lane: Lane) -> String {
-        let package = match lane {
-            Lane::SvmTcg => "qemu-system-x86",
-            Lane::VmxBochs => "bochs",
-        };
+        let package = if is_bochs(lane) { "bochs" } else { "qemu-system-x86" };
         let version = self.emulators.version(package).unwrap_or_default();
         format!("{package} {version}")
     }
+}
+
+/// Whether L1 runs in Bochs on this lane, where each run of a scenario is the same to the instruction.
+pub(crate) fn is_bochs(lane: Lane) -> bool {
+    lane.name().ends_with("-bochs")
 }
 
 fn key() -> Key {

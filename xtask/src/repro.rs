@@ -3,16 +3,18 @@
 
 mod recorded;
 
+use std::fs;
 use std::path::{Path, PathBuf};
 
 use anyhow::{Context, Result};
 use kvmi_lab_machine::bundle::{self, Bundle, Source};
 use kvmi_lab_machine::lab_run::LabRun;
 use kvmi_lab_machine::outcome::Record;
+use kvmi_lab_machine::run_folder;
 use serde_json::json;
 
 use crate::e2e;
-use crate::emulators::{self, Fetched};
+use crate::emulators::{self, Fetched, is_bochs};
 use crate::table::relative;
 use crate::workshop::Workshop;
 use crate::{apt, exit};
@@ -64,6 +66,14 @@ pub(crate) fn run(shop: &Workshop, wanted: &Arguments, json: bool) -> Result<u8>
         println!("\n{} on {}, seed {}", bundle.scenario, bundle.lane, bundle.seed);
         if is_same {
             println!("same verdict: {}", record.outcome);
+            if is_bochs(bundle.lane) {
+                match repro.transcripts() {
+                    Transcripts::Same => {
+                        println!("  and the same kernel log and control channel, byte for byte, time stamps included")
+                    }
+                    Transcripts::Differ(how) => println!("  but not to the byte: {how}"),
+                }
+            }
         } else {
             println!(
                 "another verdict\n  bundle: {}\n  here:   {}",
@@ -99,7 +109,35 @@ pub(crate) struct Repro {
     pub(crate) logs: PathBuf,
 }
 
+/// Whether two runs said the same.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub(crate) enum Transcripts {
+    /// Kernel log and control channel are the same to the byte, L1's time stamps included.
+    Same,
+    /// The first line that differs, in which file.
+    Differ(String),
+}
+
 impl Repro {
+    /// Whether L1 said what it said where the bundle was made. In Bochs it must, unless L0 ended it at some instant of its own.
+    pub(crate) fn transcripts(&self) -> Transcripts {
+        for name in [run_folder::CONSOLE, run_folder::CONTROL] {
+            let read = |folder: &Path| said_by_l1(name, &fs::read(folder.join(name)).unwrap_or_default());
+            let (there, here) = (read(&self.bundle.logs), read(&self.logs));
+            if there != here {
+                let same = there.lines().zip(here.lines()).take_while(|(a, b)| a == b).count();
+                let line = |text: &str| text.lines().nth(same).unwrap_or("(end)").to_owned();
+                return Transcripts::Differ(format!(
+                    "{name}:{}: {} here, {} there",
+                    same + 1,
+                    line(&here),
+                    line(&there)
+                ));
+            }
+        }
+        Transcripts::Same
+    }
+
     /// Whether it ended as the bundle says.
     pub(crate) fn is_same(&self) -> bool {
         self.bundle.manifest.seen.gist() == self.record.outcome.gist()
@@ -141,6 +179,16 @@ pub(crate) fn again(shop: &Workshop, path: &Path) -> Result<Repro> {
         circumstances,
         logs,
     })
+}
+
+/// A log without the times of L0, which stand in front of each line of the control channel's.
+fn said_by_l1(name: &str, log: &[u8]) -> String {
+    let text = String::from_utf8_lossy(log);
+    if name != run_folder::CONTROL {
+        return text.into_owned();
+    }
+    let without_time = |line: &str| line.split_once("] ").map_or(line, |(_, said)| said).to_owned() + "\n";
+    text.lines().map(without_time).collect()
 }
 
 fn circumstances(bundle: &Bundle, fetched: &Fetched) -> Vec<String> {

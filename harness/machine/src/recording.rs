@@ -9,6 +9,7 @@ use std::os::unix::net::UnixStream;
 use std::path::{Path, PathBuf};
 use std::process::Child;
 use std::sync::mpsc::Receiver;
+use std::thread;
 use std::time::Duration;
 
 use kvmi_lab_control::Lane;
@@ -19,7 +20,7 @@ use crate::emulator::Emulators;
 use crate::outcome::Record;
 use crate::process::{end_with_us, keep_open};
 use crate::progress::Progress;
-use crate::qmp::Qmp;
+use crate::qmp::{Qmp, QmpError};
 use crate::scenario::{self, Machine, News, Request, channel, listen};
 
 /// The lane's machine, with one CPU.
@@ -107,12 +108,24 @@ impl Recording {
         let task = progress.task("replay");
         let console = self.folder.join("replay.console.log");
         let mut qemu = self.start(emulators, "replay", &console, &[])?;
-        let mut said = Vec::new();
-        qemu.control
-            .read_to_end(&mut said)
-            .map_err(io_error("read what L1 says in the replay"))?;
+        let mut control = share(&qemu.control)?;
+        let reader = thread::spawn(move || {
+            let mut said = Vec::new();
+            control.read_to_end(&mut said).map(|_| said)
+        });
+        let mut qmp = Qmp::start(share(&qemu.qmp)?)?;
+        // At the end of what was recorded it ends or stops.
+        match qmp.wait_for(REPLAY, |name, _| name == "STOP" || name == "SHUTDOWN") {
+            Ok(()) => drop(qmp.command("quit", json!({}))),
+            Err(QmpError::Ended(_)) => {}
+            Err(e) => return Err(e.into()),
+        }
         let status = qemu.child.wait().map_err(io_error("wait for qemu"))?;
         task.note(format!("qemu ended: {status}"));
+        let said = reader
+            .join()
+            .unwrap_or_else(|_| Err(io::Error::other("the reader panicked")));
+        let said = said.map_err(io_error("read what L1 says in the replay"))?;
         task.done();
         let read = |path: &Path| fs::read(path).map_err(io_error(format!("read {}", path.display())));
         let streams = [
@@ -147,7 +160,7 @@ impl Recording {
             qmp.command("cont", json!({}))?;
             // What L1 says must go somewhere.
             let mut said = share(&qemu.control)?;
-            std::thread::spawn(move || io::copy(&mut said, &mut io::sink()));
+            thread::spawn(move || io::copy(&mut said, &mut io::sink()));
             qmp.wait_for(REPLAY, |name, _| name == "STOP" || name == "SHUTDOWN")?;
         }
         let at = qmp.command("query-replay", json!({}))?["icount"]

@@ -12,6 +12,7 @@ use kvmi_lab_control::Lane;
 use kvmi_lab_machine::process::Program;
 use kvmi_lab_machine::progress::Task;
 
+use crate::emulators::is_bochs;
 use crate::workshop::Workshop;
 
 pub(crate) use sources::mirror;
@@ -86,7 +87,7 @@ pub(crate) fn install_needed(shop: &Workshop) -> Result<()> {
 
 /// Installs what is missing of what booting a lane needs, where nothing is built.
 pub(crate) fn install_for_boot(shop: &Workshop, lane: Lane) -> Result<()> {
-    if lane == Lane::SvmTcg {
+    if !is_bochs(lane) {
         return Ok(());
     }
     let mut packages = missing(NEEDED)?;

@@ -43,7 +43,9 @@ pub fn write(source: &Source, record: &Record, folder: &Path) -> io::Result<Path
         (name::KERNEL.to_owned(), fs::read(&source.boot.kernel)?),
         (name::INITRD.to_owned(), fs::read(&source.boot.initrd)?),
     ];
-    if let Some(library) = &source.fork_server {
+    if let Some(library) = &source.fork_server
+        && record.lane.name().ends_with("-bochs")
+    {
         members.push((name::FORK_SERVER.to_owned(), fs::read(library)?));
     }
     for log in run_folder::FILES {
