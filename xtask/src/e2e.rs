@@ -82,7 +82,7 @@ pub(crate) fn run(shop: &Workshop, wanted: &Wanted) -> Result<Ran> {
     let folder = new_folder(shop)?;
     let boot = lab::boot(shop, &built)?;
     let source = source(shop, &boot, &built.kernel.version.release(), &fetched);
-    let lanes = prepare(shop, &wanted.lanes(), &boot, None, &fetched, &folder)?;
+    let lanes = prepare(shop, &wanted.lanes(), &boot, &fetched, &folder)?;
     let run = LabRun {
         folder,
         seed: wanted.seed,
@@ -98,7 +98,7 @@ pub(crate) fn run(shop: &Workshop, wanted: &Wanted) -> Result<Ran> {
         fs::copy(&junit, run.folder.join("junit.xml")).context("keep the JUnit report")?;
     }
     drop(lanes);
-    let records = collect(&run)?;
+    let records = collect(shop, &run)?;
     match status {
         Some(0) => {}
         Some(nextest::TESTS_FAILED) if !records.is_empty() => {}
@@ -117,12 +117,11 @@ pub(crate) struct Standing {
     _server: Option<bochs::ForkServer>,
 }
 
-/// Has L1 stand at its point on each lane. `fork_server` is the library in front of Bochs; it is built when not given.
+/// Has L1 stand at its point on each lane.
 pub(crate) fn prepare(
     shop: &Workshop,
     wanted: &[Lane],
     boot: &Boot,
-    fork_server: Option<&Path>,
     fetched: &Fetched,
     folder: &Path,
 ) -> Result<Vec<Standing>> {
@@ -131,7 +130,7 @@ pub(crate) fn prepare(
         fs::create_dir_all(folder.join(lane.name()))?;
         if lane == Lane::VmxBochs {
             let cd = lab::cd(shop, boot)?;
-            let library = fork_server.map_or_else(|| lab::fork_server(shop), |path| Ok(path.to_owned()))?;
+            let library = lab::fork_server(shop)?;
             let logs = folder.join(lane.name());
             // On this thread: Bochs ends with the thread that started it.
             booting = Some(bochs::start(&fetched.emulators, &library, &cd, &logs, &shop.progress)?);
@@ -172,7 +171,6 @@ pub(crate) fn source(shop: &Workshop, boot: &Boot, kernel: &str, fetched: &Fetch
         kernel: kernel.to_owned(),
         checkout: if changed { format!("{commit}-dirty") } else { commit },
         emulators: Lane::ALL.iter().copied().map(emulator).collect(),
-        fork_server: Some(lab::fork_server_at(shop)).filter(|path| path.is_file()),
     }
 }
 
@@ -260,7 +258,7 @@ fn is_scenario(name: &str) -> bool {
 }
 
 /// The records of a run, by lane and name. A scenario without one is lost: the process that ran it was ended.
-fn collect(run: &LabRun) -> Result<Vec<Record>> {
+fn collect(shop: &Workshop, run: &LabRun) -> Result<Vec<Record>> {
     let mut records = Vec::new();
     for lane in run.lanes.iter().map(Prepared::lane) {
         let mut folders: Vec<PathBuf> = fs::read_dir(run.folder.join(lane.name()))?
@@ -287,8 +285,11 @@ fn collect(run: &LabRun) -> Result<Vec<Record>> {
             });
             // As a rule its own process made it; one that was ended could not.
             if !record.outcome.is_fine() && !folder.join(bundle::FILE).is_file() {
-                run.bundle(&record)
-                    .with_context(|| format!("make the bundle of {} on {lane}", record.scenario))?;
+                // Its verdict counts all the same.
+                if let Err(e) = run.bundle(&record) {
+                    shop.progress
+                        .say(format!("no bundle of {} on {lane}: {e}", record.scenario));
+                }
             }
             records.push(record);
         }

@@ -133,10 +133,5 @@ pub(crate) fn fork_server(shop: &Workshop) -> Result<PathBuf> {
         .env("CARGO_TARGET_DIR", shop.path("target"))
         .run(&task)?;
     task.done();
-    Ok(fork_server_at(shop))
-}
-
-/// Where that library is once it is built.
-pub(crate) fn fork_server_at(shop: &Workshop) -> PathBuf {
-    shop.path("target/release/libkvmi_lab_forkserver.so")
+    Ok(shop.path("target/release/libkvmi_lab_forkserver.so"))
 }

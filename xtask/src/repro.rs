@@ -1,5 +1,5 @@
 // SPDX-License-Identifier: MIT OR Apache-2.0
-//! Running the scenario of a bundle again, with all that the bundle has: nothing is built.
+//! Running the scenario of a bundle again, with all that the bundle has: nothing of L1 is built.
 
 mod recorded;
 
@@ -9,7 +9,7 @@ use std::path::{Path, PathBuf};
 use anyhow::{Context, Result};
 use kvmi_lab_machine::bundle::{self, Bundle, Source};
 use kvmi_lab_machine::lab_run::LabRun;
-use kvmi_lab_machine::outcome::Record;
+use kvmi_lab_machine::outcome::{Outcome, Record};
 use kvmi_lab_machine::run_folder;
 use serde_json::json;
 
@@ -77,7 +77,8 @@ pub(crate) fn run(shop: &Workshop, wanted: &Arguments, json: bool) -> Result<u8>
         } else {
             println!(
                 "another verdict\n  bundle: {}\n  here:   {}",
-                bundle.seen, record.outcome
+                plain(&bundle.seen),
+                record.outcome
             );
         }
         for difference in &repro.circumstances {
@@ -152,8 +153,7 @@ pub(crate) fn again(shop: &Workshop, path: &Path) -> Result<Repro> {
     apt::require_debian()?;
     apt::install_for_boot(shop, manifest.lane)?;
     let fetched = emulators::fetch(shop)?;
-    let fork_server = bundle.fork_server.as_deref();
-    let standing = e2e::prepare(shop, &[manifest.lane], &bundle.boot, fork_server, &fetched, &folder)?;
+    let standing = e2e::prepare(shop, &[manifest.lane], &bundle.boot, &fetched, &folder)?;
     let run = LabRun {
         folder,
         seed: manifest.seed,
@@ -162,7 +162,6 @@ pub(crate) fn again(shop: &Workshop, path: &Path) -> Result<Repro> {
             kernel: manifest.kernel.clone(),
             checkout: manifest.checkout.clone(),
             emulators: vec![(manifest.lane, fetched.emulator(manifest.lane))],
-            fork_server: bundle.fork_server.clone(),
         },
         lanes: standing.iter().map(|s| s.prepared.clone()).collect(),
     };
@@ -189,6 +188,11 @@ fn said_by_l1(name: &str, log: &[u8]) -> String {
     }
     let without_time = |line: &str| line.split_once("] ").map_or(line, |(_, said)| said).to_owned() + "\n";
     text.lines().map(without_time).collect()
+}
+
+/// A verdict of someone else's, without what would move the cursor.
+fn plain(outcome: &Outcome) -> String {
+    outcome.to_string().replace(|c: char| c.is_control() && c != '\n', "·")
 }
 
 fn circumstances(bundle: &Bundle, fetched: &Fetched) -> Vec<String> {

@@ -2,7 +2,7 @@
 //! One file that holds all that a scenario's verdict came from: what L1 booted, the seed, the verdict, the logs.
 //!
 //! A zstd-compressed tar of plain files. Its first member is the [`Manifest`], which names each other one with its size and hash. It is read
-//! as what it is: a file from someone else.
+//! as what it is: a file from someone else. So it holds what runs in an emulator, and no program that runs beside it.
 
 mod manifest;
 mod open;
@@ -32,7 +32,6 @@ mod name {
     pub(super) const MANIFEST: &str = "manifest.json";
     pub(super) const KERNEL: &str = "vmlinuz";
     pub(super) const INITRD: &str = "initrd";
-    pub(super) const FORK_SERVER: &str = "forkserver.so";
     pub(super) const LOGS: &str = "logs/";
 }
 

@@ -9,6 +9,7 @@ use kvmi_lab_machine::bundle::{self, Bundle};
 use kvmi_lab_machine::recording::Recording;
 use kvmi_lab_machine::scenario::{Limits, Request};
 
+use super::plain;
 use crate::emulators::{self, Fetched};
 use crate::table::relative;
 use crate::workshop::Workshop;
@@ -121,7 +122,8 @@ fn record(
         // One CPU instead of two, and another pace.
         println!(
             "recorded, with another verdict\n  bundle: {}\n  here:   {}",
-            manifest.seen, record.outcome
+            plain(&manifest.seen),
+            record.outcome
         );
     }
     println!(

@@ -47,6 +47,14 @@ pub enum BundleError {
         /// Its schema.
         found: u32,
     },
+    /// Something in the manifest would be taken for more than a text.
+    #[error("it is hostile or damaged: its {what} is {text:?}")]
+    Text {
+        /// Which.
+        what: &'static str,
+        /// What it says.
+        text: String,
+    },
     /// A member is not what may be in a bundle.
     #[error("it is hostile or damaged: member {name:?} {what}")]
     Member {
@@ -64,8 +72,6 @@ pub struct Bundle {
     pub manifest: Manifest,
     /// What L1 boots.
     pub boot: Boot,
-    /// The library in front of Bochs, where the lane has it.
-    pub fork_server: Option<PathBuf>,
     /// The folder with the logs of the run that it came from.
     pub logs: PathBuf,
 }
@@ -117,7 +123,6 @@ pub fn open(path: &Path, into: &Path) -> Result<Bundle, BundleError> {
             initrd: into.join(name::INITRD),
             arguments: manifest.arguments.clone(),
         },
-        fork_server: has(&manifest, name::FORK_SERVER).then(|| into.join(name::FORK_SERVER)),
         logs: into.join(name::LOGS),
         manifest,
     })
@@ -128,6 +133,16 @@ fn wrong(name: &str, what: impl Into<String>) -> BundleError {
         name: name.to_owned(),
         what: what.into(),
     }
+}
+
+fn text(what: &'static str, text: &str) -> BundleError {
+    let text = text.to_owned();
+    BundleError::Text { what, text }
+}
+
+/// What moves a terminal's cursor or changes its colours, and has no place in a line of text.
+fn is_unseemly(c: char) -> bool {
+    c.is_control() && c != '\n' && c != '\t'
 }
 
 fn has(manifest: &Manifest, name: &str) -> bool {
@@ -166,12 +181,22 @@ fn read_manifest<R: Read>(mut entry: tar::Entry<'_, R>) -> Result<Manifest, Bund
 
 /// Only known names may be there, each once: a name is never taken for a path before.
 fn check(manifest: &Manifest) -> Result<(), BundleError> {
+    // It names a folder of logs.
+    let is_of_name = |c: char| c.is_ascii_alphanumeric() || c == '_' || c == ':';
+    if manifest.scenario.is_empty() || !manifest.scenario.chars().all(is_of_name) {
+        return Err(text("scenario", &manifest.scenario));
+    }
+    // They are shown on terminals.
+    let shown = [("emulator", &manifest.emulator), ("checkout", &manifest.checkout)];
+    if let Some((what, said)) = shown.into_iter().find(|(_, said)| said.contains(is_unseemly)) {
+        return Err(text(what, said));
+    }
     let mut seen = BTreeSet::new();
     for Member { name, bytes, .. } in &manifest.members {
         let is_log = name
             .strip_prefix(name::LOGS)
             .is_some_and(|log| run_folder::FILES.contains(&log));
-        if !is_log && ![name::KERNEL, name::INITRD, name::FORK_SERVER].contains(&name.as_str()) {
+        if !is_log && ![name::KERNEL, name::INITRD].contains(&name.as_str()) {
             return Err(wrong(name, "does not belong into a bundle"));
         }
         if *bytes > MAX_MEMBER_BYTES {

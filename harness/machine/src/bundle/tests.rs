@@ -38,7 +38,6 @@ fn made(log: &[u8]) -> (TempDir, std::path::PathBuf) {
         kernel: "6.12".into(),
         checkout: "abc".into(),
         emulators: vec![(Lane::SvmTcg, "qemu 10".into())],
-        fork_server: None,
     };
     let path = write(&source, &record(), dir.path()).unwrap();
     (dir, path)
@@ -88,7 +87,7 @@ fn what_goes_in_comes_out() {
         fs::read(bundle.logs.join(run_folder::CONSOLE)).unwrap(),
         b"[ 1.0] hello"
     );
-    assert!(bundle.boot.arguments.contains(&"oops=panic".to_owned()) && bundle.fork_server.is_none());
+    assert!(bundle.boot.arguments.contains(&"oops=panic".to_owned()));
 }
 
 #[test]
@@ -119,7 +118,6 @@ fn a_bundle_that_would_be_too_large_is_not_made() {
         kernel: String::new(),
         checkout: String::new(),
         emulators: Vec::new(),
-        fork_server: None,
     };
     let error = write(&source, &record(), dir.path()).unwrap_err().to_string();
     assert!(error.contains("more than 62914560"), "{error}");
@@ -176,6 +174,7 @@ fn hostile_members_are_refused() {
         "",
         "bundle",
         "logs//console.log",
+        "forkserver.so",
     ] {
         let evil: (&str, &[u8]) = (name, b"x");
         let said = said_of(&manifest_of(&[KERNEL, INITRD, evil]), &[KERNEL, INITRD]);
@@ -192,6 +191,17 @@ fn hostile_members_are_refused() {
     let mut oversized = good.clone();
     oversized.members[0].bytes = MAX_MEMBER_BYTES + 1;
     assert!(said_of(&oversized, &[KERNEL, INITRD]).contains("at most 268435456 are read"));
+    for scenario in ["../../x", "/etc", "a.b", "", "a\nb"] {
+        let mut elsewhere = good.clone();
+        elsewhere.scenario = scenario.into();
+        assert!(
+            said_of(&elsewhere, &[KERNEL, INITRD]).contains("its scenario is"),
+            "{scenario}"
+        );
+    }
+    let mut colourful = good.clone();
+    colourful.emulator = "\x1b[2Jpass".into();
+    assert!(said_of(&colourful, &[KERNEL, INITRD]).contains("its emulator is"));
     let mut bomb = good;
     bomb.checkout = "x".repeat(usize::try_from(MAX_MANIFEST_BYTES).unwrap());
     assert!(said_of(&bomb, &[KERNEL, INITRD]).contains("has more than 1048576 bytes"));

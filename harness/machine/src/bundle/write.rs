@@ -29,8 +29,6 @@ pub struct Source {
     pub checkout: String,
     /// The emulator's package and version, for each lane.
     pub emulators: Vec<(Lane, String)>,
-    /// The library in front of Bochs, if a lane of the run has it.
-    pub fork_server: Option<PathBuf>,
 }
 
 /// Writes the bundle of a scenario that ran in `folder` into it; its path.
@@ -43,11 +41,6 @@ pub fn write(source: &Source, record: &Record, folder: &Path) -> io::Result<Path
         (name::KERNEL.to_owned(), fs::read(&source.boot.kernel)?),
         (name::INITRD.to_owned(), fs::read(&source.boot.initrd)?),
     ];
-    if let Some(library) = &source.fork_server
-        && record.lane.name().ends_with("-bochs")
-    {
-        members.push((name::FORK_SERVER.to_owned(), fs::read(library)?));
-    }
     for log in run_folder::FILES {
         if let Ok(content) = fs::read(folder.join(log)) {
             members.push((format!("{}{log}", name::LOGS), shortened(content)));
