@@ -21,6 +21,7 @@ use crate::outcome::Record;
 use crate::process::{end_with_us, keep_open};
 use crate::progress::Progress;
 use crate::qmp::{Qmp, QmpError};
+use crate::run_folder;
 use crate::scenario::{self, Machine, News, Request, channel, listen};
 
 /// The lane's machine, with one CPU.
@@ -38,8 +39,6 @@ const SHIFT: u32 = 1;
 
 /// What was recorded.
 const EXECUTION: &str = "execution.rr";
-/// What L1's kernel said, from power-on.
-const CONSOLE: &str = "console.log";
 /// What L1 said on the control channel, byte for byte.
 const CONTROL: &str = "control.raw";
 
@@ -68,13 +67,24 @@ impl Recording {
         }
     }
 
+    /// Where the logs of the recorded run are, for [`Request::folder`].
+    #[must_use]
+    pub fn logs(&self) -> PathBuf {
+        self.folder.join("logs")
+    }
+
+    /// What L1's kernel said, from power-on.
+    fn console(&self) -> PathBuf {
+        self.logs().join(run_folder::CONSOLE)
+    }
+
     /// Whether there is one.
     #[must_use]
     pub fn exists(&self) -> bool {
         self.folder.join(EXECUTION).is_file()
     }
 
-    /// Boots L1 and runs the scenario of the request, recording all of it.
+    /// Boots L1 and runs the scenario of the request, whose folder is [`Recording::logs`], recording all of it.
     ///
     /// # Errors
     ///
@@ -83,7 +93,7 @@ impl Recording {
         fs::create_dir_all(&self.folder)?;
         scenario::run(request, |_| {
             let task = progress.task("boot L1 in QEMU, recording");
-            let console = self.folder.join(CONSOLE);
+            let console = self.console();
             let mut qemu = self.start(emulators, "record", &console, &[])?;
             let raw = File::create(self.folder.join(CONTROL)).map_err(io_error("write what L1 says"))?;
             let said = Tee {
@@ -129,7 +139,7 @@ impl Recording {
         task.done();
         let read = |path: &Path| fs::read(path).map_err(io_error(format!("read {}", path.display())));
         let streams = [
-            ("console", read(&self.folder.join(CONSOLE))?, read(&console)?),
+            ("console", read(&self.console())?, read(&console)?),
             ("control", read(&self.folder.join(CONTROL))?, said),
         ];
         Ok(streams

@@ -49,7 +49,7 @@ pub(crate) fn run(shop: &Workshop, path: &Path, wanted: Wanted) -> Result<u8> {
         bail!("nothing is recorded yet: cargo xtask repro {} --record", path.display());
     }
     match wanted {
-        Wanted::Record => record(shop, &bundle, &recording, &fetched, &folder, path),
+        Wanted::Record => record(shop, &bundle, &recording, &fetched, path),
         Wanted::Replay => {
             let differences = recording.replay(&fetched.emulators, &shop.progress)?;
             for d in &differences {
@@ -94,20 +94,13 @@ pub(crate) fn run(shop: &Workshop, path: &Path, wanted: Wanted) -> Result<u8> {
     }
 }
 
-fn record(
-    shop: &Workshop,
-    bundle: &Bundle,
-    recording: &Recording,
-    fetched: &Fetched,
-    folder: &Path,
-    path: &Path,
-) -> Result<u8> {
+fn record(shop: &Workshop, bundle: &Bundle, recording: &Recording, fetched: &Fetched, path: &Path) -> Result<u8> {
     let manifest = &bundle.manifest;
     let request = Request {
         scenario: manifest.scenario.clone(),
         lane: manifest.lane,
         seed: manifest.seed,
-        folder: folder.join("logs"),
+        folder: recording.logs(),
         limits: Limits {
             slowness: SLOWNESS,
             ..Limits::default()
