@@ -90,6 +90,10 @@ pub enum Op {
     Storm = 8,
     /// Nothing: the vCPU wakes up, answers 0 and sleeps again. Every program but `counter` knows it.
     Nothing = 9,
+    /// LMSW with argument 0; the result is CR0 after it; #GP is counted and skipped.
+    Lmsw = 40,
+    /// Reads 32 bits at argument 1 through the page directory pointer table at argument 0, under PAE paging; the result is what it read.
+    ReadByPae = 41,
 }
 
 impl Op {
@@ -106,6 +110,8 @@ impl Op {
             7 => Self::ReadCr,
             8 => Self::Storm,
             9 => Self::Nothing,
+            40 => Self::Lmsw,
+            41 => Self::ReadByPae,
             _ => return None,
         })
     }

@@ -3,7 +3,9 @@
 
 mod control_registers;
 mod hypercall_and_breakpoint;
+mod legacy;
 mod reply_errors;
+mod voided;
 mod waiting;
 
 use crate::Scenario;
@@ -12,8 +14,10 @@ pub(crate) fn scenarios() -> Vec<Scenario> {
     [
         hypercall_and_breakpoint::SCENARIOS,
         control_registers::SCENARIOS,
+        legacy::SCENARIOS,
         waiting::SCENARIOS,
         reply_errors::SCENARIOS,
+        voided::SCENARIOS,
     ]
     .concat()
 }

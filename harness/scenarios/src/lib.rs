@@ -18,6 +18,7 @@ pub mod modules;
 mod pause;
 mod requests;
 mod storm;
+mod unserved_memory;
 pub mod vmm;
 pub mod wire;
 

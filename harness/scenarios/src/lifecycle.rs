@@ -3,6 +3,7 @@
 
 mod leaks;
 mod refused;
+mod socket_lock;
 mod unhook;
 
 use std::time::Duration;
@@ -38,7 +39,14 @@ pub(crate) fn scenarios() -> Vec<Scenario> {
             vcpu_added,
         ),
     ];
-    [&own[..], refused::SCENARIOS, leaks::SCENARIOS, unhook::SCENARIOS].concat()
+    [
+        &own[..],
+        refused::SCENARIOS,
+        leaks::SCENARIOS,
+        unhook::SCENARIOS,
+        socket_lock::SCENARIOS,
+    ]
+    .concat()
 }
 
 /// Fails unless the guest goes on counting.

@@ -97,14 +97,20 @@ pub fn load_kvm(origin: Origin, backend: Backend, introspection: bool) -> io::Re
 ///
 /// Those of delete_module(2), with the module's name.
 pub fn unload_kvm(backend: Backend) -> io::Result<()> {
-    for name in [vendor_module(backend), "kvm"] {
-        let name = name.replace('-', "_");
-        let c_name = CString::new(name.clone())?;
-        const O_NONBLOCK: i32 = 0o4000;
-        delete_module(&c_name, O_NONBLOCK)
-            .map_err(|e| io::Error::new(io::Error::from(e).kind(), format!("unload {name}: {e}")))?;
-    }
-    Ok(())
+    unload(vendor_module(backend))?;
+    unload("kvm")
+}
+
+/// Unloads one module, by its file's name without the ending.
+///
+/// # Errors
+///
+/// Those of delete_module(2), with the module's name.
+pub fn unload(name: &str) -> io::Result<()> {
+    const O_NONBLOCK: i32 = 0o4000;
+    let name = name.replace('-', "_");
+    delete_module(&CString::new(name.clone())?, O_NONBLOCK)
+        .map_err(|e| io::Error::new(io::Error::from(e).kind(), format!("unload {name}: {e}")))
 }
 
 /// How many VMs and open files hold the vendor module.
