@@ -101,6 +101,10 @@ pub enum Op {
     SoftwareInterrupt = 10,
     /// Writes argument 0 to the interrupt command register of the x2APIC.
     SendIpi = 11,
+    /// LMSW with argument 0; the result is CR0 after it; #GP is counted and skipped.
+    Lmsw = 12,
+    /// Reads 32 bits at argument 1 through the page directory pointer table at argument 0, under PAE paging; the result is what it read.
+    ReadByPae = 13,
 }
 
 impl Op {
@@ -119,6 +123,8 @@ impl Op {
             9 => Self::Nothing,
             10 => Self::SoftwareInterrupt,
             11 => Self::SendIpi,
+            12 => Self::Lmsw,
+            13 => Self::ReadByPae,
             _ => return None,
         })
     }

@@ -5,6 +5,7 @@
 
 mod exceptions;
 mod instructions;
+mod legacy;
 
 use core::fmt::{self, Write};
 use core::sync::atomic::Ordering::{Acquire, Relaxed, Release};
@@ -12,6 +13,7 @@ use core::sync::atomic::Ordering::{Acquire, Relaxed, Release};
 pub use instructions::{
     Vendor, cpuid, hypercall, int3, mark, read_cr, send_ipi, software_interrupt, vendor, write_cr, write_cr_or_fault,
 };
+pub use legacy::{lmsw_or_fault, read_by_pae};
 
 use crate::{Mailbox, Op, Slot, layout};
 

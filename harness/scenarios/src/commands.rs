@@ -1,6 +1,7 @@
 // SPDX-License-Identifier: MIT OR Apache-2.0
 //! Every command, its answers and each of its errors.
 
+mod charged;
 mod framing;
 mod memory;
 mod queue;
@@ -46,6 +47,7 @@ pub(crate) fn scenarios() -> Vec<Scenario> {
         vcpu::SCENARIOS,
         framing::SCENARIOS,
         queue::SCENARIOS,
+        charged::SCENARIOS,
     ]
     .concat()
 }

@@ -4,9 +4,11 @@
 mod control_registers;
 mod hypercall_and_breakpoint;
 mod hypercall_registers;
+mod legacy;
 mod reply_errors;
 mod software_interrupts;
 mod void;
+mod voided;
 mod waiting;
 
 use crate::Scenario;
@@ -17,9 +19,11 @@ pub(crate) fn scenarios() -> Vec<Scenario> {
         hypercall_registers::SCENARIOS,
         software_interrupts::SCENARIOS,
         control_registers::SCENARIOS,
+        legacy::SCENARIOS,
         waiting::SCENARIOS,
         void::SCENARIOS,
         reply_errors::SCENARIOS,
+        voided::SCENARIOS,
     ]
     .concat()
 }

@@ -1,5 +1,5 @@
 // SPDX-License-Identifier: MIT OR Apache-2.0
-//! The five introspection ioctls, as a VMM calls them. The one file with unsafe code in this crate.
+//! The five introspection ioctls, as a VMM calls them.
 
 #![allow(unsafe_code)]
 

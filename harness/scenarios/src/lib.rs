@@ -20,6 +20,7 @@ pub mod planted;
 mod requests;
 mod reset;
 mod storm;
+mod unserved_memory;
 pub mod vmm;
 pub mod wire;
 

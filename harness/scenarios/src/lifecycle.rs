@@ -4,6 +4,7 @@
 mod leaks;
 mod preunhook_full;
 mod refused;
+mod socket_lock;
 mod socket_timeouts;
 mod unhook;
 
@@ -44,6 +45,7 @@ pub(crate) fn scenarios() -> Vec<Scenario> {
         &own[..],
         refused::SCENARIOS,
         socket_timeouts::SCENARIOS,
+        socket_lock::SCENARIOS,
         leaks::SCENARIOS,
         unhook::SCENARIOS,
         preunhook_full::SCENARIOS,

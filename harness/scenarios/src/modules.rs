@@ -134,9 +134,14 @@ pub fn unload_kvm(backend: Backend) -> io::Result<()> {
     unload("kvm")
 }
 
-fn unload(module: &str) -> io::Result<()> {
+/// Unloads one module, by its file's name without the ending.
+///
+/// # Errors
+///
+/// Those of delete_module(2), with the module's name.
+pub fn unload(name: &str) -> io::Result<()> {
     const O_NONBLOCK: i32 = 0o4000;
-    let name = module.replace('-', "_");
+    let name = name.replace('-', "_");
     delete_module(&CString::new(name.clone())?, O_NONBLOCK)
         .map_err(|e| io::Error::new(io::Error::from(e).kind(), format!("unload {name}: {e}")))
 }

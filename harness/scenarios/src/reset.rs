@@ -14,10 +14,16 @@ use crate::{Context, Failure, Scenario, check, check_eq, scenario};
 
 pub(crate) const SCENARIOS: &[Scenario] = &[
     scenario(
+        "reset::unwatched",
+        "INIT and SIPI in a VM that nobody hooks: what the others rest on",
+        unwatched,
+    ),
+    scenario(
         "reset::watch_holds",
         "CR and BREAKPOINT events of a vCPU that gets INIT and SIPI: from its first instruction in real mode on",
         watch_holds,
-    ),
+    )
+    .giving_breakpoints_back(),
     scenario(
         "reset::voids_event",
         "INIT carried out while an event is open: the event is void, its reply ignored, the vCPU as after a reset",
@@ -95,6 +101,20 @@ fn is_watched(context: &Context, vm: &Vm, wire: &mut Wire) -> Result<(), Failure
     vm.finished(context, AP.into(), number)?;
     check_eq!(vm.guest.field(AP.into(), field!(breakpoints))?, before + 1, "#BP");
     wire.expect_no_event()
+}
+
+fn unwatched(context: &mut Context) -> Result<(), Failure> {
+    context.stage("start", Duration::from_secs(20));
+    let vm = context.running_vm("resets", 2)?;
+    for round in 1..=3 {
+        context.stage(&format!("INIT and SIPI {round}"), Duration::from_secs(20));
+        vm.guest.set_field(AP.into(), field!(ready), 0)?;
+        send(context, &vm, INIT)?;
+        send(context, &vm, SIPI)?;
+        vm.wait_ready(context)?;
+        vm.carry_out(context, AP.into(), Op::Nothing, [0; 4])?;
+    }
+    vm.exit()
 }
 
 fn watch_holds(context: &mut Context) -> Result<(), Failure> {

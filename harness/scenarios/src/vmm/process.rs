@@ -51,6 +51,12 @@ impl Vm {
         Ok(vm)
     }
 
+    /// The VMM's process id.
+    #[must_use]
+    pub fn pid(&self) -> u32 {
+        self.process.id()
+    }
+
     /// How many vCPUs it has.
     #[must_use]
     pub fn vcpus(&self) -> usize {
