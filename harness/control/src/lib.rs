@@ -18,4 +18,4 @@ mod message;
 
 pub use lane::{Backend, Lane, PLATFORM, Platform, UnknownLane, UnknownPlatform};
 pub use line::{LineReader, MAX_LINE_BYTES, ReadError, encode};
-pub use message::{FromL1, POINT, ToL1, Verdict};
+pub use message::{FromL1, POINT, SCENARIO, SEED, ToL1, Verdict};

@@ -10,6 +10,12 @@ use crate::lane::Backend;
 /// It cannot occur inside a line, because JSON escapes control characters.
 pub const POINT: u8 = 0x06;
 
+/// The kernel argument that names the scenario where L1 is to run one without being told: it then says neither Ready nor the point.
+pub const SCENARIO: &str = "kvmi_lab.scenario";
+
+/// The kernel argument that goes with [`SCENARIO`] and says where random numbers start.
+pub const SEED: &str = "kvmi_lab.seed";
+
 /// What L1 tells L0.
 #[derive(Clone, Debug, PartialEq, Serialize, Deserialize)]
 #[serde(tag = "type", rename_all = "snake_case")]

@@ -2,11 +2,11 @@
 //! Process 1 of L1: file systems, modules, the control channel, one scenario, power-off.
 
 use std::ffi::CStr;
-use std::fs::{File, OpenOptions};
+use std::fs::{self, File, OpenOptions};
 use std::io::Write;
 
 use anyhow::{Context, anyhow};
-use kvmi_lab_control::{Backend, FromL1, LineReader, POINT, ToL1, Verdict, encode};
+use kvmi_lab_control::{Backend, FromL1, LineReader, POINT, SCENARIO, SEED, ToL1, Verdict, encode};
 use kvmi_lab_scenarios::modules::{self, Origin};
 use kvmi_lab_scenarios::planted::{self, Place};
 use rustix::mount::{MountFlags, mount};
@@ -39,11 +39,15 @@ fn run() -> anyhow::Result<()> {
         Err(_) => modules::backend().unwrap_or(Backend::Svm),
     };
     let kernel = rustix::system::uname().release().to_string_lossy().into_owned();
-    channel.write_all(encode(&FromL1::Ready { backend, kernel }).as_bytes())?;
-    tcdrain(&channel)?;
-    // From here on everything may happen any number of times, each time in another machine.
-    channel.write_all(&[POINT])?;
-    let order = LineReader::new(&channel).message::<ToL1>();
+    let order = if let Some(order) = order_on_command_line()? {
+        Ok(Some(order))
+    } else {
+        channel.write_all(encode(&FromL1::Ready { backend, kernel }).as_bytes())?;
+        tcdrain(&channel)?;
+        // From here on everything may happen any number of times, each time in another machine.
+        channel.write_all(&[POINT])?;
+        LineReader::new(&channel).message::<ToL1>()
+    };
     let name = match &order {
         Ok(Some(ToL1::Run { scenario, .. })) => scenario.clone(),
         _ => String::new(),
@@ -66,6 +70,22 @@ fn fail(error: &anyhow::Error) -> Verdict {
     Verdict::Fail {
         message: format!("{error:#}"),
     }
+}
+
+/// What to run, where the kernel's arguments say it: a machine that is recorded hears nothing from outside.
+fn order_on_command_line() -> anyhow::Result<Option<ToL1>> {
+    let line = fs::read_to_string("/proc/cmdline")?;
+    let value = |name| {
+        line.split_whitespace()
+            .find_map(|word| word.strip_prefix(name)?.strip_prefix('='))
+    };
+    let Some(scenario) = value(SCENARIO) else {
+        return Ok(None);
+    };
+    let seed = value(SEED).unwrap_or_default();
+    let seed = seed.parse().with_context(|| format!("{SEED}={seed}"))?;
+    let scenario = scenario.to_owned();
+    Ok(Some(ToL1::Run { scenario, seed }))
 }
 
 fn mount_all() -> anyhow::Result<()> {

@@ -1,6 +1,6 @@
 // SPDX-License-Identifier: MIT OR Apache-2.0
 //! One execution of L1 in QEMU's TCG, from power-on through a scenario to power-off, recorded so that it can be repeated instruction for
-//! instruction. L1 has one CPU then.
+//! instruction. L1 has one CPU then, and finds its order on the kernel's command line: nothing comes in from outside.
 
 use std::fs::{self, File};
 use std::io::{self, Read, Write};
@@ -12,10 +12,10 @@ use std::sync::mpsc::Receiver;
 use std::thread;
 use std::time::Duration;
 
-use kvmi_lab_control::Lane;
+use kvmi_lab_control::{Platform, SCENARIO, SEED};
 use serde_json::{Value, json};
 
-use crate::boot::{Boot, BootError, MEMORY_MIB, io_error, wait_for_point};
+use crate::boot::{Boot, BootError, MEMORY_MIB, io_error};
 use crate::emulator::Emulators;
 use crate::news::{News, channel, listen};
 use crate::outcome::Record;
@@ -28,9 +28,6 @@ use crate::scenario::{self, Machine, Request};
 /// The lane's machine, with one CPU.
 const MACHINE: &str =
     "-nodefaults -no-user-config -machine pc-i440fx-10.0,accel=tcg -cpu EPYC,+svm,+npt -smp 1 -display none -no-reboot";
-
-/// How long L1 may take from power-on to its point while it is recorded. It takes about 15 s on an idle machine.
-const BOOT: Duration = Duration::from_secs(600);
 
 /// How long a replay may take to an instruction, or to its end.
 const REPLAY: Duration = Duration::from_secs(3600);
@@ -48,6 +45,8 @@ const CONTROL: &str = "control.raw";
 pub struct Recording {
     folder: PathBuf,
     boot: Boot,
+    /// The arguments by which L1 knows what to run.
+    order: [String; 2],
 }
 
 /// How a replay differs from what was recorded: the first byte that does, for each stream.
@@ -60,11 +59,12 @@ pub struct Difference {
 }
 
 impl Recording {
-    /// The execution in a folder, which need not be there yet, of a machine that boots this.
-    pub fn at(folder: impl Into<PathBuf>, boot: &Boot) -> Self {
+    /// The execution in a folder, which need not be there yet, of a machine that boots this and runs a scenario.
+    pub fn at(folder: impl Into<PathBuf>, boot: &Boot, scenario: &str, seed: u64) -> Self {
         Self {
             folder: folder.into(),
             boot: boot.clone(),
+            order: [format!("{SCENARIO}={scenario}"), format!("{SEED}={seed}")],
         }
     }
 
@@ -92,22 +92,21 @@ impl Recording {
     /// When the folder cannot be written; everything else is an outcome.
     pub fn record(&self, emulators: &Emulators, request: &Request, progress: &Progress) -> io::Result<Record> {
         fs::create_dir_all(&self.folder)?;
-        scenario::run(request, |_| {
-            let task = progress.task("boot L1 in QEMU, recording");
-            let console = self.console();
-            let mut qemu = self.start(emulators, "record", &console, &[])?;
+        let task = progress.task("boot L1 in QEMU and run the scenario, recording");
+        let record = scenario::run(request, |_| {
+            let qemu = self.start(emulators, "record", &self.console(), &[])?;
             let raw = File::create(self.folder.join(CONTROL)).map_err(io_error("write what L1 says"))?;
             let said = Tee {
                 from: share(&qemu.control)?,
                 to: raw,
             };
-            let child = &mut qemu.child;
-            wait_for_point(Lane::SvmTcg, said.again()?, &console, BOOT, &task, || child.wait().ok())?;
-            task.done();
             let (send, news) = channel();
             listen(said, send);
-            Ok(Recorded { qemu, news })
-        })
+            let nothing = io::sink();
+            Ok(Recorded { qemu, news, nothing })
+        })?;
+        task.done();
+        Ok(record)
     }
 
     /// Repeats the execution and compares what it says with what was said.
@@ -185,6 +184,7 @@ impl Recording {
     fn start(&self, emulators: &Emulators, mode: &str, console: &Path, more: &[&str]) -> Result<Process, BootError> {
         let pair = || UnixStream::pair().map_err(io_error("make a socket pair"));
         let ((control, theirs), (qmp, qemu_qmp)) = (pair()?, pair()?);
+        let order = self.order.each_ref().map(String::as_str);
         let log = self.folder.join(format!("{mode}.emulator.log"));
         let log = File::create(&log).map_err(io_error(format!("write {}", log.display())))?;
         let mut command = emulators.qemu();
@@ -192,7 +192,6 @@ impl Recording {
             .args(MACHINE.split_whitespace())
             .args(["-m", &MEMORY_MIB.to_string(), "-chardev"])
             .arg(format!("file,id=console,path={}", console.display()))
-            // The form of options matters: what comes in by a device named so is recorded, by `chardev:` it would not be.
             .args(["-serial", "chardev:console", "-serial", "stdio", "-chardev"])
             .arg(format!("socket,id=qmp,fd={}", qemu_qmp.as_raw_fd()))
             .args(["-mon", "chardev=qmp,mode=control", "-icount"])
@@ -205,7 +204,7 @@ impl Recording {
             .arg("-initrd")
             .arg(&self.boot.initrd)
             .arg("-append")
-            .arg(self.boot.command_line(Lane::SvmTcg.platform(), &[]))
+            .arg(self.boot.command_line(Platform::Tcg, &order))
             .args(more)
             .stdin(OwnedFd::from(share(&theirs)?))
             .stdout(OwnedFd::from(theirs))
@@ -267,11 +266,13 @@ impl Stopped {
 struct Recorded {
     qemu: Process,
     news: Receiver<News>,
+    nothing: io::Sink,
 }
 
 impl Machine for Recorded {
     fn control(&mut self) -> &mut dyn Write {
-        &mut self.qemu.control
+        // The order is on the command line.
+        &mut self.nothing
     }
 
     fn news(&mut self) -> &Receiver<News> {
@@ -299,15 +300,6 @@ impl Machine for Recorded {
 struct Tee {
     from: UnixStream,
     to: File,
-}
-
-impl Tee {
-    fn again(&self) -> Result<Self, BootError> {
-        Ok(Self {
-            from: share(&self.from)?,
-            to: self.to.try_clone().map_err(io_error("share a file"))?,
-        })
-    }
 }
 
 impl Read for Tee {

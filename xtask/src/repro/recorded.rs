@@ -44,7 +44,7 @@ pub(crate) fn run(shop: &Workshop, path: &Path, wanted: Wanted) -> Result<u8> {
     );
     apt::require_debian()?;
     let fetched = emulators::fetch(shop)?;
-    let recording = Recording::at(&folder, &bundle.boot);
+    let recording = Recording::at(&folder, &bundle.boot, &manifest.scenario, manifest.seed);
     if wanted != Wanted::Record && !recording.exists() {
         bail!("nothing is recorded yet: cargo xtask repro {} --record", path.display());
     }
@@ -102,6 +102,8 @@ fn record(shop: &Workshop, bundle: &Bundle, recording: &Recording, fetched: &Fet
         seed: manifest.seed,
         folder: recording.logs(),
         limits: Limits {
+            // From power-on.
+            start_ms: 600_000,
             slowness: SLOWNESS,
             ..Limits::default()
         },
