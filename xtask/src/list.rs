@@ -24,7 +24,7 @@ pub(crate) fn scenarios(json: bool) {
         for s in all() {
             println!(
                 "{}",
-                json!({ "event": "listed", "scenario": s.name, "summary": s.summary, "lanes": s.needs.lanes, "by_default": s.needs.by_default })
+                json!({ "event": "listed", "scenario": s.name, "summary": s.summary, "lanes": s.needs.lanes().collect::<Vec<_>>(), "by_default": s.needs.by_default })
             );
         }
         return;
@@ -38,8 +38,8 @@ pub(crate) fn scenarios(json: bool) {
 
 /// Why a scenario does not run on a lane here, in a few words; nothing where it does.
 fn why_not(scenario: &Scenario, lane: Lane, facts: &Facts) -> Option<String> {
-    if !scenario.needs.lanes.contains(&lane) {
-        return Some("not on this lane".to_owned());
+    if let Some(why) = scenario.needs.why_not_on(lane) {
+        return Some(why.to_owned());
     }
     if let Some(lack) = hardware::lack(facts, lane) {
         return Some(format!("not here: step {}", lack.step));

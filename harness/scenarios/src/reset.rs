@@ -17,23 +17,26 @@ pub(crate) const SCENARIOS: &[Scenario] = &[
         "reset::unwatched",
         "INIT and SIPI in a VM that nobody hooks: what the others rest on",
         unwatched,
-    ),
+    )
+    .in_real_mode(),
     scenario(
         "reset::watch_holds",
         "CR and BREAKPOINT events of a vCPU that gets INIT and SIPI: from its first instruction in real mode on",
         watch_holds,
     )
-    .giving_breakpoints_back(),
+    .in_real_mode(),
     scenario(
         "reset::voids_event",
         "INIT carried out while an event is open: the event is void, its reply ignored, the vCPU as after a reset",
         voids_event,
-    ),
+    )
+    .in_real_mode(),
     scenario(
         "reset::waits_for_reply",
         "INIT that comes while a vCPU waits for a reply is carried out after it",
         waits_for_reply,
-    ),
+    )
+    .in_real_mode(),
 ];
 
 /// The vCPU that is reset.

@@ -18,12 +18,12 @@ fn main() -> ExitCode {
         return ExitCode::FAILURE;
     }
     let trials = kvmi_lab_scenarios::all().iter().flat_map(|scenario| {
-        let trial = move |&lane: &Lane| {
+        let trial = move |lane: Lane| {
             Trial::test(format!("{lane}::{}", scenario.name), move || run(lane, scenario.name))
                 // What is run only when named.
                 .with_ignored_flag(!scenario.needs.by_default)
         };
-        scenario.needs.lanes.iter().map(trial)
+        scenario.needs.lanes().map(trial)
     });
     libtest_mimic::run(&Arguments::from_args(), trials.collect()).exit_code()
 }
