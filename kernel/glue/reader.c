@@ -81,7 +81,11 @@ static void tell_loss(struct kvm_introspection *session)
 	struct kvm_vcpu *vcpu;
 	unsigned long i;
 
+	/* A PREUNHOOK that is on its way says first whether this is a loss. */
+	mutex_lock(&session->tx_lock);
 	WRITE_ONCE(session->lost, true);
+	mutex_unlock(&session->tx_lock);
+
 	kvm_for_each_vcpu(i, vcpu, session->kvm) {
 		vi = reader_vcpu(session, vcpu);
 		atomic_set(&vi->pauses, 0);
@@ -101,12 +105,14 @@ static int reader(void *data)
 	       !carry_out(conn, bytes))
 		cond_resched();
 
+	/* First, for whoever sends has tx_lock, and comes to an end by this. */
+	kernel_sock_shutdown(conn->sock, SHUT_RDWR);
+
 	mutex_lock(&conn->lock);
 	if (conn->session)
 		tell_loss(conn->session);
 	mutex_unlock(&conn->lock);
 
-	kernel_sock_shutdown(conn->sock, SHUT_RDWR);
 	complete(&conn->reader_gone);
 	kvmi_connection_put(conn);
 	module_put_and_kthread_exit(0);

@@ -253,9 +253,6 @@ int kvmi_send_unhook(struct kvm_introspection *session)
 	if (mutex_lock_interruptible(&session->tx_lock))
 		return -EINTR;
 
-	/* The tool may close as soon as it has read this: that is no loss any more. */
-	WRITE_ONCE(session->leaving, true);
-
 	seq = session->last_event_seq + 1;
 	r = send_rest_locked(session);
 	if (!r) {
@@ -264,14 +261,18 @@ int kvmi_send_unhook(struct kvm_introspection *session)
 		r = send_some(session, session->rest, bytes);
 	}
 	if (r > 0) {
+		/*
+		 * The tool may close as soon as it has read this: that is no
+		 * loss any more.  The reader, who would call it one, asks for
+		 * tx_lock first.
+		 */
+		WRITE_ONCE(session->leaving, true);
 		session->last_event_seq = seq;
 		session->rest_off = r;
 		session->rest_len = bytes - r;
 		/* Should a signal come in between, the next sender sends the rest. */
 		r = send_rest_locked(session);
 		r = r == -EINTR ? 0 : r;
-	} else {
-		WRITE_ONCE(session->leaving, false);
 	}
 	mutex_unlock(&session->tx_lock);
 

@@ -73,7 +73,7 @@ impl fmt::Display for Slice {
     }
 }
 
-/// The lanes of a run: the one that is wanted, or all that run here.
+/// The lanes of a run: the one that is wanted, or those of every run that this machine has.
 fn lanes(shop: &Workshop, wanted: Option<Lane>, facts: &Facts) -> Result<Vec<Lane>> {
     let lack = |lane| hardware::lack(facts, lane);
     if let Some(lane) = wanted {
@@ -88,7 +88,8 @@ fn lanes(shop: &Workshop, wanted: Option<Lane>, facts: &Facts) -> Result<Vec<Lan
             shop.progress.say(format!("without {lane}: {}", lack.text()));
         }
     }
-    Ok(Lane::ALL.iter().copied().filter(|&lane| lack(lane).is_none()).collect())
+    let here = |lane: &Lane| lane.by_default() && lack(*lane).is_none();
+    Ok(Lane::ALL.iter().copied().filter(here).collect())
 }
 
 /// How it went.

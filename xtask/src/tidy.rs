@@ -295,7 +295,7 @@ mod tests {
         assert_eq!(whats(name, &of("./.github/actions/a", timeout)), [""; 0]);
         assert_eq!(
             whats(name, &of("a/b@v1", timeout)),
-            [format!("{name}:8: an action without its commit")]
+            [format!("{name}:9: an action without its commit")]
         );
         assert_eq!(
             whats(name, &of(&format!("a/b@{commit}"), "")),

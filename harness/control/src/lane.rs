@@ -117,6 +117,12 @@ impl Lane {
         }
     }
 
+    /// Whether it is among the lanes of a run that names none. svm-bochs is not: it boots for more than a minute.
+    #[must_use]
+    pub fn by_default(self) -> bool {
+        self != Self::SvmBochs
+    }
+
     /// The vendor back end that L1 has on this lane.
     #[must_use]
     pub fn backend(self) -> Backend {

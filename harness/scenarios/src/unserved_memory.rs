@@ -12,7 +12,7 @@ use rustix::event::{PollFd, PollFlags, poll};
 use rustix::ioctl::{Updater, ioctl, opcode};
 use rustix::mm::{MapFlags, ProtFlags, UserfaultfdFlags, mmap_anonymous, munmap, userfaultfd};
 
-use crate::Failure;
+use crate::{Failure, check_eq};
 
 /// The page that is registered, in bytes.
 const PAGE_BYTES: usize = 4096;
@@ -60,8 +60,9 @@ impl LockHolder {
                 MapFlags::PRIVATE,
             )?
         };
+        // Of one that blocks, poll() says at once that it cannot be waited for.
         // SAFETY: what faults on this page is the thread below, which expects to stop there.
-        let faults = unsafe { userfaultfd(UserfaultfdFlags::CLOEXEC)? };
+        let faults = unsafe { userfaultfd(UserfaultfdFlags::CLOEXEC | UserfaultfdFlags::NONBLOCK)? };
         let mut api = UffdApi {
             api: API,
             features: 0,
@@ -88,7 +89,9 @@ impl LockHolder {
             // SAFETY: nothing refers to the mapping any more.
             let _ = unsafe { munmap(address as *mut _, PAGE_BYTES) };
         });
-        poll(&mut [PollFd::new(&faults, PollFlags::IN)], None)?;
+        let mut fault = [PollFd::new(&faults, PollFlags::IN)];
+        poll(&mut fault, None)?;
+        check_eq!(fault[0].revents(), PollFlags::IN, "what there is of the fault");
         Ok(Self { faults, thread })
     }
 

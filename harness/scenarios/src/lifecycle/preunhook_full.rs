@@ -10,12 +10,12 @@ use std::time::Duration;
 
 use kvmi_guests::Op;
 use kvmi_uapi::event::HYPERCALL;
-use kvmi_uapi::ioctl::KVM_INTROSPECTION_PREUNHOOK;
+use kvmi_uapi::ioctl::{HOOK_FAIL_CLOSED, KVM_INTROSPECTION_PREUNHOOK};
 use rustix::io::Errno;
 use rustix::net::SendFlags;
 
 use super::GUEST_REQUEST;
-use crate::vmm::{Request, Vm};
+use crate::vmm::{Request, Until, Vm, field};
 use crate::wire::Wire;
 use crate::{Context, Failure, Scenario, check_eq, ioctls, scenario};
 
@@ -37,14 +37,19 @@ pub(super) const SCENARIOS: &[Scenario] = &[
         "UNHOOK while another process's PREUNHOOK waits for room: both return, the guest goes on",
         unhook,
     ),
+    scenario(
+        "unhook::preunhook_full_tool_lost",
+        "the tool vanishes while PREUNHOOK waits for room: ENOENT, and the loss is one, as the flags of HOOK say",
+        tool_lost,
+    ),
 ];
 
 /// A hooked guest whose tool has UNHOOK on and reads nothing; the socket has no room left. The VMM's end is kept.
-fn full(context: &mut Context) -> Result<(Vm, Wire, UnixStream), Failure> {
+fn full(context: &mut Context, flags: u32) -> Result<(Vm, Wire, UnixStream), Failure> {
     context.stage("start", Duration::from_secs(20));
     let vm = context.running_vm("hypercall", 1)?;
     let (ours, theirs) = UnixStream::pair()?;
-    vm.hook_and_allow(theirs.as_fd(), 0)?;
+    vm.hook_and_allow(theirs.as_fd(), flags)?;
     let mut wire = Wire::new(ours)?;
     wire.control_event(0, HYPERCALL, true)?;
     wire.control_unhook_event(true)?;
@@ -104,7 +109,7 @@ impl Caller {
 }
 
 fn vmm_killed(context: &mut Context) -> Result<(), Failure> {
-    let (mut vm, _wire, theirs) = full(context)?;
+    let (mut vm, _wire, theirs) = full(context, 0)?;
     fill(&theirs)?;
     context.stage("PREUNHOOK", Duration::from_secs(10));
     vm.begin(&Request::PreUnhook, &[])?;
@@ -114,7 +119,7 @@ fn vmm_killed(context: &mut Context) -> Result<(), Failure> {
 }
 
 fn vmm_exits(context: &mut Context) -> Result<(), Failure> {
-    let (vm, _wire, theirs) = full(context)?;
+    let (vm, _wire, theirs) = full(context, 0)?;
     fill(&theirs)?;
     context.stage("PREUNHOOK", Duration::from_secs(10));
     let caller = Caller::start(context, vm.steal_vm_fd()?)?;
@@ -125,7 +130,7 @@ fn vmm_exits(context: &mut Context) -> Result<(), Failure> {
 }
 
 fn unhook(context: &mut Context) -> Result<(), Failure> {
-    let (vm, mut wire, theirs) = full(context)?;
+    let (vm, mut wire, theirs) = full(context, 0)?;
     let number = vm.command(0, Op::Hypercall, GUEST_REQUEST)?;
     wire.expect_event(HYPERCALL, 0)?;
     fill(&theirs)?;
@@ -137,5 +142,30 @@ fn unhook(context: &mut Context) -> Result<(), Failure> {
     check_eq!(vm.finished(context, 0, number)? as i64, -1000, "RAX");
     context.stage("a new session", Duration::from_secs(10));
     check_eq!(context.hook(&vm)?.vcpu_count()?, 1, "vCPUs in a new session");
+    vm.exit()
+}
+
+fn tool_lost(context: &mut Context) -> Result<(), Failure> {
+    let (vm, mut wire, theirs) = full(context, HOOK_FAIL_CLOSED)?;
+    let number = vm.command(0, Op::Hypercall, GUEST_REQUEST)?;
+    wire.expect_event(HYPERCALL, 0)?;
+    fill(&theirs)?;
+    context.stage("PREUNHOOK", Duration::from_secs(10));
+    let caller = Caller::start(context, vm.steal_vm_fd()?)?;
+    context.stage("the tool vanishes", Duration::from_secs(10));
+    drop(wire);
+    check_eq!(caller.errno()?, ENOENT, "errno of PREUNHOOK");
+    for times in 1..=10 {
+        vm.signal(0)?;
+        vm.wait(0, Until::Interrupted(times))?;
+    }
+    check_eq!(
+        vm.guest.field(0, field!(hypercalls))?,
+        0,
+        "hypercalls that returned though the session fails closed"
+    );
+    context.stage("UNHOOK", Duration::from_secs(10));
+    check_eq!(vm.unhook()?, 0, "errno of UNHOOK");
+    check_eq!(vm.finished(context, 0, number)? as i64, -1000, "RAX");
     vm.exit()
 }
