@@ -13,9 +13,10 @@
  *	    vi->lock			spinlock: a vCPU's queue
  *
  * tx_lock is also taken under introspection_lock (PREUNHOOK) and, by the reader,
- * under conn->lock, as are kvm->srcu and the VMM's mmap_lock.  Nothing waits for a vCPU or for the tool with vi->lock held.  A vCPU
- * waits for the tool with nothing held but its own vcpu->mutex, outside SRCU,
- * interruptibly, on a reference to its vi.
+ * under conn->lock, as are kvm->srcu and the VMM's mmap_lock.  Nothing waits for
+ * a vCPU or for the tool with vi->lock held.  A vCPU waits for the tool with
+ * nothing held but its own vcpu->mutex, outside SRCU, interruptibly, on a
+ * reference to its vi.
  *
  * kvm->introspection and vcpu->introspection are written under kvm->lock.
  * vcpu->introspection is read under kvm->srcu; whoever keeps it beyond that

@@ -59,7 +59,7 @@ enum Command {
         #[arg(long, value_name = "VERSION")]
         kernel: Option<String>,
     },
-    /// Run the scenarios on every lane: set up, build, boot, run, and show how they ended
+    /// Run the scenarios, on svm-tcg, vmx-bochs and what hardware lanes there are unless a lane is named: set up, build, boot, run, and show how they ended
     E2e(E2eArguments),
     /// Run the scenario of a bundle again, as it ran where the bundle was made, and say whether it ends the same way
     Repro(repro::Arguments),
@@ -80,7 +80,7 @@ enum Command {
         #[arg(long, conflicts_with = "why")]
         kernels: bool,
     },
-    /// Everything that a push must pass: format, lints, tests, tidiness, bare-metal builds, scenarios on every lane
+    /// Everything that a push must pass: format, lints, tests, tidiness, bare-metal builds, scenarios on the lanes of e2e
     Ci,
     /// The part of ci that boots nothing
     Check,

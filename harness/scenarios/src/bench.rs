@@ -8,20 +8,12 @@ use kvmi_guests::Op;
 
 use crate::modules::{self, Origin};
 use crate::vmm::{Until, Vm};
-use crate::{Context, Failure, Needs, Scenario, check, check_eq};
+use crate::{Context, Failure, Scenario, check, check_eq, scenario};
 
 const EXITS: u64 = 100_000;
 
 pub(crate) fn scenarios() -> Vec<Scenario> {
-    let row = |name, summary, run| Scenario {
-        name,
-        summary,
-        needs: Needs {
-            by_default: false,
-            ..Needs::NOTHING
-        },
-        run,
-    };
+    let row = |name, summary, run| scenario(name, summary, run).when_named();
     vec![
         row(
             "bench::exits_stock",

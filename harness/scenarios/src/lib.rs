@@ -83,6 +83,12 @@ pub struct Scenario {
 }
 
 impl Scenario {
+    /// The same, run only when it is named.
+    const fn when_named(mut self) -> Self {
+        self.needs.by_default = false;
+        self
+    }
+
     /// The same, in which a guest runs in real mode.
     const fn in_real_mode(mut self) -> Self {
         self.needs.not_on = &[(

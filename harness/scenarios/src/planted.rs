@@ -8,7 +8,7 @@ use std::time::Duration;
 use rustix::mount::{MountFlags, mount_remount};
 
 use crate::vmm::Until;
-use crate::{Context, Failure, Needs, Scenario, check_eq, modules};
+use crate::{Context, Failure, Scenario, check_eq, modules, scenario};
 
 /// Never says that it starts.
 const NO_START: &str = "planted::deadline_of_start";
@@ -19,15 +19,7 @@ const NO_POWER_OFF: &str = "planted::deadline_of_power_off";
 const END_EMULATOR: &str = "L0 ends the emulator";
 
 pub(crate) fn scenarios() -> Vec<Scenario> {
-    let row = |name, summary, run| Scenario {
-        name,
-        summary,
-        needs: Needs {
-            by_default: false,
-            ..Needs::NOTHING
-        },
-        run,
-    };
+    let row = |name, summary, run| scenario(name, summary, run).when_named();
     vec![
         row("planted::kernel_oops", "L1's kernel writes to address 0", |c| {
             module(c, "oops")
