@@ -159,16 +159,17 @@ fn packages() -> Result<Item> {
             None,
         ));
     }
-    let why = apt::NEEDED
-        .iter()
-        .filter(|n| missing.contains(&n.package))
-        .map(|n| format!("{} {}", n.package, n.purpose));
+    let why = missing.iter().map(|n| format!("{} {}", n.package, n.purpose));
     let detail = why.collect::<Vec<_>>().join("; ");
     Ok(item(
         "packages",
         State::Lacks,
         detail,
-        Some(apt::install_command(&missing)),
+        Some(format!(
+            "{} && {}",
+            apt::update_command(),
+            apt::install_command(&apt::names(&missing))
+        )),
     ))
 }
 

@@ -5,10 +5,12 @@ mod archive;
 mod sources;
 mod stanza;
 
+use std::collections::BTreeMap;
 use std::path::{Path, PathBuf};
 use std::{env, fs};
 
 use anyhow::{Context, Result, bail};
+use deb_version::compare_versions;
 use kvmi_lab_control::Lane;
 use kvmi_lab_machine::process::Program;
 use kvmi_lab_machine::progress::Task;
@@ -24,11 +26,35 @@ pub(crate) use stanza::{Stanza, parse_stanzas};
 pub(crate) struct Needed {
     pub(crate) package: &'static str,
     pub(crate) purpose: &'static str,
+    /// The oldest version that will do.
+    at_least: Option<&'static str>,
 }
 
 const fn needed(package: &'static str, purpose: &'static str) -> Needed {
-    Needed { package, purpose }
+    Needed {
+        package,
+        purpose,
+        at_least: None,
+    }
 }
+
+impl Needed {
+    const fn at_least(self, version: &'static str) -> Self {
+        Self {
+            at_least: Some(version),
+            ..self
+        }
+    }
+
+    /// Whether an installed version will do.
+    fn is_met_by(&self, installed: &str) -> bool {
+        self.at_least
+            .is_none_or(|oldest| compare_versions(installed, oldest).is_ge())
+    }
+}
+
+/// What has the flags by which Rust follows the kernel's mitigations. Debian 12 itself has an older one beside it.
+const RUSTC_WEB: &str = "1.96";
 
 /// What `cargo xtask build` and `e2e` need installed. Everything else is unpacked into the cache.
 pub(crate) const NEEDED: &[Needed] = &[
@@ -43,8 +69,8 @@ pub(crate) const NEEDED: &[Needed] = &[
     needed("libelf1", "is used by the kernel's objtool"),
     needed("libssl3", "is used by the kernel's build tools"),
     needed("zlib1g", "is used by the kernel's build tools"),
-    needed("rustc-web", "compiles Rust for the kernel and the guests"),
-    needed("rust-web-src", "is the library source for that"),
+    needed("rustc-web", "compiles Rust for the kernel and the guests").at_least(RUSTC_WEB),
+    needed("rust-web-src", "is the library source for that").at_least(RUSTC_WEB),
     needed("xorriso", "writes the CD that Bochs boots"),
     needed("isolinux", "is the boot loader on that CD"),
     needed("syslinux-common", "is the boot loader on that CD"),
@@ -53,23 +79,27 @@ pub(crate) const NEEDED: &[Needed] = &[
 /// Those of them without which Bochs has nothing to boot from.
 const FOR_CD: &[&str] = &["xorriso", "isolinux", "syslinux-common"];
 
-/// The packages of `wanted` that are not installed.
-pub(crate) fn missing(wanted: &[Needed]) -> Result<Vec<&'static str>> {
+/// Those of `wanted` that are not installed, or too old.
+pub(crate) fn missing(wanted: &[Needed]) -> Result<Vec<Needed>> {
     let listed = Program::new("dpkg-query")
-        .args(["-W", "-f=${Package} ${db:Status-Abbrev}\n"])
+        .args(["-W", "-f=${Package} ${db:Status-Abbrev} ${Version}\n"])
         .output()?;
     let listed = String::from_utf8_lossy(&listed);
-    let installed: Vec<&str> = listed
-        .lines()
-        .filter_map(|l| l.split_once(' '))
-        .filter(|(_, s)| s.starts_with("ii"))
-        .map(|(p, _)| p)
-        .collect();
-    Ok(wanted
-        .iter()
-        .map(|n| n.package)
-        .filter(|p| !installed.contains(p))
-        .collect())
+    let installed: BTreeMap<&str, &str> = listed.lines().filter_map(installed_package).collect();
+    let is_there = |one: &Needed| installed.get(one.package).is_some_and(|version| one.is_met_by(version));
+    Ok(wanted.iter().copied().filter(|one| !is_there(one)).collect())
+}
+
+/// Name and version, if this line of dpkg's is about a package that is installed.
+fn installed_package(line: &str) -> Option<(&str, &str)> {
+    let mut words = line.split_whitespace();
+    let (name, status, version) = (words.next()?, words.next()?, words.next()?);
+    status.starts_with("ii").then_some((name, version))
+}
+
+/// Their names.
+pub(crate) fn names(packages: &[Needed]) -> Vec<&'static str> {
+    packages.iter().map(|n| n.package).collect()
 }
 
 /// The command that installs packages, as a person would type it.
@@ -92,23 +122,30 @@ pub(crate) fn install_for_boot(shop: &Workshop, lane: Lane) -> Result<()> {
         return Ok(());
     }
     let mut packages = missing(NEEDED)?;
-    packages.retain(|package| FOR_CD.contains(package));
+    packages.retain(|needed| FOR_CD.contains(&needed.package));
     install(shop, &packages)
 }
 
-fn install(shop: &Workshop, packages: &[&str]) -> Result<()> {
+fn install(shop: &Workshop, packages: &[Needed]) -> Result<()> {
     if packages.is_empty() {
         return Ok(());
     }
-    let task = shop.progress.task(format!("install {}", packages.join(", ")));
-    if packages.iter().any(|p| !is_known(p)) {
-        update(&task)?;
-    }
+    let names = names(packages);
+    let task = shop.progress.task(format!("install {}", names.join(", ")));
+    // Old lists name packages that are gone, or too old.
+    update(&task)?;
     as_root("apt-get")
         .args(["install", "--yes", "--no-install-recommends"])
-        .args(packages)
+        .args(&names)
         .run(&task)
-        .with_context(|| format!("install the packages by hand: {}", install_command(packages)))?;
+        .with_context(|| format!("install the packages by hand: {}", install_command(&names)))?;
+    if let Some(Needed { package, at_least, .. }) = missing(packages)?.first() {
+        bail!(
+            "apt installed {package}, and what is needed is {} or later, as in Debian 12's security updates; \
+             where apt takes it from: apt-cache policy {package}",
+            at_least.unwrap_or("any version")
+        );
+    }
     task.done();
     Ok(())
 }
@@ -120,13 +157,6 @@ pub(crate) fn update(task: &Task) -> Result<()> {
         .run(task)
         .context("fetch Debian's package lists")?;
     Ok(())
-}
-
-fn is_known(package: &str) -> bool {
-    Program::new("apt-cache")
-        .args(["show", package])
-        .output()
-        .is_ok_and(|out| !out.is_empty())
 }
 
 /// Unpacks a package file.
@@ -176,4 +206,27 @@ pub(crate) fn require_debian() -> Result<()> {
         }
     }
     Ok(())
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn what_is_installed() {
+        assert_eq!(installed_package("make ii  4.3-4.1"), Some(("make", "4.3-4.1")));
+        // Removed, its configuration still there; never installed.
+        assert_eq!(installed_package("make rc  4.3-4.1"), None);
+        assert_eq!(installed_package("make un "), None);
+        assert_eq!(installed_package(""), None);
+    }
+
+    #[test]
+    fn an_old_version_will_not_do() {
+        let compiler = needed("rustc-web", "compiles").at_least(RUSTC_WEB);
+        assert!(!compiler.is_met_by("1.85.0+dfsg3-1~deb12u3"));
+        assert!(compiler.is_met_by("1.96.0+dfsg1-1~deb12u2"));
+        assert!(compiler.is_met_by("1.100.0"));
+        assert!(needed("make", "builds").is_met_by("0"));
+    }
 }
