@@ -6,6 +6,7 @@ use std::time::Duration;
 use kvmi_guests::{COUNTED_VECTOR, Op};
 use kvmi_uapi::Regs;
 use kvmi_uapi::event::{CONTINUE, HYPERCALL, PAUSE};
+use rustix::io::Errno;
 
 use crate::lifecycle::{GUEST_REQUEST, counts_on};
 use crate::vmm::{VcpuWrite, Vm, VmConfig, field};
@@ -22,6 +23,11 @@ pub(super) const SCENARIOS: &[Scenario] = &[
         "events::void_by_interrupt",
         "KVM_INTERRUPT voids the open event: the guest takes the interrupt, then the instruction happens anew",
         interrupt,
+    ),
+    scenario(
+        "events::not_void_by_refused_interrupt",
+        "a KVM_INTERRUPT that KVM refuses leaves the event open: its first reply counts",
+        refused_interrupt,
     ),
     scenario(
         "events::pause_is_never_void",
@@ -128,6 +134,30 @@ fn interrupt(context: &mut Context) -> Result<(), Failure> {
             "interrupts that the guest took"
         );
     }
+    vm.exit()
+}
+
+fn refused_interrupt(context: &mut Context) -> Result<(), Failure> {
+    context.stage("start", Duration::from_secs(20));
+    // With both interrupt controllers in the kernel nobody else may queue an interrupt.
+    let (vm, mut wire) = context.hooked_vm("hypercall", 1)?;
+    wire.control_event(0, HYPERCALL, true)?;
+    let number = vm.command(0, Op::Hypercall, GUEST_REQUEST)?;
+    let event = wire.expect_event(HYPERCALL, 0)?;
+    context.stage("interrupt", Duration::from_secs(10));
+    vm.pause(0)?;
+    let refused = vm.write(0, VcpuWrite::Interrupt(COUNTED_VECTOR.into()))?;
+    check_eq!(refused, Errno::NXIO.raw_os_error(), "errno of KVM_INTERRUPT");
+    vm.resume(0)?;
+    // Were it void, this would be ignored and the vCPU would wait for the reply to another.
+    wire.reply(&event, CONTINUE)?;
+    check_eq!(vm.finished(context, 0, number)?, 0, "RAX");
+    check_eq!(
+        vm.guest.field(0, field!(counted_interrupts))?,
+        0,
+        "interrupts that the guest took"
+    );
+    wire.expect_no_event()?;
     vm.exit()
 }
 
