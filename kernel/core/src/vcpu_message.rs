@@ -38,6 +38,9 @@ pub fn vcpu_message<E: VcpuEffects>(
     let switches = state.switches();
     let verdict = take(vm, state, effects, bytes, out);
     let intercepts_changed = switches != state.switches();
+    if intercepts_changed {
+        state.forget_unwanted();
+    }
     VcpuOutcome {
         verdict,
         intercepts_changed,

@@ -203,13 +203,25 @@ impl VcpuState {
         self.cr_mask & cr_bit(cr) != 0
     }
 
-    fn enabled_and_allowed(&self, vm: &VmState, id: u16, cr: u8) -> bool {
-        let enabled = match id {
+    /// The tool switched something off. An event of it that is not sent yet would follow the answer: the guest comes
+    /// upon it anew instead, and nobody is told.
+    pub(crate) fn forget_unwanted(&mut self) {
+        let is_wanted = |what: Occurrence| self.enabled(what.event(), what.cr());
+        if self.phase == Phase::Recorded && !self.occurrence.is_some_and(is_wanted) {
+            self.idle();
+        }
+    }
+
+    fn enabled(&self, id: u16, cr: u8) -> bool {
+        match id {
             event::PAUSE => true,
             event::CR => self.event_enabled(id) && self.cr_enabled(cr),
             _ => self.event_enabled(id),
-        };
-        enabled && vm.event_allowed(id)
+        }
+    }
+
+    fn enabled_and_allowed(&self, vm: &VmState, id: u16, cr: u8) -> bool {
+        self.enabled(id, cr) && vm.event_allowed(id)
     }
 
     /// Whether the reply at hand is to this event and not used yet.

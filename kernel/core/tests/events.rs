@@ -68,6 +68,51 @@ fn what_the_vmm_revokes_is_not_wanted() {
 }
 
 #[test]
+fn what_the_tool_switches_off_is_not_sent_after_the_answer() {
+    let off = |guest: &mut Guest, id| guest.vcpu_call(msg::VCPU_CONTROL_EVENTS, &[id, 0u16, 0, 0]).0;
+    for what in &ALL[1..] {
+        let mut guest = watched();
+        assert_eq!(guest.state.record(&guest.vm, what), Site::Defer);
+        let other = if what.event() == event::CR {
+            event::HYPERCALL
+        } else {
+            event::CR
+        };
+        assert_eq!(off(&mut guest, other), 0);
+        assert_eq!(guest.state.phase(), Phase::Recorded, "{what:?}: another event");
+        assert_eq!(off(&mut guest, what.event()), 0);
+        assert_eq!(guest.state.phase(), Phase::Idle, "{what:?}");
+        assert_eq!(build_event(&guest.state, &mut guest.fake_vcpu, 1, &mut guest.out), 0);
+        assert_eq!(guest.state.record(&guest.vm, what), Site::Pass);
+    }
+
+    let cr = |guest: &mut Guest, cr, enable| guest.vcpu_call(msg::VCPU_CONTROL_CR, &[cr, enable, 0u8, 0]).0;
+    let mut guest = watched();
+    assert_eq!(guest.state.record(&guest.vm, &CR3), Site::Defer);
+    assert_eq!(cr(&mut guest, 4, 0), 0);
+    assert_eq!(guest.state.phase(), Phase::Recorded);
+    assert_eq!(cr(&mut guest, 3, 0), 0);
+    assert_eq!(guest.state.phase(), Phase::Idle);
+
+    // An event that is open stays so, and so does a PAUSE, which needs no switch.
+    for what in ALL {
+        let mut guest = watched();
+        guest.send_event(what, 1);
+        assert_eq!(off(&mut guest, what.event()), 0);
+        assert_eq!(
+            guest.reply(1, what.event(), CONTINUE, &[]),
+            VcpuVerdict::Replied,
+            "{what:?}"
+        );
+    }
+    let mut guest = watched();
+    assert_eq!(off(&mut guest, event::PAUSE), 0);
+    assert_eq!(guest.state.record(&guest.vm, &Occurrence::Pause), Site::Defer);
+    assert_eq!(off(&mut guest, event::CR), 0);
+    assert_eq!(guest.state.phase(), Phase::Recorded);
+}
+
+#[test]
 fn events_are_laid_out_as_the_protocol_says() {
     let data: [&[u8]; 4] = [
         &[],
