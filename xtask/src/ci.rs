@@ -142,6 +142,9 @@ fn unit_tests(shop: &Workshop, task: &Task) -> Result<Count> {
         .in_dir(&shop.checkout)
         .env("CARGO_TERM_COLOR", "never")
         .run(task)?;
+    for seed in output.lines().filter(|line| line.contains("KVMI_MODEL_SEED=")) {
+        shop.progress.say(seed.trim());
+    }
     Ok(summary(&output))
 }
 

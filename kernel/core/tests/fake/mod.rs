@@ -8,7 +8,7 @@ use kvmi_core::{
 };
 use kvmi_uapi::{
     ErrorCode, MAX_MESSAGE, MsgHdr, VcpuEventReply, VcpuHdr,
-    error::{EAGAIN, EINVAL, ENOENT, EPERM},
+    error::{EAGAIN, EBUSY, EINVAL, ENOENT, EPERM},
     msg,
 };
 use zerocopy::{FromBytes, Immutable, IntoBytes};
@@ -21,11 +21,12 @@ pub const NO_MSR: u32 = 0xdead;
 #[derive(Debug)]
 pub struct FakeVm {
     pub vcpus: u32,
-    /// Index of a vCPU that is not initialised.
-    pub asleep: Option<u16>,
+    /// vCPUs that are not initialised.
+    pub asleep: Vec<u16>,
     pub memory: Vec<u8>,
     pub pauses: Vec<(u16, bool)>,
-    pub pause_answer: Result<(), KvmError>,
+    /// vCPUs that have as many PAUSE requests as they may.
+    pub too_many_pauses: Vec<u16>,
 }
 
 impl Default for FakeVm {
@@ -33,10 +34,10 @@ impl Default for FakeVm {
         let memory = (0..MEMORY).map(|at| at as u8).collect();
         Self {
             vcpus: 2,
-            asleep: None,
+            asleep: Vec::new(),
             memory,
             pauses: Vec::new(),
-            pause_answer: Ok(()),
+            too_many_pauses: Vec::new(),
         }
     }
 }
@@ -48,7 +49,7 @@ impl VmEffects for FakeVm {
 
     fn vcpu_ready(&mut self, vcpu: u16) -> Result<(), KvmError> {
         assert!(u32::from(vcpu) < self.vcpus);
-        if self.asleep == Some(vcpu) {
+        if self.asleep.contains(&vcpu) {
             Err(KvmError(EAGAIN))
         } else {
             Ok(())
@@ -76,8 +77,11 @@ impl VmEffects for FakeVm {
 
     fn pause_vcpu(&mut self, vcpu: u16, wait: bool) -> Result<(), KvmError> {
         assert!(u32::from(vcpu) < self.vcpus);
+        if self.too_many_pauses.contains(&vcpu) {
+            return Err(KvmError(EBUSY));
+        }
         self.pauses.push((vcpu, wait));
-        self.pause_answer
+        Ok(())
     }
 
     fn access_bits(&mut self) -> u8 {

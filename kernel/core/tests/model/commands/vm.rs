@@ -1,0 +1,185 @@
+// SPDX-License-Identifier: GPL-2.0-only
+//! 4.1: VM commands.
+
+use kvmi_uapi::{
+    error::{EBUSY, EINVAL, ENOENT, EPERM},
+    event, msg,
+};
+use proptest::prelude::*;
+
+use super::{Command, DONE, Refusal, Request, Run, command_id, event_id, nothing, refuse_if, switch};
+use crate::{events::Event, fake::MEMORY, spec::MAX_PAUSES};
+
+pub(super) const COMMANDS: &[Command] = &[
+    Command {
+        id: msg::GET_VERSION,
+        name: "GET_VERSION",
+        weight: 1,
+        bytes: 0,
+        request: nothing,
+        pads: &[],
+        errors: &[],
+        // version 1, 8184 bytes; singlestep, extension level, access: the latter as the fake VM has them.
+        run: Run::Vm(|_, _| Ok(vec![1, 0, 0, 0, 0xf8, 0x1f, 0, 0, 1, 1, 7, 0, 0, 0, 0, 0])),
+    },
+    Command {
+        id: msg::VM_CHECK_COMMAND,
+        name: "VM_CHECK_COMMAND",
+        weight: 2,
+        bytes: 8,
+        request: || command_id().prop_map(|id| id.to_le_bytes().to_vec()).boxed(),
+        pads: &[2, 3, 4, 5, 6, 7],
+        errors: &[EINVAL, ENOENT, EPERM],
+        run: Run::Vm(|spec, request| {
+            request.padding()?;
+            let id = request.u16(0);
+            refuse_if(Command::by_id(id).is_none(), ENOENT)?;
+            refuse_if(!spec.hooked().commands.contains(&id), EPERM)?;
+            DONE
+        }),
+    },
+    Command {
+        id: msg::VM_CHECK_EVENT,
+        name: "VM_CHECK_EVENT",
+        weight: 2,
+        bytes: 8,
+        request: || event_id().prop_map(|id| id.to_le_bytes().to_vec()).boxed(),
+        pads: &[2, 3, 4, 5, 6, 7],
+        errors: &[EINVAL, ENOENT, EPERM],
+        run: Run::Vm(|spec, request| {
+            request.padding()?;
+            let id = request.u16(0);
+            refuse_if(id != event::UNHOOK && Event::by_id(id).is_none(), ENOENT)?;
+            refuse_if(!spec.hooked().events.contains(&id), EPERM)?;
+            DONE
+        }),
+    },
+    Command {
+        id: msg::VM_GET_INFO,
+        name: "VM_GET_INFO",
+        weight: 1,
+        bytes: 0,
+        request: nothing,
+        pads: &[],
+        errors: &[],
+        run: Run::Vm(|spec, _| Ok(vec![spec.cpus.len() as u8, 0, 0, 0, 0, 0, 0, 0, 0, 0, 0, 0, 0, 0, 0, 0])),
+    },
+    Command {
+        id: msg::VM_CONTROL_EVENTS,
+        name: "VM_CONTROL_EVENTS",
+        weight: 3,
+        bytes: 8,
+        request: || {
+            let id = prop_oneof![6 => Just(event::UNHOOK), 1 => event_id()];
+            (id, switch())
+                .prop_map(|(id, enable)| [&id.to_le_bytes()[..], &[enable]].concat())
+                .boxed()
+        },
+        pads: &[3, 4, 5, 6, 7],
+        errors: &[EINVAL, EPERM],
+        run: Run::Vm(|spec, request| {
+            request.padding()?;
+            refuse_if(request.u8(2) > 1 || request.u16(0) != event::UNHOOK, EINVAL)?;
+            let session = spec.hooked();
+            refuse_if(!session.events.contains(&event::UNHOOK), EPERM)?;
+            session.unhook_event = request.u8(2) == 1;
+            DONE
+        }),
+    },
+    Command {
+        id: msg::VM_READ_PHYSICAL,
+        name: "VM_READ_PHYSICAL",
+        weight: 3,
+        bytes: 16,
+        request: || range().prop_map(|(gpa, size)| physical(gpa, size)).boxed(),
+        pads: &[10, 11, 12, 13, 14, 15],
+        errors: &[EINVAL, ENOENT],
+        run: Run::Vm(|spec, request| {
+            request.padding()?;
+            let (gpa, size) = in_one_page(request)?;
+            refuse_if(gpa >= MEMORY, ENOENT)?;
+            Ok(spec.memory[gpa as usize..][..size].to_vec())
+        }),
+    },
+    Command {
+        id: msg::VM_WRITE_PHYSICAL,
+        name: "VM_WRITE_PHYSICAL",
+        weight: 3,
+        bytes: 16,
+        request: || {
+            (range(), any::<u8>(), 0usize..3)
+                .prop_map(|((gpa, size), byte, more)| {
+                    let data = vec![byte; usize::from(size.min(4097)) + more];
+                    [physical(gpa, size), data].concat()
+                })
+                .boxed()
+        },
+        pads: &[10, 11, 12, 13, 14, 15],
+        errors: &[EINVAL, ENOENT, EPERM],
+        run: Run::Vm(|spec, request| {
+            let data = request.bytes.get(16..).unwrap_or_default();
+            let Some(data) = data.get(..request.u16(8).into()) else {
+                return Err(Refusal::Close);
+            };
+            request.padding()?;
+            let (gpa, size) = in_one_page(request)?;
+            refuse_if(gpa >= MEMORY, ENOENT)?;
+            // The fake VM's second page is read-only.
+            refuse_if(gpa >= 4096, EPERM)?;
+            spec.memory[gpa as usize..][..size].copy_from_slice(data);
+            DONE
+        }),
+    },
+    Command {
+        id: msg::VM_PAUSE_VCPU,
+        name: "VM_PAUSE_VCPU",
+        weight: 6,
+        bytes: 8,
+        request: || (0u8..5, switch()).prop_map(|(vcpu, wait)| vec![vcpu, 0, wait]).boxed(),
+        pads: &[3, 4, 5, 6, 7],
+        errors: &[EINVAL, EPERM, EBUSY],
+        run: Run::Vm(|spec, request| {
+            request.padding()?;
+            let vcpu = usize::from(request.u16(0));
+            refuse_if(request.u8(2) > 1 || vcpu >= spec.cpus.len(), EINVAL)?;
+            let session = spec.hooked();
+            refuse_if(!session.events.contains(&event::PAUSE), EPERM)?;
+            refuse_if(session.vcpus[vcpu].pauses >= MAX_PAUSES, EBUSY)?;
+            session.vcpus[vcpu].pauses += 1;
+            DONE
+        }),
+    },
+    Command {
+        id: msg::VM_CONTROL_CLEANUP,
+        name: "VM_CONTROL_CLEANUP",
+        weight: 2,
+        bytes: 8,
+        request: || switch().prop_map(|enable| vec![enable]).boxed(),
+        pads: &[1, 2, 3, 4, 5, 6, 7],
+        errors: &[EINVAL],
+        run: Run::Vm(|spec, request| {
+            request.padding()?;
+            refuse_if(request.u8(0) > 1, EINVAL)?;
+            spec.hooked().cleanup = request.u8(0) == 1;
+            DONE
+        }),
+    },
+];
+
+/// Guest memory: within the two pages that there are, at their borders, beyond.
+fn range() -> impl Strategy<Value = (u64, u16)> {
+    let gpa = prop_oneof![4 => 0..MEMORY, 2 => 4090u64..4100, 1 => MEMORY - 4..MEMORY + 4, 1 => any::<u64>()];
+    let size = prop_oneof![6 => 1u16..9, 1 => 4090u16..4098, 1 => Just(0)];
+    (gpa, size)
+}
+
+fn physical(gpa: u64, size: u16) -> Vec<u8> {
+    [&gpa.to_le_bytes()[..], &size.to_le_bytes(), &[0; 6]].concat()
+}
+
+/// 1 to 4096 bytes that do not leave their page.
+fn in_one_page(request: &Request<'_>) -> Result<(u64, usize), Refusal> {
+    let (gpa, size) = (request.u64(0), u64::from(request.u16(8)));
+    refuse_if(size == 0 || gpa % 4096 + size > 4096, EINVAL)?;
+    Ok((gpa, size as usize))
+}

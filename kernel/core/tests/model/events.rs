@@ -1,0 +1,139 @@
+// SPDX-License-Identifier: GPL-2.0-only
+//! Section 5 of docs/protocol.md as a table. A new event gets a row.
+
+use std::collections::BTreeSet;
+
+use kvmi_core::Occurrence;
+use kvmi_uapi::{event, msg};
+use proptest::prelude::*;
+
+/// What a tool switched on, on one vCPU.
+#[derive(Clone, Debug, Default, PartialEq)]
+pub(crate) struct Switches {
+    /// By VCPU_CONTROL_EVENTS.
+    pub(crate) events: BTreeSet<u16>,
+    /// By VCPU_CONTROL_CR.
+    pub(crate) crs: BTreeSet<u8>,
+}
+
+impl Switches {
+    /// A bit each for #BP and for writes of CR0, CR3 and CR4: what the CPU has to intercept for the tool.
+    pub(crate) fn intercepts(&self) -> u32 {
+        let mut bits = u32::from(self.events.contains(&event::BREAKPOINT));
+        if self.events.contains(&event::CR) {
+            bits |= self.crs.iter().map(|cr| 2 << cr).sum::<u32>();
+        }
+        bits
+    }
+}
+
+/// A vCPU event.
+pub(crate) struct Event {
+    pub(crate) id: u16,
+    pub(crate) name: &'static str,
+    /// Whether RETRY is legal.
+    pub(crate) retry: bool,
+    /// Bytes of the event's reply structure.
+    pub(crate) reply_bytes: usize,
+    /// Whether the tool switched on what this is about; the VMM's permission is another matter.
+    pub(crate) enabled: fn(&Switches, &Occurrence) -> bool,
+    /// The event's data; None for an occurrence of another event.
+    pub(crate) data: fn(&Occurrence) -> Option<Vec<u8>>,
+    /// Such things as may happen in the guest; none where the tool asks for the event.
+    pub(crate) happens: fn() -> Option<BoxedStrategy<Occurrence>>,
+    /// What a tool sends to have it: commands with their requests.
+    pub(crate) ask: &'static [(u16, &'static [u8])],
+    /// One for each answer that "is this wanted" can have.
+    pub(crate) examples: &'static [Occurrence],
+}
+
+const fn cr(cr: u8) -> Occurrence {
+    Occurrence::Cr { cr, old: 0, new: 0 }
+}
+
+pub(crate) const EVENTS: &[Event] = &[
+    Event {
+        id: event::PAUSE,
+        name: "PAUSE",
+        retry: false,
+        reply_bytes: 0,
+        enabled: |_, _| true,
+        data: |what| matches!(what, Occurrence::Pause).then(Vec::new),
+        happens: || None,
+        ask: &[],
+        examples: &[Occurrence::Pause],
+    },
+    Event {
+        id: event::HYPERCALL,
+        name: "HYPERCALL",
+        retry: false,
+        reply_bytes: 0,
+        enabled: |on, _| on.events.contains(&event::HYPERCALL),
+        data: |what| matches!(what, Occurrence::Hypercall).then(Vec::new),
+        happens: || Some(Just(Occurrence::Hypercall).boxed()),
+        ask: &[(msg::VCPU_CONTROL_EVENTS, &[event::HYPERCALL as u8, 0, 1])],
+        examples: &[Occurrence::Hypercall],
+    },
+    Event {
+        id: event::BREAKPOINT,
+        name: "BREAKPOINT",
+        retry: true,
+        reply_bytes: 0,
+        enabled: |on, _| on.events.contains(&event::BREAKPOINT),
+        data: |what| match *what {
+            Occurrence::Breakpoint { gpa, insn_len } => Some(bytes(&[gpa, u64::from(insn_len)])),
+            _ => None,
+        },
+        happens: || {
+            let gpa = prop_oneof![Just(0x1000), Just(u64::MAX)];
+            let what = (gpa, 1u8..4).prop_map(|(gpa, insn_len)| Occurrence::Breakpoint { gpa, insn_len });
+            Some(what.boxed())
+        },
+        ask: &[(msg::VCPU_CONTROL_EVENTS, &[event::BREAKPOINT as u8, 0, 1])],
+        examples: &[Occurrence::Breakpoint { gpa: 0, insn_len: 1 }],
+    },
+    Event {
+        id: event::CR,
+        name: "CR",
+        retry: false,
+        reply_bytes: 8,
+        enabled: |on, what| match what {
+            Occurrence::Cr { cr, .. } => on.events.contains(&event::CR) && on.crs.contains(cr),
+            _ => false,
+        },
+        data: |what| match *what {
+            Occurrence::Cr { cr, old, new } => Some(bytes(&[u64::from(cr), old, new])),
+            _ => None,
+        },
+        happens: || {
+            let register = proptest::sample::select(&[0u8, 3, 4][..]);
+            let what = (register, 0u64..9, 0u64..9).prop_map(|(cr, old, new)| Occurrence::Cr { cr, old, new });
+            Some(what.boxed())
+        },
+        ask: &[
+            (msg::VCPU_CONTROL_EVENTS, &[event::CR as u8, 0, 1]),
+            (msg::VCPU_CONTROL_CR, &[0, 1]),
+            (msg::VCPU_CONTROL_CR, &[3, 1]),
+            (msg::VCPU_CONTROL_CR, &[4, 1]),
+        ],
+        examples: &[cr(0), cr(3), cr(4)],
+    },
+];
+
+/// Structures of u64, and of a small value with padding up to the next (the byte order is the host's: little).
+fn bytes(values: &[u64]) -> Vec<u8> {
+    values.iter().flat_map(|value| value.to_le_bytes()).collect()
+}
+
+impl Event {
+    pub(crate) fn of(what: &Occurrence) -> &'static Self {
+        EVENTS
+            .iter()
+            .find(|event| (event.data)(what).is_some())
+            .expect("a row of EVENTS for each occurrence: give the new event one")
+    }
+
+    pub(crate) fn by_id(id: u16) -> Option<&'static Self> {
+        EVENTS.iter().find(|event| event.id == id)
+    }
+}
