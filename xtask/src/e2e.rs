@@ -9,7 +9,7 @@ use std::str::FromStr;
 use std::thread;
 use std::time::{SystemTime, UNIX_EPOCH};
 
-use anyhow::{Context, Result, bail};
+use anyhow::{Context, Result, bail, ensure};
 use kvmi_lab_control::{Lane, Platform};
 use kvmi_lab_machine::boot::Boot;
 use kvmi_lab_machine::bundle::{self, Source};
@@ -24,7 +24,7 @@ use crate::kernel;
 use crate::lab;
 use crate::nextest;
 use crate::workshop::Workshop;
-use crate::{apt, table};
+use crate::{apt, summary, table};
 
 /// How many runs' logs are kept below `target/lab`.
 const KEPT_RUNS: usize = 10;
@@ -36,6 +36,8 @@ pub(crate) struct Wanted {
     pub(crate) filter: Option<String>,
     /// The lane; all of them if not given.
     pub(crate) lane: Option<Lane>,
+    /// The hardware lanes that the machine has, and nothing else.
+    pub(crate) hardware: bool,
     /// The kernel's version; the newest if not given.
     pub(crate) kernel: Option<String>,
     /// Where random numbers start.
@@ -74,9 +76,9 @@ impl fmt::Display for Slice {
 }
 
 /// The lanes of a run: the one that is wanted, or those of every run that this machine has.
-fn lanes(shop: &Workshop, wanted: Option<Lane>, facts: &Facts) -> Result<Vec<Lane>> {
+fn lanes(shop: &Workshop, wanted: &Wanted, facts: &Facts) -> Result<Vec<Lane>> {
     let lack = |lane| hardware::lack(facts, lane);
-    if let Some(lane) = wanted {
+    if let Some(lane) = wanted.lane {
         if let Some(lack) = lack(lane) {
             bail!("lane {lane} does not run on this machine: {}", lack.text());
         }
@@ -88,8 +90,14 @@ fn lanes(shop: &Workshop, wanted: Option<Lane>, facts: &Facts) -> Result<Vec<Lan
             shop.progress.say(format!("without {lane}: {}", lack.text()));
         }
     }
-    let here = |lane: &Lane| lane.by_default() && lack(*lane).is_none();
-    Ok(Lane::ALL.iter().copied().filter(here).collect())
+    let is_wanted = |lane: &Lane| !wanted.hardware || !lane.platform().is_emulated();
+    let here = |lane: &Lane| lane.by_default() && is_wanted(lane) && lack(*lane).is_none();
+    let here: Vec<Lane> = Lane::ALL.iter().copied().filter(here).collect();
+    ensure!(
+        !here.is_empty(),
+        "no lane left to run on; each lane, and why not: cargo xtask list --why"
+    );
+    Ok(here)
 }
 
 /// How it went.
@@ -133,7 +141,7 @@ pub(crate) fn run(shop: &Workshop, wanted: &Wanted) -> Result<Ran> {
         let kernel = built.kernel.image.join("vmlinuz");
         hardware::try_guest(shop, &mut facts, &fetched.emulators, &kernel)?;
     }
-    let chosen = lanes(shop, wanted.lane, &facts)?;
+    let chosen = lanes(shop, wanted, &facts)?;
     let runner = nextest::program(shop)?;
     compile_tests(shop, &runner)?;
     let folder = new_folder(shop)?;
@@ -165,6 +173,7 @@ pub(crate) fn run(shop: &Workshop, wanted: &Wanted) -> Result<Ran> {
         other => bail!("the test runner ended with {other:?}; its output says why"),
     }
     table::show(shop, wanted, &records, &run);
+    summary::add(&records, &run)?;
     Ok(Ran { records, run })
 }
 

@@ -205,6 +205,19 @@ pub(crate) fn lack(facts: &Facts, lane: Lane) -> Option<Lack> {
     }
 }
 
+/// Why each hardware lane is out of the question here, in a line each; empty where one is worth a try.
+pub(crate) fn lacks() -> Vec<String> {
+    let facts = look();
+    let lanes = Lane::ALL.iter().copied().filter(|lane| !lane.platform().is_emulated());
+    let lacks: Vec<Option<String>> = lanes
+        .map(|lane| {
+            let lack = lack(&facts, lane).filter(|lack| lack.step < 4)?;
+            Some(format!("without {lane}: {}", lack.text()))
+        })
+        .collect();
+    lacks.into_iter().collect::<Option<_>>().unwrap_or_default()
+}
+
 #[cfg(test)]
 mod tests {
     use super::*;

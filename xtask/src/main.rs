@@ -23,6 +23,7 @@ mod nextest;
 mod planted;
 mod repro;
 mod screen;
+mod summary;
 mod table;
 mod tidy;
 mod workshop;
@@ -111,6 +112,9 @@ struct E2eArguments {
     /// Run on this lane only: svm-tcg, vmx-bochs, svm-bochs, or where the machine has it svm-kvm or vmx-kvm
     #[arg(long)]
     lane: Option<Lane>,
+    /// Run on the hardware lanes that this machine has and on no other; where it has none, say why, and be content
+    #[arg(long, conflicts_with = "lane")]
+    hardware: bool,
     /// The kernel, e.g. 6.12.115, trixie or trixie-amd64 (all: cargo xtask list --kernels); the newest one of Debian 12 when not given
     #[arg(long, value_name = "VERSION")]
     kernel: Option<String>,
@@ -153,9 +157,18 @@ fn run(shop: &Workshop, arguments: &Arguments) -> Result<u8> {
             Ok(exit::OK)
         }
         Command::E2e(e2e) => {
+            let lacks = if e2e.hardware { hardware::lacks() } else { Vec::new() };
+            if !lacks.is_empty() {
+                for lack in &lacks {
+                    shop.progress.say(lack.clone());
+                }
+                summary::add_lacks(&lacks)?;
+                return Ok(exit::OK);
+            }
             let wanted = Wanted {
                 filter: e2e.filter.clone(),
                 lane: e2e.lane,
+                hardware: e2e.hardware,
                 kernel: e2e.kernel.clone(),
                 seed: e2e.seed,
                 slice: e2e.slice,
@@ -173,6 +186,7 @@ fn run(shop: &Workshop, arguments: &Arguments) -> Result<u8> {
             let wanted = Wanted {
                 filter: Some(filter.clone().unwrap_or_else(|| planted::GROUP.to_owned())),
                 lane: *lane,
+                hardware: false,
                 kernel: None,
                 seed: SEED,
                 slice: None,
@@ -194,6 +208,7 @@ fn run(shop: &Workshop, arguments: &Arguments) -> Result<u8> {
             let wanted = Wanted {
                 filter: None,
                 lane: None,
+                hardware: false,
                 kernel: None,
                 seed: SEED,
                 slice: None,
@@ -249,6 +264,7 @@ fn run(shop: &Workshop, arguments: &Arguments) -> Result<u8> {
             let wanted = Wanted {
                 filter,
                 lane,
+                hardware: false,
                 kernel: None,
                 seed: SEED,
                 slice: None,

@@ -56,7 +56,7 @@ pub(crate) fn relative(path: &Path, to: &Path) -> String {
 }
 
 /// The table, in a form that Markdown takes as it is.
-fn scenarios(records: &[Record]) -> Table {
+pub(crate) fn scenarios(records: &[Record]) -> Table {
     let lanes: Vec<Lane> = Lane::ALL
         .iter()
         .copied()
