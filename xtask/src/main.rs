@@ -23,6 +23,7 @@ mod nextest;
 mod planted;
 mod repro;
 mod screen;
+mod series;
 mod summary;
 mod table;
 mod tidy;
@@ -87,6 +88,8 @@ enum Command {
     Check,
     /// Look for what is untidy in the sources; the part of ci that takes no time
     Tidy,
+    /// Write those tables of the documents anew that follow from the sources
+    Docs,
     /// Say what this machine has, lacks and can run, and the command that mends each lack
     Doctor,
     /// Kill the lab's processes at random moments and look for what is left
@@ -227,6 +230,11 @@ fn run(shop: &Workshop, arguments: &Arguments) -> Result<u8> {
             } else {
                 exit::CHECK_FAILED
             })
+        }
+        Command::Docs => {
+            let changed = series::write(&shop.checkout)?;
+            println!("{}", if changed { "written anew" } else { "nothing was stale" });
+            Ok(exit::OK)
         }
         Command::Doctor => {
             let is_well = doctor::show(&doctor::examine(shop)?, arguments.json)?;

@@ -8,6 +8,8 @@ use std::path::Path;
 use anyhow::{Context, Result};
 use kvmi_lab_machine::cache::files_below;
 
+use crate::series;
+
 /// Sources by their endings, and what stands before and after the licence in their first line.
 const LICENSED: &[(&str, &str, &str)] = &[
     (".rs", "// ", ""),
@@ -54,7 +56,7 @@ pub(crate) struct Finding {
     pub(crate) what: String,
 }
 
-fn finding(at: impl Into<String>, what: impl Into<String>) -> Finding {
+pub(crate) fn finding(at: impl Into<String>, what: impl Into<String>) -> Finding {
     Finding {
         at: at.into(),
         what: what.into(),
@@ -80,6 +82,7 @@ pub(crate) fn findings(checkout: &Path) -> Result<Vec<Finding>> {
     }
     let map = fs::read_to_string(checkout.join("ARCHITECTURE.md")).unwrap_or_default();
     findings.extend(missing_in_map(&folders, &map));
+    findings.extend(series::findings(checkout)?);
     Ok(findings)
 }
 
