@@ -24,7 +24,7 @@ use crate::kernel;
 use crate::lab;
 use crate::nextest;
 use crate::workshop::Workshop;
-use crate::{apt, summary, table};
+use crate::{apt, differential, summary, table};
 
 /// How many runs' logs are kept below `target/lab`.
 const KEPT_RUNS: usize = 10;
@@ -104,6 +104,8 @@ fn lanes(shop: &Workshop, wanted: &Wanted, facts: &Facts) -> Result<Vec<Lane>> {
 #[derive(Clone, Debug)]
 pub(crate) struct Ran {
     pub(crate) records: Vec<Record>,
+    /// What a tool saw on one lane and not on another.
+    pub(crate) differences: Vec<String>,
     pub(crate) run: LabRun,
 }
 
@@ -113,7 +115,7 @@ impl Ran {
     }
 
     pub(crate) fn failed(&self) -> usize {
-        self.records.len() - self.passed()
+        self.records.len() - self.passed() + self.differences.len()
     }
 }
 
@@ -173,8 +175,14 @@ pub(crate) fn run(shop: &Workshop, wanted: &Wanted) -> Result<Ran> {
         other => bail!("the test runner ended with {other:?}; its output says why"),
     }
     table::show(shop, wanted, &records, &run);
-    summary::add(&records, &run)?;
-    Ok(Ran { records, run })
+    let differences = differential::compare(&run, &records)?;
+    table::show_differences(wanted, &differences);
+    summary::add(&records, &differences, &run)?;
+    Ok(Ran {
+        records,
+        differences,
+        run,
+    })
 }
 
 /// A lane's L1 at its point, for as long as the run lasts.

@@ -9,6 +9,7 @@ mod apt;
 mod bare_metal;
 mod bench;
 mod ci;
+mod differential;
 mod doctor;
 mod e2e;
 mod emulators;

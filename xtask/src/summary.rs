@@ -16,9 +16,9 @@ use crate::table;
 const VARIABLE: &str = "GITHUB_STEP_SUMMARY";
 
 /// Adds a run to the job's summary, where there is one.
-pub(crate) fn add(records: &[Record], run: &LabRun) -> Result<()> {
+pub(crate) fn add(records: &[Record], differences: &[String], run: &LabRun) -> Result<()> {
     let lanes = run.lanes.iter().map(ran_in);
-    add_text(|| text(&processor(), lanes.collect(), records))
+    add_text(|| text(&processor(), lanes.collect(), records, differences))
 }
 
 /// Says in the job's summary why nothing ran.
@@ -42,14 +42,15 @@ fn ran_in(lane: &Prepared) -> String {
     format!("{} ran in {}", lane.lane, lane.acceleration())
 }
 
-fn text(processor: &str, lanes: Vec<String>, records: &[Record]) -> String {
-    let failures: Vec<String> = records
+fn text(processor: &str, lanes: Vec<String>, records: &[Record], differences: &[String]) -> String {
+    let mut failures: Vec<String> = records
         .iter()
         .filter(|r| !r.outcome.is_fine())
         .map(|r| format!("{} on {}: `{}`", r.scenario, r.lane, r.outcome))
         .collect();
     let mut text = format!("Processor: {processor}\n\n{}\n", lines(&lanes));
     let passed = records.len() - failures.len();
+    failures.extend(differences.iter().map(|what| format!("differs: {what}")));
     // Writing to a string does not fail.
     let _ = writeln!(
         text,
@@ -110,10 +111,10 @@ mod tests {
             record("a::fine", Outcome::Pass),
             record("a::bad", Outcome::Fail { message: "no".into() }),
         ];
-        let text = text("a CPU", vec!["svm-tcg ran in x".into()], &records);
+        let text = text("a CPU", vec!["svm-tcg ran in x".into()], &records, &["cs".into()]);
         assert!(text.starts_with("Processor: a CPU\n\n- svm-tcg ran in x\n"), "{text}");
         assert!(
-            text.contains("1 scenarios passed, 1 failed\n\n- a::bad on svm-tcg: `fail"),
+            text.contains("1 scenarios passed, 2 failed\n\n- a::bad on svm-tcg: `fail"),
             "{text}"
         );
         let table = text.find("<details>").unwrap();

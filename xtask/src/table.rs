@@ -9,6 +9,7 @@ use kvmi_lab_control::Lane;
 use kvmi_lab_machine::bundle;
 use kvmi_lab_machine::lab_run::{LabRun, Prepared};
 use kvmi_lab_machine::outcome::Record;
+use kvmi_lab_scenarios::differential::GROUP;
 use serde_json::json;
 
 use crate::e2e::{Wanted, again};
@@ -49,6 +50,23 @@ pub(crate) fn show(shop: &Workshop, wanted: &Wanted, records: &[Record], run: &L
         records.len() - failed,
         relative(&run.folder, &shop.checkout)
     );
+}
+
+/// Shows what the lanes do not agree in.
+pub(crate) fn show_differences(wanted: &Wanted, differences: &[String]) {
+    for difference in differences {
+        if wanted.json {
+            println!("{}", json!({ "event": "difference", "text": difference }));
+        } else {
+            println!("differs: {difference}");
+        }
+    }
+    if !differences.is_empty() && !wanted.json {
+        println!(
+            "{} differences that nobody named; the words of each lane are in wire.log\n  again:     cargo xtask e2e {GROUP}",
+            differences.len()
+        );
+    }
 }
 
 pub(crate) fn relative(path: &Path, to: &Path) -> String {

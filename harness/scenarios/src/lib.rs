@@ -8,6 +8,7 @@ mod client;
 mod commands;
 mod context;
 mod destroy;
+pub mod differential;
 mod events;
 mod failure;
 mod fuzz;
@@ -120,6 +121,7 @@ pub fn all() -> &'static [Scenario] {
             storm::scenarios(),
             fuzz::scenarios(),
             client::scenarios(),
+            differential::SCENARIOS.to_vec(),
             bench::scenarios(),
             planted::scenarios(),
         ]

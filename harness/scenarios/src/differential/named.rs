@@ -1,0 +1,39 @@
+// SPDX-License-Identifier: MIT OR Apache-2.0
+//! The differences that there are, each with its reason.
+
+/// A field that may differ between lanes.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub struct Named {
+    /// What the line is about ends with this, e.g. ` cs` or `GET_VERSION`.
+    pub line: &'static str,
+    /// The field.
+    pub key: &'static str,
+    /// Why it differs.
+    pub reason: &'static str,
+}
+
+/// All of them. One that no longer shows has to go.
+pub const NAMED: &[Named] = &[
+    Named {
+        line: "HYPERCALL regs",
+        key: "rip",
+        reason: TWO_INSTRUCTIONS,
+    },
+    Named {
+        line: "PAUSE regs",
+        key: "rip",
+        reason: TWO_INSTRUCTIONS,
+    },
+    Named {
+        line: "VCPU_GET_REGISTERS regs",
+        key: "rip",
+        reason: TWO_INSTRUCTIONS,
+    },
+    Named {
+        line: "VCPU_GET_INFO of ones",
+        key: "data",
+        reason: "tsc_speed is 0 on a CPU that cannot scale the TSC; QEMU's TCG cannot, Bochs can",
+    },
+];
+
+const TWO_INSTRUCTIONS: &str = "VMCALL and VMMCALL stand at different places of the guest's program, which has both";
