@@ -10,6 +10,7 @@ use kvmi_lab_machine::process::{Program, is_root};
 use serde::Serialize;
 
 use crate::kernel::{self, KernelVersion, Lists};
+use crate::output::show;
 use crate::workshop::Workshop;
 use crate::{apt, bare_metal, emulators, hardware, nextest};
 
@@ -239,7 +240,7 @@ fn in_cache(what: &str, found: Option<String>) -> Item {
 pub(crate) fn show(items: &[Item], json: bool) -> Result<bool> {
     for item in items {
         if json {
-            println!("{}", serde_json::to_string(item)?);
+            show!("{}", serde_json::to_string(item)?);
             continue;
         }
         let word = match item.state {
@@ -247,9 +248,9 @@ pub(crate) fn show(items: &[Item], json: bool) -> Result<bool> {
             State::Lacks => "LACKS",
             State::Later => "later",
         };
-        println!("{word}  {}: {}", item.what, item.detail);
+        show!("{word}  {}: {}", item.what, item.detail);
         if let (State::Lacks, Some(mend)) = (item.state, &item.mend) {
-            println!("       to mend it: {mend}");
+            show!("       to mend it: {mend}");
         }
     }
     Ok(!items.iter().any(|i| i.state == State::Lacks))

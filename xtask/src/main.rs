@@ -20,6 +20,7 @@ mod lab;
 mod list;
 mod lockfile;
 mod nextest;
+mod output;
 mod planted;
 mod repro;
 mod screen;
@@ -34,6 +35,7 @@ use clap::{Parser, Subcommand};
 use kvmi_lab_control::Lane;
 
 use crate::e2e::{Slice, Wanted};
+use crate::output::{complain, show};
 use crate::workshop::Workshop;
 
 const EXIT_CODES: &str = "Exit codes: 0 all well, 1 could not do it, 2 wrong usage, 10 a scenario did not pass, 11 a check of ci found something, 12 doctor found something lacking, 13 repro came to another verdict";
@@ -127,9 +129,11 @@ fn main() -> ExitCode {
     let progress = screen::progress(arguments.json);
     let ran = Workshop::open(progress).and_then(|shop| run(&shop, &arguments));
     match ran {
+        // What was asked for and could not be shown was not done.
+        Ok(exit::OK) if !output::is_whole() => exit::ERROR.into(),
         Ok(code) => code.into(),
         Err(error) => {
-            eprintln!("error: {error:#}");
+            complain!("error: {error:#}");
             exit::ERROR.into()
         }
     }
@@ -143,12 +147,12 @@ fn run(shop: &Workshop, arguments: &Arguments) -> Result<u8> {
             let built = kernel::build(shop, kernel.as_deref())?;
             let release = built.kernel.version.release();
             if arguments.json {
-                println!(
+                show!(
                     "{}",
                     serde_json::json!({ "event": "built", "kernel": release, "modules": built.modules })
                 );
             } else {
-                println!("modules for {release} are in {}", built.modules.display());
+                show!("modules for {release} are in {}", built.modules.display());
             }
             Ok(exit::OK)
         }
@@ -205,7 +209,7 @@ fn run(shop: &Workshop, arguments: &Arguments) -> Result<u8> {
         Command::Tidy => {
             let findings = tidy::findings(&shop.checkout)?;
             for finding in &findings {
-                println!("{}: {}", finding.at, finding.what);
+                show!("{}: {}", finding.at, finding.what);
             }
             Ok(if findings.is_empty() {
                 exit::OK
@@ -221,18 +225,18 @@ fn run(shop: &Workshop, arguments: &Arguments) -> Result<u8> {
             let endured = endure::run(shop, endure::Wanted { moments, lane, seed })?;
             let is_well = endured.left.is_empty();
             if arguments.json {
-                println!(
+                show!(
                     "{}",
                     serde_json::json!({ "event": "endured", "killed": endured.killed, "left": endured.left })
                 );
             } else {
                 for (program, times) in &endured.killed {
-                    println!("{times:4} x {program} killed");
+                    show!("{times:4} x {program} killed");
                 }
                 for left in &endured.left {
-                    println!("left: {left}");
+                    show!("left: {left}");
                 }
-                println!(
+                show!(
                     "{}",
                     if is_well {
                         "nothing was left"
@@ -263,12 +267,12 @@ fn run(shop: &Workshop, arguments: &Arguments) -> Result<u8> {
 /// The closing line of ci, and the exit code.
 fn show_count(arguments: &Arguments, count: ci::Count) -> u8 {
     if arguments.json {
-        println!(
+        show!(
             "{}",
             serde_json::json!({ "event": "ci", "passed": count.passed, "failed": count.failed })
         );
     } else {
-        println!("\n{} passed, {} failed", count.passed, count.failed);
+        show!("\n{} passed, {} failed", count.passed, count.failed);
     }
     if count.failed == 0 {
         exit::OK

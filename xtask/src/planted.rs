@@ -13,6 +13,7 @@ use crate::e2e::{self, Wanted};
 use crate::emulators::is_bochs;
 use crate::exit;
 use crate::kernel::Kernel;
+use crate::output::show;
 use crate::repro::{self, Transcripts};
 use crate::workshop::Workshop;
 
@@ -109,7 +110,7 @@ pub(crate) fn run(shop: &Workshop, wanted: &Wanted) -> Result<u8> {
         if let (true, Transcripts::Differ(how)) = (is_exact, repro.transcripts()) {
             wrong.push(format!("{name}: not the same to the byte in Bochs: {how}"));
         } else if repro.is_same() {
-            println!(
+            show!(
                 "{name}: right verdict, and its bundle gives it again: {}",
                 repro.record.outcome
             );
@@ -120,9 +121,9 @@ pub(crate) fn run(shop: &Workshop, wanted: &Wanted) -> Result<u8> {
             ));
         }
     }
-    println!("\n{} planted failures, {} wrong", ran.records.len(), wrong.len());
+    show!("\n{} planted failures, {} wrong", ran.records.len(), wrong.len());
     for line in &wrong {
-        println!("  {line}");
+        show!("  {line}");
     }
     Ok(if wrong.is_empty() {
         exit::OK
