@@ -36,9 +36,10 @@ pub(crate) fn boot(shop: &Workshop, built: &Built) -> Result<Boot> {
     initrd.file("modules/irqbypass.ko", 0o644, read(&stock.join("irqbypass.ko"))?);
     let planted = planted::module(shop, &built.kernel)?;
     initrd.file("modules/planted.ko", 0o644, read(&planted)?);
+    let ours = if built.introspection { "kvmi" } else { "plain" };
     for module in kernel::MODULES {
         initrd.file(
-            &format!("modules/kvmi/{module}"),
+            &format!("modules/{ours}/{module}"),
             0o644,
             read(&built.modules.join(module))?,
         );

@@ -28,6 +28,7 @@ mod table;
 mod tidy;
 mod workshop;
 
+use std::path::PathBuf;
 use std::process::ExitCode;
 
 use anyhow::Result;
@@ -35,6 +36,7 @@ use clap::{Parser, Subcommand};
 use kvmi_lab_control::Lane;
 
 use crate::e2e::{Slice, Wanted};
+use crate::kernel::Choice;
 use crate::output::{complain, show};
 use crate::workshop::Workshop;
 
@@ -56,8 +58,12 @@ struct Arguments {
 #[derive(Debug, Subcommand)]
 enum Command {
     /// Build our kvm.ko, kvm-intel.ko and kvm-amd.ko for a stock Debian kernel
-    Build {
-        /// The kernel, e.g. 6.12.115, trixie or trixie-amd64 (all: cargo xtask list --kernels); the newest one of Debian 12 when not given
+    Build(Choice),
+    /// Copy the KVM that a kernel is packaged with into a new folder, to be changed and given to --kvm-source
+    KvmSource {
+        /// The new folder
+        folder: PathBuf,
+        /// The kernel, as for build
         #[arg(long, value_name = "VERSION")]
         kernel: Option<String>,
     },
@@ -113,9 +119,8 @@ struct E2eArguments {
     /// Run on this lane only: svm-tcg, vmx-bochs, svm-bochs, or where the machine has it svm-kvm or vmx-kvm
     #[arg(long)]
     lane: Option<Lane>,
-    /// The kernel, e.g. 6.12.115, trixie or trixie-amd64 (all: cargo xtask list --kernels); the newest one of Debian 12 when not given
-    #[arg(long, value_name = "VERSION")]
-    kernel: Option<String>,
+    #[command(flatten)]
+    choice: Choice,
     /// Where the scenarios' random numbers start
     #[arg(long, default_value_t = SEED)]
     seed: u64,
@@ -141,10 +146,10 @@ fn main() -> ExitCode {
 
 fn run(shop: &Workshop, arguments: &Arguments) -> Result<u8> {
     match &arguments.command {
-        Command::Build { kernel } => {
+        Command::Build(choice) => {
             apt::require_debian()?;
             apt::install_needed(shop)?;
-            let built = kernel::build(shop, kernel.as_deref())?;
+            let built = kernel::build(shop, choice)?;
             let release = built.kernel.version.release();
             if arguments.json {
                 show!(
@@ -156,11 +161,21 @@ fn run(shop: &Workshop, arguments: &Arguments) -> Result<u8> {
             }
             Ok(exit::OK)
         }
+        Command::KvmSource { folder, kernel } => {
+            apt::require_debian()?;
+            apt::install_needed(shop)?;
+            let version = kernel::begin_own_source(shop, kernel.as_deref(), folder)?;
+            show!(
+                "the KVM of {version} is in {0}; change it, then: cargo xtask e2e --kvm-source {0}",
+                folder.display()
+            );
+            Ok(exit::OK)
+        }
         Command::E2e(e2e) => {
             let wanted = Wanted {
                 filter: e2e.filter.clone(),
                 lane: e2e.lane,
-                kernel: e2e.kernel.clone(),
+                choice: e2e.choice.clone(),
                 seed: e2e.seed,
                 slice: e2e.slice,
                 json: arguments.json,
@@ -177,10 +192,9 @@ fn run(shop: &Workshop, arguments: &Arguments) -> Result<u8> {
             let wanted = Wanted {
                 filter: Some(filter.clone().unwrap_or_else(|| planted::GROUP.to_owned())),
                 lane: *lane,
-                kernel: None,
                 seed: SEED,
-                slice: None,
                 json: arguments.json,
+                ..Wanted::default()
             };
             planted::run(shop, &wanted)
         }
@@ -196,12 +210,9 @@ fn run(shop: &Workshop, arguments: &Arguments) -> Result<u8> {
         }
         Command::Ci => {
             let wanted = Wanted {
-                filter: None,
-                lane: None,
-                kernel: None,
                 seed: SEED,
-                slice: None,
                 json: arguments.json,
+                ..Wanted::default()
             };
             Ok(show_count(arguments, ci::run(shop, &wanted)?))
         }
@@ -253,10 +264,9 @@ fn run(shop: &Workshop, arguments: &Arguments) -> Result<u8> {
             let wanted = Wanted {
                 filter,
                 lane,
-                kernel: None,
                 seed: SEED,
-                slice: None,
                 json: arguments.json,
+                ..Wanted::default()
             };
             let is_fine = bench::run(shop, &wanted)?;
             Ok(if is_fine { exit::OK } else { exit::SCENARIO_FAILED })

@@ -24,7 +24,7 @@ pub(crate) fn show(shop: &Workshop, wanted: &Wanted, records: &[Record], run: &L
             let bundle = Some(logs.join(bundle::FILE)).filter(|path| path.is_file());
             show!(
                 "{}",
-                json!({ "event": "scenario", "record": record, "acceleration": acceleration(record.lane), "logs": logs, "again": again(record), "bundle": bundle })
+                json!({ "event": "scenario", "record": record, "acceleration": acceleration(record.lane), "logs": logs, "again": again(record, &wanted.choice), "bundle": bundle })
             );
         }
         return;
@@ -34,7 +34,7 @@ pub(crate) fn show(shop: &Workshop, wanted: &Wanted, records: &[Record], run: &L
         show!("\n{} on {}: {}", record.scenario, record.lane, record.outcome);
         let logs = run.scenario_folder(record.lane, &record.scenario);
         show!("  logs:      {}", relative(&logs, &shop.checkout));
-        show!("  again:     {}", again(record));
+        show!("  again:     {}", again(record, &wanted.choice));
         let bundle = logs.join(bundle::FILE);
         if bundle.is_file() {
             show!("  reproduce: cargo xtask repro {}", relative(&bundle, &shop.checkout));

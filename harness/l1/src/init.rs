@@ -115,16 +115,11 @@ fn open_channel() -> anyhow::Result<File> {
     Ok(channel)
 }
 
-/// Loads the modules: ours with introspection on; the distribution's where the image has no others.
+/// Loads the modules: those under test, ours with introspection on; the distribution's where the image has no others.
 fn prepare() -> anyhow::Result<Backend> {
     let backend = modules::backend()?;
-    let origin = if Origin::Kvmi.is_there() {
-        Origin::Kvmi
-    } else {
-        Origin::Stock
-    };
     modules::load_irqbypass()?;
-    modules::load_kvm(origin, backend, true)?;
+    modules::load_kvm(Origin::under_test(), backend, true)?;
     runner::warm_up()?;
     Ok(backend)
 }
