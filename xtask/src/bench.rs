@@ -1,6 +1,8 @@
 // SPDX-License-Identifier: MIT OR Apache-2.0
 //! What introspection costs: the figures that benchmark scenarios measured, set against the stock modules'.
 
+pub(crate) mod harness;
+
 use anyhow::{Context, Result};
 use comfy_table::{Cell, CellAlignment, Table, presets};
 use kvmi_lab_machine::outcome::Record;

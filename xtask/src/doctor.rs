@@ -69,6 +69,16 @@ pub(crate) fn examine(shop: &Workshop) -> Result<Vec<Item>> {
             Some(mend),
         )
     });
+    items.push(match apt::find_program("gdb") {
+        Some(path) => item("debugger", State::Has, path.display().to_string(), None),
+        None => {
+            let detail = format!(
+                "for `cargo xtask shell --gdb` alone: {}",
+                apt::install_command(&["gdb"])
+            );
+            item("debugger", State::Later, detail, None)
+        }
+    });
     items.push(in_cache("kernel", kernel_in_cache(shop)));
     items.push(in_cache(
         "emulators",

@@ -24,6 +24,11 @@ const HOST: &str = "x86_64-unknown-linux-gnu";
 
 /// Builds L1's init and the guests, and puts them and the modules into an archive.
 pub(crate) fn boot(shop: &Workshop, built: &Built) -> Result<Boot> {
+    boot_with(shop, built, None)
+}
+
+/// The same, with the programs of a shell (a busybox) in `/bin`.
+pub(crate) fn boot_with(shop: &Workshop, built: &Built, busybox: Option<&Path>) -> Result<Boot> {
     let mut initrd = Initrd::new();
     let init = build_init(shop)?;
     initrd
@@ -47,6 +52,9 @@ pub(crate) fn boot(shop: &Workshop, built: &Built) -> Result<Boot> {
     }
     for (name, path) in build_guests(shop)? {
         initrd.file(&format!("guests/{name}"), 0o755, read(&path)?);
+    }
+    if let Some(busybox) = busybox {
+        initrd.file("bin/busybox", 0o755, read(busybox)?);
     }
     let bytes = initrd.write(Vec::new())?;
     let key = Key::of("initrd 1").bytes("content", &bytes).finish();

@@ -8,6 +8,7 @@
 mod apt;
 mod bare_metal;
 mod bench;
+mod busybox;
 mod ci;
 mod doctor;
 mod e2e;
@@ -24,6 +25,7 @@ mod output;
 mod planted;
 mod repro;
 mod screen;
+mod shell;
 mod table;
 mod tidy;
 mod workshop;
@@ -79,6 +81,8 @@ enum Command {
         /// Only what contains this
         filter: Option<String>,
     },
+    /// A prompt in L1, with busybox: the modules loaded, a guest running
+    Shell(shell::Arguments),
     /// List the scenarios, where they run, or the kernels
     List {
         /// Say for each scenario and lane: runs here, or why not
@@ -109,7 +113,19 @@ enum Command {
         seed: u64,
     },
     /// Count what introspection costs when it is off or idle, against the stock modules
-    Bench,
+    Bench {
+        /// Measure the lab instead: how long until the first scenario has run, and where the time of each goes, on each lane
+        #[arg(long)]
+        harness: bool,
+        /// With --harness: on this lane only
+        #[arg(long, requires = "harness")]
+        lane: Option<Lane>,
+        /// With --harness: how often a scenario runs
+        #[arg(long, requires = "harness", default_value_t = 50)]
+        runs: u32,
+        #[command(flatten)]
+        choice: Choice,
+    },
 }
 
 #[derive(Debug, clap::Args)]
@@ -187,6 +203,7 @@ fn run(shop: &Workshop, arguments: &Arguments) -> Result<u8> {
                 exit::SCENARIO_FAILED
             })
         }
+        Command::Shell(wanted) => shell::run(shop, wanted),
         Command::Repro(wanted) => repro::run(shop, wanted, arguments.json),
         Command::Planted { lane, filter } => {
             let wanted = Wanted {
@@ -258,12 +275,29 @@ fn run(shop: &Workshop, arguments: &Arguments) -> Result<u8> {
             }
             Ok(if is_well { exit::OK } else { exit::CHECK_FAILED })
         }
-        Command::Bench => {
+        Command::Bench {
+            harness: true,
+            lane,
+            runs,
+            choice,
+        } => {
+            let wanted = bench::harness::Wanted {
+                lane: *lane,
+                runs: *runs,
+                choice: choice.clone(),
+                seed: SEED,
+                json: arguments.json,
+            };
+            bench::harness::run(shop, &wanted)?;
+            Ok(exit::OK)
+        }
+        Command::Bench { choice, .. } => {
             // Only Bochs counts exactly.
             let (filter, lane) = (Some(bench::GROUP.to_owned()), Some(Lane::VmxBochs));
             let wanted = Wanted {
                 filter,
                 lane,
+                choice: choice.clone(),
                 seed: SEED,
                 json: arguments.json,
                 ..Wanted::default()

@@ -13,10 +13,10 @@ use rustix::mount::{MountFlags, mount};
 use rustix::system::{RebootCommand, reboot};
 use rustix::termios::{OptionalActions, QueueSelector, tcdrain, tcflush, tcgetattr, tcsetattr};
 
-use crate::runner;
+use crate::{runner, shell};
 
 /// The second serial port.
-const CHANNEL: &str = "/dev/ttyS1";
+pub(crate) const CHANNEL: &str = "/dev/ttyS1";
 
 /// Runs until the power is off.
 pub(crate) fn main() -> ! {
@@ -59,6 +59,8 @@ fn run() -> anyhow::Result<()> {
         (Ok(backend), Ok(Some(ToL1::Run { scenario, seed }))) => {
             runner::run(&channel, backend, &scenario, seed).unwrap_or_else(|e| fail(&e))
         }
+        // The channel is a person's terminal then: nothing else is said on it.
+        (Ok(_), Ok(Some(order @ ToL1::Shell { .. }))) => return shell::run(&channel, &order),
     };
     channel.write_all(encode(&FromL1::Done { verdict }).as_bytes())?;
     tcdrain(&channel)?;
