@@ -38,8 +38,16 @@ pub(crate) fn boot_with(shop: &Workshop, built: &Built, busybox: Option<&Path>) 
         initrd.directory(folder);
     }
     let stock = &built.kernel.image;
-    initrd.file("modules/irqbypass.ko", 0o644, read(&stock.join("irqbypass.ko"))?);
-    let planted = planted::module(shop, &built.kernel)?;
+    let dependencies = read(&stock.join(kernel::DEPENDENCIES))?;
+    for name in String::from_utf8_lossy(&dependencies).split_whitespace() {
+        // The lines begin with KVM's own modules, which come from elsewhere.
+        if !name.starts_with("kvm-") {
+            let file = format!("{name}.ko");
+            initrd.file(&format!("modules/{file}"), 0o644, read(&stock.join(&file))?);
+        }
+    }
+    initrd.file("modules/dependencies", 0o644, dependencies);
+    let planted = planted::module(shop, built)?;
     initrd.file("modules/planted.ko", 0o644, read(&planted)?);
     let ours = if built.introspection { "kvmi" } else { "plain" };
     for module in kernel::MODULES {

@@ -120,7 +120,7 @@ fn open_channel() -> anyhow::Result<File> {
 /// Loads the modules: those under test, ours with introspection on; the distribution's where the image has no others.
 fn prepare() -> anyhow::Result<Backend> {
     let backend = modules::backend()?;
-    modules::load_irqbypass()?;
+    modules::load_dependencies(backend)?;
     modules::load_kvm(Origin::under_test(), backend, true)?;
     runner::warm_up()?;
     Ok(backend)

@@ -78,13 +78,21 @@ pub fn platform() -> io::Result<Platform> {
     word.parse().map_err(io::Error::other)
 }
 
-/// Loads `/modules/irqbypass.ko`.
+/// Loads what KVM and its vendor module for a back end need of other modules, as the file `/modules/dependencies` says.
 ///
 /// # Errors
 ///
-/// Those of finit_module(2).
-pub fn load_irqbypass() -> io::Result<()> {
-    load(Path::new("/modules/irqbypass.ko"), "")
+/// No line for that vendor module; those of finit_module(2).
+pub fn load_dependencies(backend: Backend) -> io::Result<()> {
+    let text = fs::read_to_string("/modules/dependencies")?;
+    let vendor = vendor_module(backend);
+    let mut lines = text.lines().map(str::split_whitespace);
+    let names = lines.find_map(|mut words| (words.next() == Some(vendor)).then_some(words));
+    let names = names.ok_or_else(|| io::Error::other(format!("/modules/dependencies has no line for {vendor}")))?;
+    for name in names {
+        load(&Path::new("/modules").join(format!("{name}.ko")), "")?;
+    }
+    Ok(())
 }
 
 /// Loads kvm.ko and the vendor module. `introspection` is the parameter of ours; others have none.

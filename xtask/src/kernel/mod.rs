@@ -1,6 +1,7 @@
 // SPDX-License-Identifier: MIT OR Apache-2.0
 //! Our modules for one of Debian's stock kernels.
 
+mod dependencies;
 mod fetch;
 mod flags;
 mod matrix;
@@ -19,7 +20,7 @@ use anyhow::{Context, Result, bail};
 use kvmi_lab_machine::cache::Key;
 use kvmi_lab_machine::emulator::quoted;
 
-pub(crate) use fetch::Kernel;
+pub(crate) use fetch::{DEPENDENCIES, Kernel};
 pub(crate) use matrix::{Suite, matrix};
 pub(crate) use modules::MODULES;
 pub(crate) use version::{KernelVersion, NoKernel};
@@ -73,6 +74,8 @@ pub(crate) struct Built {
     pub(crate) modules: PathBuf,
     /// Whether introspection is in them.
     pub(crate) introspection: bool,
+    /// What modules for this kernel are built with.
+    pub(crate) tools: Toolchain,
 }
 
 /// The kernel to build for, and where it comes from: `wanted`, or the newest of what stands first in the table.
@@ -304,6 +307,7 @@ pub(crate) fn build(shop: &Workshop, choice: &Choice) -> Result<Built> {
         kernel: sources.kernel,
         modules,
         introspection,
+        tools,
     })
 }
 
