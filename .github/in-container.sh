@@ -7,6 +7,6 @@ if [ -e /dev/kvm ]; then device=(--device=/dev/kvm); fi
 summary=${GITHUB_STEP_SUMMARY:-/dev/null}
 exec docker run --rm "${device[@]}" \
   --volume "$PWD:/kvmi" --workdir /kvmi \
-  --volume "$HOME/.cache/kvmi:/root/.cache/kvmi" --volume "$HOME/.cargo/registry:/usr/local/cargo/registry" \
+  --volume "$HOME/.cache/kvmi:/cache" --env KVMI_CACHE=/cache --volume "$HOME/.cargo/registry:/usr/local/cargo/registry" \
   --volume "$summary:/summary" --env GITHUB_STEP_SUMMARY=/summary \
   rust:1.95.0-bookworm "$@"

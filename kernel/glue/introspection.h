@@ -16,6 +16,9 @@
 #define KVM_INTROSPECT_CR0	BIT(1)
 #define KVM_INTROSPECT_CR3	BIT(2)
 
+/* kvm_set_cr0() and friends: neither done nor refused, the instruction is to be run again. */
+#define KVM_CR_DEFERRED	0x100
+
 DECLARE_STATIC_KEY_FALSE(kvm_introspection_hooked);
 
 /* Lifecycle (session.c) */
@@ -26,6 +29,11 @@ void kvm_introspection_vm_destroy(struct kvm *kvm);
 void kvm_introspection_vmm_exit(struct kvm *kvm);
 int kvm_introspection_vcpu_create(struct kvm_vcpu *vcpu);
 void kvm_introspection_vcpu_destroy(struct kvm_vcpu *vcpu);
+
+/* KVM's own, which the ioctls of the VMM call too. */
+void __get_regs(struct kvm_vcpu *vcpu, struct kvm_regs *regs);
+void __set_regs(struct kvm_vcpu *vcpu, struct kvm_regs *regs);
+void __get_sregs(struct kvm_vcpu *vcpu, struct kvm_sregs *sregs);
 
 /* The run loop (vcpu.c) */
 int __kvm_introspection_work(struct kvm_vcpu *vcpu);

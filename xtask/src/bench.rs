@@ -1,12 +1,15 @@
 // SPDX-License-Identifier: MIT OR Apache-2.0
 //! What introspection costs: the figures that benchmark scenarios measured, set against the stock modules'.
 
+pub(crate) mod harness;
+
 use anyhow::{Context, Result};
 use comfy_table::{Cell, CellAlignment, Table, presets};
 use kvmi_lab_machine::outcome::Record;
 use serde_json::json;
 
 use crate::e2e::{self, Wanted};
+use crate::output::show;
 use crate::workshop::Workshop;
 
 /// The group that benchmarks are in.
@@ -41,16 +44,16 @@ pub(crate) fn run(shop: &Workshop, wanted: &Wanted) -> Result<bool> {
     let is_fine = !ratios.iter().any(|r| r.too_much);
     if wanted.json {
         for r in &ratios {
-            println!(
+            show!(
                 "{}",
                 json!({ "event": "ratio", "scenario": r.scenario, "ticks": r.ticks, "ratio": r.ratio, "too_much": r.too_much })
             );
         }
         return Ok(is_fine);
     }
-    println!("\n{}", table(&ratios));
+    show!("\n{}", table(&ratios));
     if !is_fine {
-        println!(
+        show!(
             "\nsomething costs more than {} % of what it must not cost",
             NOTHING * 100.0
         );

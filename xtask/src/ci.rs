@@ -170,7 +170,7 @@ fn summary(output: &str) -> Count {
 
 /// The modules and the guests, neither of which may give a warning.
 fn bare_metal(shop: &Workshop, _: &Task) -> Result<Count> {
-    kernel::build(shop, None)?;
+    kernel::build(shop, &kernel::Choice::default())?;
     lab::build_guests(shop)?;
     Ok(ONE)
 }

@@ -10,6 +10,7 @@ use kvmi_lab_machine::process::{Program, is_root};
 use serde::Serialize;
 
 use crate::kernel::{self, KernelVersion, Lists};
+use crate::output::show;
 use crate::workshop::Workshop;
 use crate::{apt, bare_metal, emulators, hardware, nextest};
 
@@ -67,6 +68,16 @@ pub(crate) fn examine(shop: &Workshop) -> Result<Vec<Item>> {
             "is built into the cache when it is needed (minutes)",
             Some(mend),
         )
+    });
+    items.push(match apt::find_program("gdb") {
+        Some(path) => item("debugger", State::Has, path.display().to_string(), None),
+        None => {
+            let detail = format!(
+                "for `cargo xtask shell --gdb` alone: {}",
+                apt::install_command(&["gdb"])
+            );
+            item("debugger", State::Later, detail, None)
+        }
     });
     items.push(in_cache("kernel", kernel_in_cache(shop)));
     items.push(in_cache(
@@ -239,7 +250,7 @@ fn in_cache(what: &str, found: Option<String>) -> Item {
 pub(crate) fn show(items: &[Item], json: bool) -> Result<bool> {
     for item in items {
         if json {
-            println!("{}", serde_json::to_string(item)?);
+            show!("{}", serde_json::to_string(item)?);
             continue;
         }
         let word = match item.state {
@@ -247,9 +258,9 @@ pub(crate) fn show(items: &[Item], json: bool) -> Result<bool> {
             State::Lacks => "LACKS",
             State::Later => "later",
         };
-        println!("{word}  {}: {}", item.what, item.detail);
+        show!("{word}  {}: {}", item.what, item.detail);
         if let (State::Lacks, Some(mend)) = (item.state, &item.mend) {
-            println!("       to mend it: {mend}");
+            show!("       to mend it: {mend}");
         }
     }
     Ok(!items.iter().any(|i| i.state == State::Lacks))

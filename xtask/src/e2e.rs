@@ -17,10 +17,11 @@ use kvmi_lab_machine::lab_run::{LabRun, Point, Prepared, VARIABLE};
 use kvmi_lab_machine::outcome::{Outcome, Record};
 use kvmi_lab_machine::process::{Program, end_with_us};
 use kvmi_lab_machine::{bochs, qemu};
+use kvmi_lab_scenarios::{Scenario, all};
 
 use crate::emulators::{self, Fetched};
 use crate::hardware::{self, Facts};
-use crate::kernel;
+use crate::kernel::{self, Choice};
 use crate::lab;
 use crate::nextest;
 use crate::workshop::Workshop;
@@ -30,7 +31,7 @@ use crate::{apt, differential, summary, table};
 const KEPT_RUNS: usize = 10;
 
 /// What to run.
-#[derive(Clone, Debug)]
+#[derive(Clone, Debug, Default)]
 pub(crate) struct Wanted {
     /// A part of the scenarios' names, or the whole name of one.
     pub(crate) filter: Option<String>,
@@ -38,8 +39,8 @@ pub(crate) struct Wanted {
     pub(crate) lane: Option<Lane>,
     /// The hardware lanes that the machine has, and nothing else.
     pub(crate) hardware: bool,
-    /// The kernel's version; the newest if not given.
-    pub(crate) kernel: Option<String>,
+    /// Which modules L1 loads.
+    pub(crate) choice: Choice,
     /// Where random numbers start.
     pub(crate) seed: u64,
     /// A part of the scenarios.
@@ -133,7 +134,7 @@ pub(crate) fn run(shop: &Workshop, wanted: &Wanted) -> Result<Ran> {
     // The emulators come over the network while the processor is busy with the kernel.
     let (built, fetched) = thread::scope(|scope| {
         let fetching = scope.spawn(|| emulators::fetch(shop));
-        let built = kernel::build(shop, wanted.kernel.as_deref());
+        let built = kernel::build(shop, &wanted.choice);
         let fetched = fetching
             .join()
             .unwrap_or_else(|_| bail!("fetching the emulators panicked"));
@@ -169,9 +170,7 @@ pub(crate) fn run(shop: &Workshop, wanted: &Wanted) -> Result<Ran> {
     match status {
         Some(0) => {}
         Some(nextest::TESTS_FAILED) if !records.is_empty() => {}
-        Some(nextest::NO_TESTS) => {
-            bail!("no scenario matches; for the list: cargo xtask list");
-        }
+        Some(nextest::NO_TESTS) => bail!(nothing_matches(wanted)),
         other => bail!("the test runner ended with {other:?}; its output says why"),
     }
     table::show(shop, wanted, &records, &run);
@@ -309,7 +308,7 @@ fn run_tests(shop: &Workshop, wanted: &Wanted, lanes: &[Lane], runner: &Path, ru
             "lab",
             "-E",
         ])
-        .arg(selection(wanted.filter.as_deref(), lanes))
+        .arg(selection(wanted, lanes))
         .args(wanted.slice.map(|slice| format!("--partition=slice:{slice}")))
         .args(if wanted.filter.is_some() {
             &["--run-ignored", "all"][..]
@@ -329,21 +328,37 @@ fn run_tests(shop: &Workshop, wanted: &Wanted, lanes: &[Lane], runner: &Path, ru
 }
 
 /// nextest's expression for what is wanted.
-fn selection(filter: Option<&str>, lanes: &[Lane]) -> String {
+fn selection(wanted: &Wanted, lanes: &[Lane]) -> String {
     let lanes: Vec<String> = lanes.iter().map(|lane| format!("test(/^{lane}::/)")).collect();
-    let lanes = format!("({})", lanes.join(" or "));
-    match filter {
+    let mut parts = vec![format!("({})", lanes.join(" or "))];
+    match wanted.filter.as_deref() {
         // A whole name selects that one alone, not all that it is the beginning of.
-        Some(name) if is_scenario(name) => format!("{lanes} and test(/^[a-z-]+::{name}$/)"),
-        Some(part) => format!("{lanes} and test(~{part})"),
-        None => lanes,
+        Some(name) if is_scenario(name) => parts.push(format!("test(/^[a-z-]+::{name}$/)")),
+        Some(part) => parts.push(format!("test(~{part})")),
+        None => {}
     }
+    if wanted.choice.without_introspection {
+        let plain = all().iter().filter(|s| !s.needs.introspection);
+        let names: Vec<&str> = plain.map(|s| s.name).collect();
+        parts.push(format!("test(/^[a-z-]+::({})$/)", names.join("|")));
+    }
+    parts.join(" and ")
 }
 
 fn is_scenario(name: &str) -> bool {
     name.split("::").count() > 1
         && !name.ends_with("::")
         && name.chars().all(|c| c.is_ascii_alphanumeric() || "_:".contains(c))
+}
+
+/// Why nothing was selected.
+fn nothing_matches(wanted: &Wanted) -> String {
+    let names = |s: &&Scenario| wanted.filter.as_deref().is_none_or(|part| s.name.contains(part));
+    if wanted.choice.without_introspection && all().iter().any(|s| names(&s)) {
+        return "those scenarios need introspection; without it run: cargo xtask e2e --without-introspection lab::"
+            .to_owned();
+    }
+    "no scenario matches; for the list: cargo xtask list".to_owned()
 }
 
 /// The records of a run, by lane and name. A scenario without one is lost: the process that ran it was ended.
@@ -387,9 +402,9 @@ fn collect(shop: &Workshop, run: &LabRun) -> Result<Vec<Record>> {
 }
 
 /// The command that runs one scenario again.
-pub(crate) fn again(record: &Record) -> String {
+pub(crate) fn again(record: &Record, choice: &Choice) -> String {
     format!(
-        "cargo xtask e2e {} --lane {} --seed {}",
+        "cargo xtask e2e {} --lane {} --seed {}{choice}",
         record.scenario, record.lane, record.seed
     )
 }
@@ -398,8 +413,16 @@ pub(crate) fn again(record: &Record) -> String {
 mod tests {
     use super::*;
 
+    fn wanted(filter: Option<&str>) -> Wanted {
+        Wanted {
+            filter: filter.map(str::to_owned),
+            ..Wanted::default()
+        }
+    }
+
     #[test]
     fn a_whole_name_selects_one_and_a_part_many() {
+        let selection = |filter, lanes: &[Lane]| selection(&wanted(filter), lanes);
         assert_eq!(selection(None, &[Lane::SvmTcg]), "(test(/^svm-tcg::/))");
         assert_eq!(
             selection(Some("hook"), &[Lane::SvmTcg, Lane::VmxBochs]),
@@ -412,6 +435,45 @@ mod tests {
         assert_eq!(
             selection(Some("bench::"), &[Lane::VmxBochs]),
             "(test(/^vmx-bochs::/)) and test(~bench::)"
+        );
+    }
+
+    #[test]
+    fn without_introspection_only_what_needs_none_is_selected() {
+        let mut wanted = wanted(Some("events::"));
+        wanted.choice.without_introspection = true;
+        let selection = selection(&wanted, &[Lane::SvmTcg]);
+        assert!(
+            selection.contains("lab::guests_run|") && !selection.contains("events::cr3"),
+            "{selection}"
+        );
+        assert!(nothing_matches(&wanted).contains("need introspection"));
+        wanted.filter = Some("no::such".to_owned());
+        assert!(nothing_matches(&wanted).starts_with("no scenario matches"));
+    }
+
+    #[test]
+    fn the_command_that_runs_it_again_builds_the_same() {
+        let record = Record {
+            scenario: "a::b".to_owned(),
+            lane: Lane::SvmTcg,
+            seed: 7,
+            outcome: Outcome::Pass,
+            seconds: 1.0,
+            measures: Vec::new(),
+        };
+        let choice = Choice {
+            kernel: Some("trixie".to_owned()),
+            kvm_source: Some("/tmp/my kvm".into()),
+            without_introspection: true,
+        };
+        assert_eq!(
+            again(&record, &Choice::default()),
+            "cargo xtask e2e a::b --lane svm-tcg --seed 7"
+        );
+        assert_eq!(
+            again(&record, &choice),
+            "cargo xtask e2e a::b --lane svm-tcg --seed 7 --kernel trixie --kvm-source '/tmp/my kvm' --without-introspection"
         );
     }
 

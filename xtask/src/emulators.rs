@@ -14,7 +14,7 @@ use crate::apt;
 use crate::workshop::Workshop;
 
 /// The release that they come from, whatever the machine runs.
-const SUITE: &str = "trixie";
+pub(crate) const SUITE: &str = "trixie";
 
 /// A package with the version that the lab was written for, so far as it matters.
 struct Pinned {

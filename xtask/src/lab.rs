@@ -24,6 +24,11 @@ const HOST: &str = "x86_64-unknown-linux-gnu";
 
 /// Builds L1's init and the guests, and puts them and the modules into an archive.
 pub(crate) fn boot(shop: &Workshop, built: &Built) -> Result<Boot> {
+    boot_with(shop, built, None)
+}
+
+/// The same, with the programs of a shell (a busybox) in `/bin`.
+pub(crate) fn boot_with(shop: &Workshop, built: &Built, busybox: Option<&Path>) -> Result<Boot> {
     let mut initrd = Initrd::new();
     let init = build_init(shop)?;
     initrd
@@ -33,12 +38,21 @@ pub(crate) fn boot(shop: &Workshop, built: &Built) -> Result<Boot> {
         initrd.directory(folder);
     }
     let stock = &built.kernel.image;
-    initrd.file("modules/irqbypass.ko", 0o644, read(&stock.join("irqbypass.ko"))?);
-    let planted = planted::module(shop, &built.kernel)?;
+    let dependencies = read(&stock.join(kernel::DEPENDENCIES))?;
+    for name in String::from_utf8_lossy(&dependencies).split_whitespace() {
+        // The lines begin with KVM's own modules, which come from elsewhere.
+        if !name.starts_with("kvm-") {
+            let file = format!("{name}.ko");
+            initrd.file(&format!("modules/{file}"), 0o644, read(&stock.join(&file))?);
+        }
+    }
+    initrd.file("modules/dependencies", 0o644, dependencies);
+    let planted = planted::module(shop, built)?;
     initrd.file("modules/planted.ko", 0o644, read(&planted)?);
+    let ours = if built.introspection { "kvmi" } else { "plain" };
     for module in kernel::MODULES {
         initrd.file(
-            &format!("modules/kvmi/{module}"),
+            &format!("modules/{ours}/{module}"),
             0o644,
             read(&built.modules.join(module))?,
         );
@@ -46,6 +60,9 @@ pub(crate) fn boot(shop: &Workshop, built: &Built) -> Result<Boot> {
     }
     for (name, path) in build_guests(shop)? {
         initrd.file(&format!("guests/{name}"), 0o755, read(&path)?);
+    }
+    if let Some(busybox) = busybox {
+        initrd.file("bin/busybox", 0o755, read(busybox)?);
     }
     let bytes = initrd.write(Vec::new())?;
     let key = Key::of("initrd 1").bytes("content", &bytes).finish();

@@ -10,6 +10,7 @@ use serde_json::json;
 
 use crate::hardware::{self, Facts};
 use crate::kernel::{self, Lists};
+use crate::output::show;
 use crate::workshop::Workshop;
 
 fn table(header: &[&str]) -> Table {
@@ -22,7 +23,7 @@ fn table(header: &[&str]) -> Table {
 pub(crate) fn scenarios(json: bool) {
     if json {
         for s in all() {
-            println!(
+            show!(
                 "{}",
                 json!({ "event": "listed", "scenario": s.name, "summary": s.summary, "lanes": s.needs.lanes().collect::<Vec<_>>(), "by_default": s.needs.by_default })
             );
@@ -33,7 +34,7 @@ pub(crate) fn scenarios(json: bool) {
     for s in all() {
         table.add_row([s.name, s.summary]);
     }
-    println!("{table}");
+    show!("{table}");
 }
 
 /// Why a scenario does not run on a lane here, in a few words; nothing where it does.
@@ -55,7 +56,7 @@ pub(crate) fn why(shop: &Workshop, json: bool) -> Result<()> {
             for &lane in Lane::ALL {
                 let why_not = why_not(s, lane, &facts);
                 let lack = hardware::lack(&facts, lane);
-                println!(
+                show!(
                     "{}",
                     json!({ "event": "why", "scenario": s.name, "lane": lane, "why_not": why_not, "lack": lack })
                 );
@@ -73,10 +74,10 @@ pub(crate) fn why(shop: &Workshop, json: bool) -> Result<()> {
             .map(|&lane| why_not(s, lane, &facts).unwrap_or_else(|| "runs".to_owned()));
         table.add_row(std::iter::once(s.name.to_owned()).chain(cells));
     }
-    println!("{table}\n");
+    show!("{table}\n");
     for &lane in Lane::ALL {
         let text = hardware::lack(&facts, lane).map_or_else(|| "runs here".to_owned(), |lack| lack.text());
-        println!("{lane}: {text}");
+        show!("{lane}: {text}");
     }
     Ok(())
 }
@@ -89,7 +90,7 @@ pub(crate) fn kernels(shop: &Workshop, json: bool) -> Result<()> {
         let (_, kernels) = kernel::on_offer(shop, suite, Lists::Fresh)?;
         for version in kernels {
             if json {
-                println!(
+                show!(
                     "{}",
                     json!({ "event": "kernel", "release": version.release(), "version": version })
                 );
@@ -101,7 +102,7 @@ pub(crate) fn kernels(shop: &Workshop, json: bool) -> Result<()> {
         }
     }
     if !json {
-        println!(
+        show!(
             "{table}\n\n--kernel takes any of them by release, version, suite or flavour, e.g. 6.12.115, trixie, trixie-amd64."
         );
     }

@@ -8,6 +8,7 @@
 mod apt;
 mod bare_metal;
 mod bench;
+mod busybox;
 mod ci;
 mod differential;
 mod doctor;
@@ -21,15 +22,18 @@ mod lab;
 mod list;
 mod lockfile;
 mod nextest;
+mod output;
 mod planted;
 mod repro;
 mod screen;
 mod series;
+mod shell;
 mod summary;
 mod table;
 mod tidy;
 mod workshop;
 
+use std::path::PathBuf;
 use std::process::ExitCode;
 
 use anyhow::Result;
@@ -37,6 +41,8 @@ use clap::{Parser, Subcommand};
 use kvmi_lab_control::Lane;
 
 use crate::e2e::{Slice, Wanted};
+use crate::kernel::Choice;
+use crate::output::{complain, show};
 use crate::workshop::Workshop;
 
 const EXIT_CODES: &str = "Exit codes: 0 all well, 1 could not do it, 2 wrong usage, 10 a scenario did not pass, 11 a check of ci found something, 12 doctor found something lacking, 13 repro came to another verdict";
@@ -57,8 +63,12 @@ struct Arguments {
 #[derive(Debug, Subcommand)]
 enum Command {
     /// Build our kvm.ko, kvm-intel.ko and kvm-amd.ko for a stock Debian kernel
-    Build {
-        /// The kernel, e.g. 6.12.115, trixie or trixie-amd64 (all: cargo xtask list --kernels); the newest one of Debian 12 when not given
+    Build(Choice),
+    /// Copy the KVM that a kernel is packaged with into a new folder, to be changed and given to --kvm-source
+    KvmSource {
+        /// The new folder
+        folder: PathBuf,
+        /// The kernel, as for build
         #[arg(long, value_name = "VERSION")]
         kernel: Option<String>,
     },
@@ -74,6 +84,8 @@ enum Command {
         /// Only what contains this
         filter: Option<String>,
     },
+    /// A prompt in L1, with busybox: the modules loaded, a guest running
+    Shell(shell::Arguments),
     /// List the scenarios, where they run, or the kernels
     List {
         /// Say for each scenario and lane: runs here, or why not
@@ -106,7 +118,19 @@ enum Command {
         seed: u64,
     },
     /// Count what introspection costs when it is off or idle, against the stock modules
-    Bench,
+    Bench {
+        /// Measure the lab instead: how long until the first scenario has run, and where the time of each goes, on each lane
+        #[arg(long)]
+        harness: bool,
+        /// With --harness: on this lane only
+        #[arg(long, requires = "harness")]
+        lane: Option<Lane>,
+        /// With --harness: how often a scenario runs
+        #[arg(long, requires = "harness", default_value_t = 50)]
+        runs: u32,
+        #[command(flatten)]
+        choice: Choice,
+    },
 }
 
 #[derive(Debug, clap::Args)]
@@ -119,9 +143,8 @@ struct E2eArguments {
     /// Run on the hardware lanes that this machine has and on no other; where it has none, say why, and be content
     #[arg(long, conflicts_with = "lane")]
     hardware: bool,
-    /// The kernel, e.g. 6.12.115, trixie or trixie-amd64 (all: cargo xtask list --kernels); the newest one of Debian 12 when not given
-    #[arg(long, value_name = "VERSION")]
-    kernel: Option<String>,
+    #[command(flatten)]
+    choice: Choice,
     /// Where the scenarios' random numbers start
     #[arg(long, default_value_t = SEED)]
     seed: u64,
@@ -135,9 +158,11 @@ fn main() -> ExitCode {
     let progress = screen::progress(arguments.json);
     let ran = Workshop::open(progress).and_then(|shop| run(&shop, &arguments));
     match ran {
+        // What was asked for and could not be shown was not done.
+        Ok(exit::OK) if !output::is_whole() => exit::ERROR.into(),
         Ok(code) => code.into(),
         Err(error) => {
-            eprintln!("error: {error:#}");
+            complain!("error: {error:#}");
             exit::ERROR.into()
         }
     }
@@ -145,19 +170,29 @@ fn main() -> ExitCode {
 
 fn run(shop: &Workshop, arguments: &Arguments) -> Result<u8> {
     match &arguments.command {
-        Command::Build { kernel } => {
+        Command::Build(choice) => {
             apt::require_debian()?;
             apt::install_needed(shop)?;
-            let built = kernel::build(shop, kernel.as_deref())?;
+            let built = kernel::build(shop, choice)?;
             let release = built.kernel.version.release();
             if arguments.json {
-                println!(
+                show!(
                     "{}",
                     serde_json::json!({ "event": "built", "kernel": release, "modules": built.modules })
                 );
             } else {
-                println!("modules for {release} are in {}", built.modules.display());
+                show!("modules for {release} are in {}", built.modules.display());
             }
+            Ok(exit::OK)
+        }
+        Command::KvmSource { folder, kernel } => {
+            apt::require_debian()?;
+            apt::install_needed(shop)?;
+            let version = kernel::begin_own_source(shop, kernel.as_deref(), folder)?;
+            show!(
+                "the KVM of {version} is in {0}; change it, then: cargo xtask e2e --kvm-source {0}",
+                folder.display()
+            );
             Ok(exit::OK)
         }
         Command::E2e(e2e) => {
@@ -173,7 +208,7 @@ fn run(shop: &Workshop, arguments: &Arguments) -> Result<u8> {
                 filter: e2e.filter.clone(),
                 lane: e2e.lane,
                 hardware: e2e.hardware,
-                kernel: e2e.kernel.clone(),
+                choice: e2e.choice.clone(),
                 seed: e2e.seed,
                 slice: e2e.slice,
                 json: arguments.json,
@@ -185,16 +220,15 @@ fn run(shop: &Workshop, arguments: &Arguments) -> Result<u8> {
                 exit::SCENARIO_FAILED
             })
         }
+        Command::Shell(wanted) => shell::run(shop, wanted),
         Command::Repro(wanted) => repro::run(shop, wanted, arguments.json),
         Command::Planted { lane, filter } => {
             let wanted = Wanted {
                 filter: Some(filter.clone().unwrap_or_else(|| planted::GROUP.to_owned())),
                 lane: *lane,
-                hardware: false,
-                kernel: None,
                 seed: SEED,
-                slice: None,
                 json: arguments.json,
+                ..Wanted::default()
             };
             planted::run(shop, &wanted)
         }
@@ -210,13 +244,9 @@ fn run(shop: &Workshop, arguments: &Arguments) -> Result<u8> {
         }
         Command::Ci => {
             let wanted = Wanted {
-                filter: None,
-                lane: None,
-                hardware: false,
-                kernel: None,
                 seed: SEED,
-                slice: None,
                 json: arguments.json,
+                ..Wanted::default()
             };
             Ok(show_count(arguments, ci::run(shop, &wanted)?))
         }
@@ -224,7 +254,7 @@ fn run(shop: &Workshop, arguments: &Arguments) -> Result<u8> {
         Command::Tidy => {
             let findings = tidy::findings(&shop.checkout)?;
             for finding in &findings {
-                println!("{}: {}", finding.at, finding.what);
+                show!("{}: {}", finding.at, finding.what);
             }
             Ok(if findings.is_empty() {
                 exit::OK
@@ -234,7 +264,7 @@ fn run(shop: &Workshop, arguments: &Arguments) -> Result<u8> {
         }
         Command::Docs => {
             let changed = series::write(&shop.checkout)?;
-            println!("{}", if changed { "written anew" } else { "nothing was stale" });
+            show!("{}", if changed { "written anew" } else { "nothing was stale" });
             Ok(exit::OK)
         }
         Command::Doctor => {
@@ -245,18 +275,18 @@ fn run(shop: &Workshop, arguments: &Arguments) -> Result<u8> {
             let endured = endure::run(shop, endure::Wanted { moments, lane, seed })?;
             let is_well = endured.left.is_empty();
             if arguments.json {
-                println!(
+                show!(
                     "{}",
                     serde_json::json!({ "event": "endured", "killed": endured.killed, "left": endured.left })
                 );
             } else {
                 for (program, times) in &endured.killed {
-                    println!("{times:4} x {program} killed");
+                    show!("{times:4} x {program} killed");
                 }
                 for left in &endured.left {
-                    println!("left: {left}");
+                    show!("left: {left}");
                 }
-                println!(
+                show!(
                     "{}",
                     if is_well {
                         "nothing was left"
@@ -267,17 +297,32 @@ fn run(shop: &Workshop, arguments: &Arguments) -> Result<u8> {
             }
             Ok(if is_well { exit::OK } else { exit::CHECK_FAILED })
         }
-        Command::Bench => {
+        Command::Bench {
+            harness: true,
+            lane,
+            runs,
+            choice,
+        } => {
+            let wanted = bench::harness::Wanted {
+                lane: *lane,
+                runs: *runs,
+                choice: choice.clone(),
+                seed: SEED,
+                json: arguments.json,
+            };
+            bench::harness::run(shop, &wanted)?;
+            Ok(exit::OK)
+        }
+        Command::Bench { choice, .. } => {
             // Only Bochs counts exactly.
             let (filter, lane) = (Some(bench::GROUP.to_owned()), Some(Lane::VmxBochs));
             let wanted = Wanted {
                 filter,
                 lane,
-                hardware: false,
-                kernel: None,
+                choice: choice.clone(),
                 seed: SEED,
-                slice: None,
                 json: arguments.json,
+                ..Wanted::default()
             };
             let is_fine = bench::run(shop, &wanted)?;
             Ok(if is_fine { exit::OK } else { exit::SCENARIO_FAILED })
@@ -288,12 +333,12 @@ fn run(shop: &Workshop, arguments: &Arguments) -> Result<u8> {
 /// The closing line of ci, and the exit code.
 fn show_count(arguments: &Arguments, count: ci::Count) -> u8 {
     if arguments.json {
-        println!(
+        show!(
             "{}",
             serde_json::json!({ "event": "ci", "passed": count.passed, "failed": count.failed })
         );
     } else {
-        println!("\n{} passed, {} failed", count.passed, count.failed);
+        show!("\n{} passed, {} failed", count.passed, count.failed);
     }
     if count.failed == 0 {
         exit::OK

@@ -7,12 +7,12 @@ use std::path::PathBuf;
 use anyhow::{Context, Result};
 use kvmi_lab_machine::bundle;
 use kvmi_lab_machine::cache::Key;
-use kvmi_lab_machine::process::Program;
 
 use crate::e2e::{self, Wanted};
 use crate::emulators::is_bochs;
 use crate::exit;
-use crate::kernel::Kernel;
+use crate::kernel::Built;
+use crate::output::show;
 use crate::repro::{self, Transcripts};
 use crate::workshop::Workshop;
 
@@ -47,11 +47,12 @@ const VERDICTS: &[(&str, &str, &str)] = &[
 const ENDED_BY_L0: &[&str] = &["timeout", "lost"];
 
 /// The kernel module by which scenarios plant failures, from the cache or built.
-pub(crate) fn module(shop: &Workshop, kernel: &Kernel) -> Result<PathBuf> {
+pub(crate) fn module(shop: &Workshop, built: &Built) -> Result<PathBuf> {
+    let (kernel, tools) = (&built.kernel, &built.tools);
     let sources = shop.path("harness/planted");
     let key = Key::of("planted 1")
         .text("kernel", &kernel.version.package)
-        .text("abi", &kernel.version.abi)
+        .text("release", &kernel.version.release())
         .tree("sources", &sources, |_| true)?
         .finish();
     let entry = shop.cache.entry("planted", &key, |into| {
@@ -59,7 +60,8 @@ pub(crate) fn module(shop: &Workshop, kernel: &Kernel) -> Result<PathBuf> {
         for name in ["Kbuild", "planted.c"] {
             fs::copy(sources.join(name), into.join(name)).with_context(|| format!("copy {name}"))?;
         }
-        Program::new("make")
+        tools
+            .program("make")
             .arg("-C")
             .arg(&kernel.headers)
             .arg(format!("M={}", into.display()))
@@ -69,7 +71,8 @@ pub(crate) fn module(shop: &Workshop, kernel: &Kernel) -> Result<PathBuf> {
             .env("LC_ALL", "C")
             .run(&task)
             .context("build harness/planted")?;
-        Program::new("strip")
+        tools
+            .program("strip")
             .arg("--strip-debug")
             .arg(into.join("planted.ko"))
             .output()?;
@@ -109,7 +112,7 @@ pub(crate) fn run(shop: &Workshop, wanted: &Wanted) -> Result<u8> {
         if let (true, Transcripts::Differ(how)) = (is_exact, repro.transcripts()) {
             wrong.push(format!("{name}: not the same to the byte in Bochs: {how}"));
         } else if repro.is_same() {
-            println!(
+            show!(
                 "{name}: right verdict, and its bundle gives it again: {}",
                 repro.record.outcome
             );
@@ -120,9 +123,9 @@ pub(crate) fn run(shop: &Workshop, wanted: &Wanted) -> Result<u8> {
             ));
         }
     }
-    println!("\n{} planted failures, {} wrong", ran.records.len(), wrong.len());
+    show!("\n{} planted failures, {} wrong", ran.records.len(), wrong.len());
     for line in &wrong {
-        println!("  {line}");
+        show!("  {line}");
     }
     Ok(if wrong.is_empty() {
         exit::OK

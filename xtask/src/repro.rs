@@ -15,6 +15,7 @@ use serde_json::json;
 
 use crate::e2e;
 use crate::emulators::{self, Fetched, is_bochs};
+use crate::output::show;
 use crate::table::relative;
 use crate::workshop::Workshop;
 use crate::{apt, exit};
@@ -55,7 +56,7 @@ pub(crate) fn run(shop: &Workshop, wanted: &Arguments, json: bool) -> Result<u8>
     let (bundle, record) = (&repro.bundle.manifest, &repro.record);
     let is_same = repro.is_same();
     if json {
-        println!(
+        show!(
             "{}",
             json!({
                 "event": "reproduced", "same": is_same, "bundle": bundle.seen, "record": record,
@@ -63,28 +64,28 @@ pub(crate) fn run(shop: &Workshop, wanted: &Arguments, json: bool) -> Result<u8>
             })
         );
     } else {
-        println!("\n{} on {}, seed {}", bundle.scenario, bundle.lane, bundle.seed);
+        show!("\n{} on {}, seed {}", bundle.scenario, bundle.lane, bundle.seed);
         if is_same {
-            println!("same verdict: {}", record.outcome);
+            show!("same verdict: {}", record.outcome);
             if is_bochs(bundle.lane) {
                 match repro.transcripts() {
                     Transcripts::Same => {
-                        println!("  and the same kernel log and control channel, byte for byte, time stamps included")
+                        show!("  and the same kernel log and control channel, byte for byte, time stamps included")
                     }
-                    Transcripts::Differ(how) => println!("  but not to the byte: {how}"),
+                    Transcripts::Differ(how) => show!("  but not to the byte: {how}"),
                 }
             }
         } else {
-            println!(
+            show!(
                 "another verdict\n  bundle: {}\n  here:   {}",
                 plain(&bundle.seen),
                 record.outcome
             );
         }
         for difference in &repro.circumstances {
-            println!("  {difference}");
+            show!("  {difference}");
         }
-        println!("logs: {}", relative(&repro.logs, &shop.checkout));
+        show!("logs: {}", relative(&repro.logs, &shop.checkout));
     }
     Ok(if is_same { exit::OK } else { exit::OTHER_VERDICT })
 }

@@ -10,6 +10,8 @@ use std::time::{Duration, Instant};
 use indicatif::{MultiProgress, ProgressBar, ProgressStyle};
 use kvmi_lab_machine::progress::{Event, Progress, Watch};
 
+use crate::output::complain;
+
 /// Work that is done sooner leaves no trace on the screen.
 const WORTH_A_LINE: Duration = Duration::from_secs(2);
 
@@ -105,9 +107,9 @@ impl Plain {
         let now = Instant::now();
         for work in self.going.lock().unwrap_or_else(PoisonError::into_inner).values_mut() {
             match work.last_said {
-                None if now - work.since >= WORTH_A_LINE => eprintln!("... {}", work.what),
+                None if now - work.since >= WORTH_A_LINE => complain!("... {}", work.what),
                 Some(then) if now - then >= REMINDER => {
-                    eprintln!("... {} ({} s): {}", work.what, (now - work.since).as_secs(), work.note);
+                    complain!("... {} ({} s): {}", work.what, (now - work.since).as_secs(), work.note);
                 }
                 _ => continue,
             }
@@ -146,10 +148,10 @@ impl Watch for Plain {
             Event::Ended { task, what, ok, took } => {
                 going.remove(task);
                 if *took >= WORTH_A_LINE || !ok {
-                    eprintln!("{}", line(what, *ok, *took));
+                    complain!("{}", line(what, *ok, *took));
                 }
             }
-            Event::Said { text } => eprintln!("{text}"),
+            Event::Said { text } => complain!("{text}"),
         }
     }
 }

@@ -61,7 +61,8 @@ fn rows(checkout: &Path) -> Result<Vec<Row>> {
     let patches = files_below(&checkout.join("kernel/patches"))?;
     patches
         .iter()
-        .filter(|(name, _)| name.ends_with(".patch"))
+        // Further down stand the same patches for kernels that keep something elsewhere.
+        .filter(|(name, _)| name.ends_with(".patch") && name.matches('/').count() == 1)
         .map(|(name, path)| row(name, &fs::read_to_string(path)?).with_context(|| name.clone()))
         .collect()
 }

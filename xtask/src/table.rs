@@ -13,6 +13,7 @@ use kvmi_lab_scenarios::differential::GROUP;
 use serde_json::json;
 
 use crate::e2e::{Wanted, again};
+use crate::output::show;
 use crate::workshop::Workshop;
 
 /// Shows the table and, for each failure, where its logs are and the command that runs just it again.
@@ -22,30 +23,30 @@ pub(crate) fn show(shop: &Workshop, wanted: &Wanted, records: &[Record], run: &L
         for record in records {
             let logs = run.scenario_folder(record.lane, &record.scenario);
             let bundle = Some(logs.join(bundle::FILE)).filter(|path| path.is_file());
-            println!(
+            show!(
                 "{}",
-                json!({ "event": "scenario", "record": record, "acceleration": acceleration(record.lane), "logs": logs, "again": again(record), "bundle": bundle })
+                json!({ "event": "scenario", "record": record, "acceleration": acceleration(record.lane), "logs": logs, "again": again(record, &wanted.choice), "bundle": bundle })
             );
         }
         return;
     }
-    println!("\n{}", scenarios(records));
+    show!("\n{}", scenarios(records));
     for record in records.iter().filter(|r| !r.outcome.is_fine()) {
-        println!("\n{} on {}: {}", record.scenario, record.lane, record.outcome);
+        show!("\n{} on {}: {}", record.scenario, record.lane, record.outcome);
         let logs = run.scenario_folder(record.lane, &record.scenario);
-        println!("  logs:      {}", relative(&logs, &shop.checkout));
-        println!("  again:     {}", again(record));
+        show!("  logs:      {}", relative(&logs, &shop.checkout));
+        show!("  again:     {}", again(record, &wanted.choice));
         let bundle = logs.join(bundle::FILE);
         if bundle.is_file() {
-            println!("  reproduce: cargo xtask repro {}", relative(&bundle, &shop.checkout));
+            show!("  reproduce: cargo xtask repro {}", relative(&bundle, &shop.checkout));
         }
     }
-    println!();
+    show!("");
     for lane in &run.lanes {
-        println!("{} ran in {}", lane.lane, lane.acceleration());
+        show!("{} ran in {}", lane.lane, lane.acceleration());
     }
     let failed = records.iter().filter(|r| !r.outcome.is_fine()).count();
-    println!(
+    show!(
         "\n{} scenarios passed, {failed} failed; logs are in {}",
         records.len() - failed,
         relative(&run.folder, &shop.checkout)
@@ -56,13 +57,13 @@ pub(crate) fn show(shop: &Workshop, wanted: &Wanted, records: &[Record], run: &L
 pub(crate) fn show_differences(wanted: &Wanted, differences: &[String]) {
     for difference in differences {
         if wanted.json {
-            println!("{}", json!({ "event": "difference", "text": difference }));
+            show!("{}", json!({ "event": "difference", "text": difference }));
         } else {
-            println!("differs: {difference}");
+            show!("differs: {difference}");
         }
     }
     if !differences.is_empty() && !wanted.json {
-        println!(
+        show!(
             "{} differences that nobody named; the words of each lane are in wire.log\n  again:     cargo xtask e2e {GROUP}",
             differences.len()
         );

@@ -9,6 +9,8 @@
 //! L0  Run
 //! L1  Started, then any of Stage, Log, Wire, Measure, then Done exactly once; L1 then powers off
 //! ```
+//!
+//! To a Shell in the place of Run it answers with Prompt, and what follows is no message but what a terminal shows.
 
 #![forbid(unsafe_code)]
 
@@ -18,4 +20,4 @@ mod message;
 
 pub use lane::{Backend, Lane, PLATFORM, Platform, UnknownLane, UnknownPlatform};
 pub use line::{LineReader, MAX_LINE_BYTES, ReadError, encode};
-pub use message::{FromL1, POINT, SCENARIO, SEED, ToL1, Verdict};
+pub use message::{FromL1, LoadedModule, POINT, SCENARIO, SEED, ToL1, Verdict};

@@ -60,11 +60,38 @@ pub enum FromL1 {
         /// Its unit, e.g. `instructions` or `ns`.
         unit: String,
     },
+    /// Some of the kernel's functions, a line each: address in hexadecimal digits, kind, name.
+    Symbols {
+        /// Whole lines.
+        text: String,
+    },
+    /// The last that L1 says before the channel becomes the terminal of [`ToL1::Shell`]: what there is to look at.
+    Prompt {
+        /// The guest that runs.
+        guest: String,
+        /// On how many vCPUs.
+        vcpus: usize,
+        /// The process that is its VMM.
+        vmm: u32,
+        /// Whether the modules can introspect.
+        introspection: bool,
+        /// KVM's modules.
+        modules: Vec<LoadedModule>,
+    },
     /// The scenario is over. Sent exactly once, the last message before power-off.
     Done {
         /// How it ended, as L1 sees it.
         verdict: Verdict,
     },
+}
+
+/// A module in the memory of L1's kernel.
+#[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
+pub struct LoadedModule {
+    /// Its file, e.g. `kvm.ko`.
+    pub file: String,
+    /// Name and address of each of its sections.
+    pub sections: Vec<(String, u64)>,
 }
 
 /// How a scenario ended, as L1 sees it. What only L0 can see (a lost machine, a passed deadline, a kernel complaint) comes on top.
@@ -95,5 +122,16 @@ pub enum ToL1 {
         scenario: String,
         /// Where its random numbers start.
         seed: u64,
+    },
+    /// Run a guest and a shell whose terminal is this channel, then power off.
+    Shell {
+        /// Height of the terminal.
+        rows: u16,
+        /// Its width.
+        columns: u16,
+        /// What kind it is, as in `TERM`.
+        terminal: String,
+        /// Whether to say the names of the kernel's functions first.
+        symbols: bool,
     },
 }

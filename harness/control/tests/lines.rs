@@ -5,7 +5,9 @@
 use std::collections::VecDeque;
 use std::io::{self, Read};
 
-use kvmi_lab_control::{Backend, FromL1, LineReader, MAX_LINE_BYTES, POINT, ReadError, ToL1, Verdict, encode};
+use kvmi_lab_control::{
+    Backend, FromL1, LineReader, LoadedModule, MAX_LINE_BYTES, POINT, ReadError, ToL1, Verdict, encode,
+};
 use proptest::prelude::*;
 
 /// A stream that hands out its chunks one by one, with a timeout between them.
@@ -63,6 +65,19 @@ fn examples() -> Vec<FromL1> {
             },
         },
         FromL1::Done { verdict: Verdict::Pass },
+        FromL1::Symbols {
+            text: "ffffffff81000000 T _text\n".into(),
+        },
+        FromL1::Prompt {
+            guest: "counter".into(),
+            vcpus: 2,
+            vmm: 71,
+            introspection: true,
+            modules: vec![LoadedModule {
+                file: "kvm.ko".into(),
+                sections: vec![(".text".into(), 0xffff_ffff_c000_0000)],
+            }],
+        },
     ]
 }
 
@@ -90,7 +105,21 @@ fn the_form_on_the_wire_is_fixed() {
             "\n",
             r#"{"type":"done","verdict":{"is":"pass"}}"#,
             "\n",
+            r#"{"type":"symbols","text":"ffffffff81000000 T _text\n"}"#,
+            "\n",
+            r#"{"type":"prompt","guest":"counter","vcpus":2,"vmm":71,"introspection":true,"modules":[{"file":"kvm.ko","sections":[[".text",18446744072635809792]]}]}"#,
+            "\n",
         )
+    );
+    let shell = ToL1::Shell {
+        rows: 24,
+        columns: 80,
+        terminal: "xterm".into(),
+        symbols: false,
+    };
+    assert_eq!(
+        encode(&shell),
+        "{\"type\":\"shell\",\"rows\":24,\"columns\":80,\"terminal\":\"xterm\",\"symbols\":false}\n"
     );
     assert_eq!(
         encode(&ToL1::Run {

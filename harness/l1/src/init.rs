@@ -13,10 +13,10 @@ use rustix::mount::{MountFlags, mount};
 use rustix::system::{RebootCommand, reboot};
 use rustix::termios::{OptionalActions, QueueSelector, tcdrain, tcflush, tcgetattr, tcsetattr};
 
-use crate::runner;
+use crate::{runner, shell};
 
 /// The second serial port.
-const CHANNEL: &str = "/dev/ttyS1";
+pub(crate) const CHANNEL: &str = "/dev/ttyS1";
 
 /// Runs until the power is off.
 pub(crate) fn main() -> ! {
@@ -59,6 +59,8 @@ fn run() -> anyhow::Result<()> {
         (Ok(backend), Ok(Some(ToL1::Run { scenario, seed }))) => {
             runner::run(&channel, backend, &scenario, seed).unwrap_or_else(|e| fail(&e))
         }
+        // The channel is a person's terminal then: nothing else is said on it.
+        (Ok(_), Ok(Some(order @ ToL1::Shell { .. }))) => return shell::run(&channel, &order),
     };
     channel.write_all(encode(&FromL1::Done { verdict }).as_bytes())?;
     tcdrain(&channel)?;
@@ -115,16 +117,11 @@ fn open_channel() -> anyhow::Result<File> {
     Ok(channel)
 }
 
-/// Loads the modules: ours with introspection on; the distribution's where the image has no others.
+/// Loads the modules: those under test, ours with introspection on; the distribution's where the image has no others.
 fn prepare() -> anyhow::Result<Backend> {
     let backend = modules::backend()?;
-    let origin = if Origin::Kvmi.is_there() {
-        Origin::Kvmi
-    } else {
-        Origin::Stock
-    };
-    modules::load_irqbypass()?;
-    modules::load_kvm(origin, backend, true)?;
+    modules::load_dependencies(backend)?;
+    modules::load_kvm(Origin::under_test(), backend, true)?;
     runner::warm_up()?;
     Ok(backend)
 }

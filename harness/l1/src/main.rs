@@ -5,15 +5,20 @@
 //! ```text
 //! init (1) ── scenario NAME SEED ──┬── vmm     the L2 VMM, told what to do over a socket on its standard input
 //!                                  └── tool …  an introspection tool that is to be killed
+//! init (1) ── shell … ──┬── vmm
+//!                       └── terminal …  becomes a shell, in which a person calls `vm` and `introspect`
 //! ```
 
 mod init;
 mod runner;
+mod shell;
 mod vmm;
 
 use std::process::ExitCode;
 
 use anyhow::{Context as _, bail};
+
+use crate::shell::Screen;
 
 fn main() -> ExitCode {
     if std::process::id() == 1 {
@@ -38,8 +43,16 @@ fn role() -> anyhow::Result<()> {
         }
         ["vmm"] => vmm::main(),
         ["tool", vcpus] => kvmi_lab_scenarios::tool_process(vcpus).map_err(|failure| anyhow::anyhow!("{failure:?}")),
+        ["shell", order] => shell::shell(order),
+        ["terminal", rows, columns, terminal] => shell::terminal(Screen {
+            rows,
+            columns,
+            terminal,
+        }),
+        ["vm", ref arguments @ ..] => shell::vm(arguments),
+        ["introspect", ref arguments @ ..] => shell::introspect(arguments),
         _ => bail!(
-            "this is process 1 of the lab's L1; roles are `scenario NAME SEED`, `vmm` and `tool VCPUS`, not {args:?}"
+            "this is process 1 of the lab's L1; roles are `scenario NAME SEED`, `vmm`, `tool VCPUS`, `shell …`, `terminal …`, `vm …` and `introspect …`, not {args:?}"
         ),
     }
 }

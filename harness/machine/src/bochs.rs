@@ -341,15 +341,7 @@ impl Forks {
     ///
     /// [`BootError`]
     pub fn fork(&self, request: &Request) -> Result<Forked, BootError> {
-        let mut control = address(&self.socket)
-            .and_then(|address| UnixStream::connect_addr(&address))
-            .map_err(io_error(format!("connect to Bochs on @{}", self.socket)))?;
-        fs::write(request.folder.join(run_folder::EMULATOR), &self.described)
-            .map_err(io_error("write down how bochs was started"))?;
-        let folder = format!("{}\n", request.folder.display());
-        control
-            .write_all(folder.as_bytes())
-            .map_err(io_error("ask Bochs for a fork"))?;
+        let control = self.connect(&request.folder)?;
         let (send, news) = channel();
         listen(
             control.try_clone().map_err(io_error("share the control channel"))?,
@@ -357,6 +349,19 @@ impl Forks {
         );
         let folder = request.folder.clone();
         Ok(Forked { control, news, folder })
+    }
+
+    /// Has a fork made, with its logs in this folder; its control channel.
+    pub(crate) fn connect(&self, folder: &Path) -> Result<UnixStream, BootError> {
+        let mut control = address(&self.socket)
+            .and_then(|address| UnixStream::connect_addr(&address))
+            .map_err(io_error(format!("connect to Bochs on @{}", self.socket)))?;
+        fs::write(folder.join(run_folder::EMULATOR), &self.described)
+            .map_err(io_error("write down how bochs was started"))?;
+        control
+            .write_all(format!("{}\n", folder.display()).as_bytes())
+            .map_err(io_error("ask Bochs for a fork"))?;
+        Ok(control)
     }
 }
 

@@ -131,6 +131,12 @@ pub enum BootError {
         /// What it has.
         has: &'static str,
     },
+    /// The lane's emulator has no debug stub.
+    #[error("{lane}: its emulator has no stub for gdb; lanes in QEMU have, e.g. svm-tcg")]
+    NoDebugStub {
+        /// The lane.
+        lane: Lane,
+    },
     /// L1's kernel complained while it booted.
     #[error("{lane}: L1's kernel complains while booting, see {}:\n{}", log.display(), complaints.join("\n"))]
     Complaints {

@@ -20,6 +20,7 @@ pub mod outcome;
 mod plant;
 pub mod process;
 pub mod progress;
+pub mod prompt;
 pub mod qemu;
 pub mod qmp;
 pub mod recording;

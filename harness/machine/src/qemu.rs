@@ -216,27 +216,7 @@ impl Saved {
     ///
     /// [`BootError`]
     pub fn restore(&self, request: &Request) -> Result<Restored, BootError> {
-        let console = request.folder.join(Request::CONSOLE);
-        let log = request.folder.join(Request::EMULATOR_LOG);
-        let qemu = Process::start(
-            self.lane,
-            &self.emulators,
-            &self.boot,
-            &console,
-            &log,
-            &["-incoming", "defer"],
-        )?;
-        fs::write(request.folder.join(run_folder::EMULATOR), &qemu.described)
-            .map_err(io_error("write down how qemu was started"))?;
-        let mut qmp = qemu.qmp()?;
-        require_acceleration(self.lane, &mut qmp)?;
-        qmp.command("migrate-set-capabilities", events())?;
-        qmp.command(
-            "migrate-incoming",
-            json!({ "uri": format!("file:{}", self.state.display()) }),
-        )?;
-        wait_for_migration(&mut qmp)?;
-        qmp.command("cont", json!({}))?;
+        let (qemu, qmp) = self.resume(&request.folder, &[])?;
         let (send, news) = channel();
         let commands = watch(qmp, send.clone());
         listen(
@@ -247,6 +227,48 @@ impl Saved {
         );
         Ok(Restored { qemu, news, commands })
     }
+
+    /// Restores L1 for a person; the control channel is theirs. With `gdb`, QEMU's debug stub listens on that unix socket.
+    pub(crate) fn enter(&self, folder: &Path, gdb: Option<&Path>) -> Result<(Running, UnixStream), BootError> {
+        let stub = gdb.map(|path| format!("unix:{},server=on,wait=off", path.display()));
+        let more: Vec<&str> = stub.iter().flat_map(|stub| ["-gdb", stub.as_str()]).collect();
+        let (qemu, qmp) = self.resume(folder, &more)?;
+        let control = qemu.control.try_clone();
+        let control = control.map_err(io_error("share the control channel"))?;
+        Ok((Running { _qemu: qemu, _qmp: qmp }, control))
+    }
+
+    /// A QEMU with the saved L1, which runs on.
+    fn resume(&self, folder: &Path, more: &[&str]) -> Result<(Process, Qmp), BootError> {
+        let more: Vec<&str> = ["-incoming", "defer"].iter().chain(more).copied().collect();
+        let qemu = Process::start(
+            self.lane,
+            &self.emulators,
+            &self.boot,
+            &folder.join(run_folder::CONSOLE),
+            &folder.join(run_folder::EMULATOR_LOG),
+            &more,
+        )?;
+        fs::write(folder.join(run_folder::EMULATOR), &qemu.described)
+            .map_err(io_error("write down how qemu was started"))?;
+        let mut qmp = qemu.qmp()?;
+        require_acceleration(self.lane, &mut qmp)?;
+        qmp.command("migrate-set-capabilities", events())?;
+        qmp.command(
+            "migrate-incoming",
+            json!({ "uri": format!("file:{}", self.state.display()) }),
+        )?;
+        wait_for_migration(&mut qmp)?;
+        qmp.command("cont", json!({}))?;
+        Ok((qemu, qmp))
+    }
+}
+
+/// A QEMU in which L1 runs. Dropped, it ends.
+#[derive(Debug)]
+pub(crate) struct Running {
+    _qemu: Process,
+    _qmp: Qmp,
 }
 
 /// Tells when QEMU stops L1 without ending: an internal error, a panic that the guest reports.

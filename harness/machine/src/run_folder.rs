@@ -91,6 +91,8 @@ impl RunFolder {
                 writeln!(self.wire, "{text}")?;
                 self.line("wire", text)
             }
+            FromL1::Symbols { text } => self.line("symbols", &format!("{} lines", text.lines().count())),
+            FromL1::Prompt { guest, vcpus, .. } => self.line("prompt", &format!("guest {guest}, {vcpus} vCPUs")),
             FromL1::Measure { name, value, unit } => self.line("measure", &format!("{name}: {value} {unit}")),
             FromL1::Done { verdict } => self.line("done", &format!("{verdict:?}")),
         }

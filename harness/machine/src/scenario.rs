@@ -215,6 +215,9 @@ impl<'r> Conversation<'r> {
         let is_over = self.verdict.is_some();
         match message {
             FromL1::Ready { .. } => Err(lost("L1 said again that it is ready")),
+            FromL1::Symbols { .. } | FromL1::Prompt { .. } => {
+                Err(lost("L1 has a prompt for someone, and was to run a scenario"))
+            }
             // A process that outlives the scenario may still have something to say.
             FromL1::Log { .. } | FromL1::Wire { .. } => Ok(()),
             other if is_over => Err(lost(format!("after the verdict came {other:?}"))),

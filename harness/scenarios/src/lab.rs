@@ -13,13 +13,15 @@ pub(crate) const SCENARIOS: &[Scenario] = &[
         "lab::guests_run",
         "every guest program runs and carries out its commands",
         guests_run,
-    ),
+    )
+    .of_kvm_alone(),
     scenario(
         "lab::vmm_controls_vcpus",
         "signals, pausing and registers of the VMM work as scenarios use them",
         vmm_controls_vcpus,
-    ),
-    scenario("lab::dirty_log", "the dirty log shows what the guest wrote", dirty_log),
+    )
+    .of_kvm_alone(),
+    scenario("lab::dirty_log", "the dirty log shows what the guest wrote", dirty_log).of_kvm_alone(),
 ];
 
 fn guests_run(context: &mut Context) -> Result<(), Failure> {

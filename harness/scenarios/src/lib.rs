@@ -40,16 +40,19 @@ pub struct Needs {
     pub not_on: &'static [(Lane, &'static str)],
     /// Run by default, or only when named.
     pub by_default: bool,
+    /// Introspection, or KVM alone.
+    pub introspection: bool,
     /// A guest takes a #BP that KVM intercepted and gives back to it. Not every emulator can do that with next-RIP save:
     /// [`modules::without_next_rip`].
     pub breakpoints_given_back: bool,
 }
 
 impl Needs {
-    /// Every lane, by default.
+    /// Every lane, by default, with introspection.
     pub const NOTHING: Self = Self {
         not_on: &[],
         by_default: true,
+        introspection: true,
         breakpoints_given_back: false,
     };
 }
@@ -87,6 +90,12 @@ impl Scenario {
     /// The same, run only when it is named.
     const fn when_named(mut self) -> Self {
         self.needs.by_default = false;
+        self
+    }
+
+    /// The same, which needs nothing but KVM.
+    const fn of_kvm_alone(mut self) -> Self {
+        self.needs.introspection = false;
         self
     }
 

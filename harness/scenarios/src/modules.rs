@@ -14,6 +14,8 @@ use rustix::system::{delete_module, finit_module};
 pub enum Origin {
     /// Ours, under `/modules/kvmi`.
     Kvmi,
+    /// A KVM without introspection that is not the distribution's, under `/modules/plain`.
+    Plain,
     /// The distribution's, under `/modules/stock`.
     Stock,
 }
@@ -22,14 +24,19 @@ impl Origin {
     fn folder(self) -> &'static str {
         match self {
             Self::Kvmi => "/modules/kvmi",
+            Self::Plain => "/modules/plain",
             Self::Stock => "/modules/stock",
         }
     }
 
-    /// Whether the image of L1 has them.
+    /// Those that L1 loads by itself: what is under test, where its image has that.
     #[must_use]
-    pub fn is_there(self) -> bool {
-        Path::new(self.folder()).join("kvm.ko").exists()
+    pub fn under_test() -> Self {
+        let is_there = |origin: &Self| Path::new(origin.folder()).join("kvm.ko").exists();
+        [Self::Kvmi, Self::Plain]
+            .into_iter()
+            .find(is_there)
+            .unwrap_or(Self::Stock)
     }
 }
 
@@ -71,16 +78,24 @@ pub fn platform() -> io::Result<Platform> {
     word.parse().map_err(io::Error::other)
 }
 
-/// Loads `/modules/irqbypass.ko`.
+/// Loads what KVM and its vendor module for a back end need of other modules, as the file `/modules/dependencies` says.
 ///
 /// # Errors
 ///
-/// Those of finit_module(2).
-pub fn load_irqbypass() -> io::Result<()> {
-    load(Path::new("/modules/irqbypass.ko"), "")
+/// No line for that vendor module; those of finit_module(2).
+pub fn load_dependencies(backend: Backend) -> io::Result<()> {
+    let text = fs::read_to_string("/modules/dependencies")?;
+    let vendor = vendor_module(backend);
+    let mut lines = text.lines().map(str::split_whitespace);
+    let names = lines.find_map(|mut words| (words.next() == Some(vendor)).then_some(words));
+    let names = names.ok_or_else(|| io::Error::other(format!("/modules/dependencies has no line for {vendor}")))?;
+    for name in names {
+        load(&Path::new("/modules").join(format!("{name}.ko")), "")?;
+    }
+    Ok(())
 }
 
-/// Loads kvm.ko and the vendor module. `introspection` is the parameter of ours; the distribution's has none.
+/// Loads kvm.ko and the vendor module. `introspection` is the parameter of ours; others have none.
 ///
 /// # Errors
 ///
@@ -90,7 +105,7 @@ pub fn load_kvm(origin: Origin, backend: Backend, introspection: bool) -> io::Re
     let parameters = match (origin, introspection) {
         (Origin::Kvmi, true) => "introspection=1",
         (Origin::Kvmi, false) => "introspection=0",
-        (Origin::Stock, _) => "",
+        (Origin::Plain | Origin::Stock, _) => "",
     };
     load(&folder.join("kvm.ko"), parameters)?;
     let vendor_parameters = match (backend, platform()?) {
@@ -106,7 +121,7 @@ fn load_vendor(origin: Origin, backend: Backend, parameters: &str) -> io::Result
     load(&module.with_extension("ko"), parameters)
 }
 
-/// Loads our kvm-amd anew such that it makes no use of next-RIP save, where the emulator makes something else of it than a CPU does.
+/// Loads the kvm-amd under test anew such that it makes no use of next-RIP save, where the emulator makes something else of it than a CPU does.
 /// Whether it was necessary.
 ///
 /// Bochs 3.0 saves the next RIP, but does not take it when KVM gives a #BP back to the guest: the guest's handler finds the RIP of the
@@ -120,7 +135,7 @@ pub fn without_next_rip(backend: Backend) -> io::Result<bool> {
         return Ok(false);
     }
     unload(vendor_module(backend))?;
-    load_vendor(Origin::Kvmi, backend, "nrips=0")?;
+    load_vendor(Origin::under_test(), backend, "nrips=0")?;
     Ok(true)
 }
 

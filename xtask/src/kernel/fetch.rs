@@ -1,6 +1,7 @@
 // SPDX-License-Identifier: MIT OR Apache-2.0
 //! A kernel's source, headers and image, unpacked from Debian's packages into the cache.
 
+use std::collections::BTreeSet;
 use std::fs;
 use std::path::{Path, PathBuf};
 
@@ -9,6 +10,7 @@ use kvmi_lab_machine::cache::Key;
 use kvmi_lab_machine::process::Program;
 use kvmi_lab_machine::progress::Task;
 
+use super::dependencies::{self, Packaged};
 use super::matrix::matrix;
 use super::toolchain::Toolchain;
 use super::version::{KernelVersion, source_package};
@@ -24,16 +26,15 @@ const KEPT_SOURCE: &[&str] = &[
     "LICENSES/preferred/GPL-2.0",
 ];
 
-/// Modules of the image that L1 loads, below `/lib/modules/RELEASE/kernel`, and their names in the lab.
-pub(crate) const STOCK_MODULES: &[(&str, &str)] = &[
-    ("virt/lib/irqbypass.ko.xz", "irqbypass.ko"),
-    ("arch/x86/kvm/kvm.ko.xz", "kvm.ko"),
-    ("arch/x86/kvm/kvm-intel.ko.xz", "kvm-intel.ko"),
-    ("arch/x86/kvm/kvm-amd.ko.xz", "kvm-amd.ko"),
-];
+/// KVM itself, and its vendor modules.
+const KVM: &str = "kvm";
+const VENDORS: &[&str] = &["kvm-amd", "kvm-intel"];
+
+/// The file that says, in a line for each vendor module, what must be loaded before it and before KVM, in order.
+pub(crate) const DEPENDENCIES: &str = "dependencies";
 
 /// How an image is unpacked.
-const IMAGE: &str = "image 2";
+const IMAGE: &str = "image 3";
 
 /// The unpacked packages of one kernel.
 #[derive(Clone, Debug)]
@@ -43,7 +44,7 @@ pub(crate) struct Kernel {
     pub(crate) source: PathBuf,
     /// What `make -C` takes.
     pub(crate) headers: PathBuf,
-    /// Holds `vmlinuz`, `System.map`, `config` and the stock modules, decompressed.
+    /// Holds `vmlinuz`, `config`, the stock modules of KVM and what they need, decompressed, and [`DEPENDENCIES`].
     pub(crate) image: PathBuf,
 }
 
@@ -148,7 +149,7 @@ fn image(version: &KernelVersion, archive: &Archive, dir: &Path, task: &Task) ->
     let unpacked = dir.join("package");
     apt::unpack(&deb, &unpacked, task)?;
     let release = version.release();
-    for name in ["vmlinuz", "System.map", "config"] {
+    for name in ["vmlinuz", "config"] {
         let from = unpacked.join(format!("boot/{name}-{release}"));
         fs::rename(&from, dir.join(name)).with_context(|| format!("take {}", from.display()))?;
     }
@@ -158,14 +159,20 @@ fn image(version: &KernelVersion, archive: &Archive, dir: &Path, task: &Task) ->
         .iter()
         .find(|folder| folder.is_dir())
         .context("find the image's modules")?;
-    for (packed, name) in STOCK_MODULES {
-        let from = modules.join(packed);
-        let module = Program::new("xz")
-            .args(["--decompress", "--stdout"])
-            .arg(from)
-            .output()?;
-        fs::write(dir.join(name), module)?;
+    let modules = Packaged::below(modules)?;
+    let mut wanted = BTreeSet::from([KVM.to_owned()]);
+    let mut lines = String::new();
+    for vendor in VENDORS {
+        let mut before = dependencies::before(vendor, &|name| modules.read(name))?;
+        before.retain(|name| name != KVM);
+        lines += &format!("{vendor} {}\n", before.join(" "));
+        wanted.insert((*vendor).to_owned());
+        wanted.extend(before);
     }
+    for name in wanted {
+        fs::write(dir.join(format!("{name}.ko")), modules.read(&name)?)?;
+    }
+    fs::write(dir.join(DEPENDENCIES), lines)?;
     fs::remove_dir_all(&unpacked)?;
     fs::remove_file(&deb)?;
     Ok(())

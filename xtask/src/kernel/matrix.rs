@@ -11,10 +11,20 @@ use serde::Deserialize;
 pub(crate) struct Matrix {
     /// The series that kernel/patches is for, e.g. `6.12`.
     pub(crate) series: String,
+    pub(crate) elsewhere: Vec<Elsewhere>,
     #[serde(rename = "flavour")]
     pub(crate) flavours: Vec<Flavour>,
     #[serde(rename = "suite")]
     pub(crate) suites: Vec<Suite>,
+}
+
+/// A file that not every kernel of the series has.
+#[derive(Debug, Deserialize)]
+#[serde(deny_unknown_fields)]
+pub(crate) struct Elsewhere {
+    pub(crate) file: String,
+    /// The folder, beside the patches, that says what they do to it where it is missing.
+    pub(crate) instead: String,
 }
 
 /// A configuration in which Debian builds its kernels.

@@ -1,22 +1,26 @@
 // SPDX-License-Identifier: MIT OR Apache-2.0
 //! Our modules for one of Debian's stock kernels.
 
+mod dependencies;
 mod fetch;
 mod flags;
 mod matrix;
 mod modules;
+mod own_source;
 mod rust_core;
+mod series;
 mod toolchain;
 mod tree;
 mod version;
 
-use std::fs;
-use std::path::PathBuf;
+use std::path::{Path, PathBuf};
+use std::{fmt, fs};
 
-use anyhow::{Context, Result};
+use anyhow::{Context, Result, bail};
 use kvmi_lab_machine::cache::Key;
+use kvmi_lab_machine::emulator::quoted;
 
-pub(crate) use fetch::Kernel;
+pub(crate) use fetch::{DEPENDENCIES, Kernel};
 pub(crate) use matrix::{Suite, matrix};
 pub(crate) use modules::MODULES;
 pub(crate) use version::{KernelVersion, NoKernel};
@@ -24,9 +28,43 @@ pub(crate) use version::{KernelVersion, NoKernel};
 use crate::apt::{self, Archive};
 use crate::lockfile;
 use crate::workshop::Workshop;
+use own_source::{FOLDERS, OwnSource};
+use toolchain::Toolchain;
+use tree::Sources;
 
 /// How many builds stay in the cache: enough to go back and forth between a few states of the sources.
 const KEPT_MODULES: usize = 6;
+
+/// Which modules to build.
+#[derive(Clone, Debug, Default, PartialEq, Eq, clap::Args)]
+pub(crate) struct Choice {
+    /// The kernel, e.g. 6.12.115, trixie or trixie-amd64 (all: cargo xtask list --kernels); the newest one of Debian 12 when not given
+    #[arg(long, value_name = "VERSION")]
+    pub(crate) kernel: Option<String>,
+    /// A kernel source tree, or a folder with arch/x86/kvm and virt/kvm of one, in place of the packaged KVM
+    #[arg(long, value_name = "DIR")]
+    pub(crate) kvm_source: Option<PathBuf>,
+    /// Leave KVM as it is: no patch of this project, no introspection
+    #[arg(long)]
+    pub(crate) without_introspection: bool,
+}
+
+impl fmt::Display for Choice {
+    /// As arguments, each with a space in front.
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        if let Some(kernel) = &self.kernel {
+            write!(f, " --kernel {}", quoted(kernel))?;
+        }
+        if let Some(source) = &self.kvm_source {
+            write!(f, " --kvm-source {}", quoted(&source.to_string_lossy()))?;
+        }
+        f.write_str(if self.without_introspection {
+            " --without-introspection"
+        } else {
+            ""
+        })
+    }
+}
 
 /// Our modules and the kernel they are for.
 #[derive(Clone, Debug)]
@@ -34,6 +72,10 @@ pub(crate) struct Built {
     pub(crate) kernel: Kernel,
     /// The folder with [`MODULES`].
     pub(crate) modules: PathBuf,
+    /// Whether introspection is in them.
+    pub(crate) introspection: bool,
+    /// What modules for this kernel are built with.
+    pub(crate) tools: Toolchain,
 }
 
 /// The kernel to build for, and where it comes from: `wanted`, or the newest of what stands first in the table.
@@ -120,19 +162,94 @@ pub(crate) fn image_at_hand(shop: &Workshop) -> Option<PathBuf> {
     fetch::image_at_hand(shop, &version)
 }
 
-/// Builds the modules, unless the cache has them.
-pub(crate) fn build(shop: &Workshop, wanted: Option<&str>) -> Result<Built> {
+/// Copies the KVM that a kernel is packaged with into a new folder, to be changed; the kernel.
+pub(crate) fn begin_own_source(shop: &Workshop, wanted: Option<&str>, folder: &Path) -> Result<KernelVersion> {
     let (version, archive) = resolve(shop, wanted)?;
     let tools = toolchain::of(shop, &version, &archive)?;
     let kernel = fetch::fetch(shop, version, &archive, &tools)?;
-    let with_core = uses_rust_core(shop)?;
-    let mut key = Key::of("modules 2")
-        .text(
-            "kernel",
-            &format!("{} {}", kernel.version.package, kernel.version.release()),
-        )
-        .bytes("gcc", &tools.program(&tools.compiler).arg("--version").output()?)
-        .tree("kernel", &shop.path("kernel"), |name| !name.ends_with(".md"))?;
+    own_source::begin(&kernel.source, folder)?;
+    Ok(kernel.version)
+}
+
+/// The name of the kernel that a source tree of someone's own is for, if the mirrors have it.
+fn named_by(shop: &Workshop, own: &OwnSource) -> Result<Option<String>> {
+    let Some(version) = own.version() else { return Ok(None) };
+    for suite in &matrix().suites {
+        let (_, kernels) = on_offer(shop, suite, Lists::Fresh)?;
+        if kernels.iter().any(|k| k.upstream() == version) {
+            return Ok(Some(version.to_owned()));
+        }
+    }
+    shop.progress.say(format!(
+        "{} is of {version}, for which there is no packaged kernel: the newest is taken; cargo xtask list --kernels shows all",
+        own.folder().display()
+    ));
+    Ok(None)
+}
+
+/// What to make the modules of, and with which compiler.
+fn sources(shop: &Workshop, choice: &Choice) -> Result<(Sources, Toolchain)> {
+    let own = choice.kvm_source.as_deref().map(OwnSource::at).transpose()?;
+    let named = match (&choice.kernel, &own) {
+        (None, Some(own)) => named_by(shop, own)?,
+        (kernel, _) => kernel.clone(),
+    };
+    let (version, archive) = resolve(shop, named.as_deref())?;
+    let tools = toolchain::of(shop, &version, &archive)?;
+    let kernel = fetch::fetch(shop, version, &archive, &tools)?;
+    let with_headers = |own: OwnSource| {
+        let headers = own.headers(&kernel.source)?;
+        if !headers.taken.is_empty() {
+            shop.progress.say(format!("with its own {}", some_of(&headers.taken)));
+        }
+        if !headers.left.is_empty() {
+            shop.progress.say(format!(
+                "without its own {}: the stock kernel was built with other ones",
+                some_of(&headers.left)
+            ));
+        }
+        anyhow::Ok((own, headers))
+    };
+    let own = own.map(with_headers).transpose()?;
+    let introspection = !choice.without_introspection;
+    let sources = Sources {
+        kernel,
+        own,
+        introspection,
+    };
+    Ok((sources, tools))
+}
+
+/// The first few of many names, and how many more there are.
+fn some_of(names: &[String]) -> String {
+    const SHOWN: usize = 4;
+    let mut text = names[..names.len().min(SHOWN)].join(", ");
+    if names.len() > SHOWN {
+        text += &format!(" and {} more", names.len() - SHOWN);
+    }
+    text
+}
+
+/// Everything that decides what the modules will be.
+fn key(shop: &Workshop, sources: &Sources, tools: &Toolchain, with_core: bool) -> Result<Key> {
+    let version = &sources.kernel.version;
+    let mut key = Key::of("modules 3")
+        .text("kernel", &format!("{} {}", version.package, version.release()))
+        .bytes("gcc", &tools.program(&tools.compiler).arg("--version").output()?);
+    if sources.own.is_some() {
+        for folder in FOLDERS {
+            for (name, path) in sources.folder(folder)? {
+                key = key.file(&format!("own {folder}/{name}"), &path)?;
+            }
+        }
+        for (name, path) in sources.own_headers() {
+            key = key.file(&format!("own {name}"), &path)?;
+        }
+    }
+    if !sources.introspection {
+        return Ok(key.text("introspection", "none").finish());
+    }
+    key = key.tree("kernel", &shop.path("kernel"), |name| !name.ends_with(".md"))?;
     if with_core {
         key = key
             .tree("uapi", &shop.path("uapi"), |name| !name.ends_with(".md"))?
@@ -142,27 +259,56 @@ pub(crate) fn build(shop: &Workshop, wanted: Option<&str>) -> Result<Built> {
                 &lockfile::closure(&fs::read_to_string(shop.path("Cargo.lock"))?, "kvmi-module")?,
             );
     }
-    let modules = shop.cache.entry("modules", &key.finish(), |into| {
-        let task = shop
-            .progress
-            .task(format!("build the modules for kernel {}", kernel.version));
-        let _lock = shop.cache.lock("kernel-tree")?;
-        let fresh = tempfile_dir(shop)?;
-        tree::make(shop, &kernel, &fresh, &task)?;
-        if with_core {
-            let [object, command] = rust_core::shipped(&fresh);
-            rust_core::build(shop, &flags::Config::parse(&kernel.config()?), &object, &task)?;
-            // Kbuild wants to know how an object came to be; this one is made by cargo.
-            fs::write(command, "")?;
-        }
-        let tree = shop.cache.work(&format!("kernel-{}", kernel.version.release()))?;
-        tree::sync(&fresh, &tree)?;
-        modules::build(shop, &kernel, &tools, &tree, into, &task)?;
-        task.done();
-        anyhow::Ok(())
-    })?;
+    Ok(key.finish())
+}
+
+/// Builds the modules, unless the cache has them.
+pub(crate) fn build(shop: &Workshop, choice: &Choice) -> Result<Built> {
+    let (sources, tools) = sources(shop, choice)?;
+    let (kernel, introspection) = (&sources.kernel, sources.introspection);
+    let with_core = introspection && uses_rust_core(shop)?;
+    let modules = shop
+        .cache
+        .entry("modules", &key(shop, &sources, &tools, with_core)?, |into| {
+            let task = shop
+                .progress
+                .task(format!("build the modules for kernel {}", kernel.version));
+            let _lock = shop.cache.lock("kernel-tree")?;
+            let fresh = tempfile_dir(shop)?;
+            tree::make(shop, &sources, &fresh, &task)?;
+            if with_core {
+                let [object, command] = rust_core::shipped(&fresh);
+                rust_core::build(shop, &flags::Config::parse(&kernel.config()?), &object, &task)?;
+                // Kbuild wants to know how an object came to be; this one is made by cargo.
+                fs::write(command, "")?;
+            }
+            let plain = if introspection { "" } else { "-plain" };
+            let tree = shop
+                .cache
+                .work(&format!("kernel-{}{plain}", kernel.version.release()))?;
+            tree::sync(&fresh, &tree)?;
+            let warnings = modules::build(shop, kernel, &tools, &tree, into, &task)?;
+            if !warnings.is_empty() {
+                let warnings = warnings.join("\n");
+                if sources.own.is_none() {
+                    // A second run would not compile the same files again, and so not warn again.
+                    fs::remove_dir_all(&tree)?;
+                    bail!("the modules build with warnings, which are not accepted:\n{warnings}");
+                }
+                // Whether they are accepted is for the owner of the tree to say.
+                shop.progress
+                    .say(format!("the modules build with warnings:\n{warnings}"));
+            }
+            task.done();
+            anyhow::Ok(())
+        })?;
     shop.cache.prune("modules", KEPT_MODULES)?;
-    Ok(Built { kernel, modules })
+    Ok(Built {
+        kernel: sources.kernel,
+        modules,
+        introspection,
+        tools,
+    })
 }
 
 /// An empty folder for the next tree; the lock on trees is held.

@@ -5,13 +5,14 @@ use std::collections::BTreeSet;
 use std::fs;
 use std::path::{Path, PathBuf};
 
-use anyhow::{Context, Result, bail, ensure};
+use anyhow::{Context, Result, ensure};
 use kvmi_lab_machine::cache::files_below;
-use kvmi_lab_machine::process::{ProcessError, Program};
 use kvmi_lab_machine::progress::Task;
 
 use super::fetch::Kernel;
 use super::matrix::matrix;
+use super::own_source::{FOLDERS, OwnHeaders, OwnSource, is_source};
+use super::series;
 use crate::workshop::Workshop;
 
 /// Where our own files stand in the tree.
@@ -26,107 +27,102 @@ const HEADER_FOLDERS: &[&str] = &[
     "include/trace",
 ];
 
+/// What a tree is made of.
+#[derive(Clone, Debug)]
+pub(crate) struct Sources {
+    /// What the modules are for, with the packaged source.
+    pub(crate) kernel: Kernel,
+    /// What takes the place of the packaged one.
+    pub(crate) own: Option<(OwnSource, OwnHeaders)>,
+    /// Whether introspection is added.
+    pub(crate) introspection: bool,
+}
+
+impl Sources {
+    /// The sources of one of [`FOLDERS`].
+    pub(crate) fn folder(&self, folder: &str) -> Result<Vec<(String, PathBuf)>> {
+        match &self.own {
+            Some((own, _)) => own.sources(folder),
+            None => Ok(files_below(&self.kernel.source.join(folder))?),
+        }
+    }
+
+    /// The headers of someone's own.
+    pub(crate) fn own_headers(&self) -> impl Iterator<Item = (&str, PathBuf)> {
+        self.own.iter().flat_map(|(own, headers)| {
+            let names = headers.taken.iter().map(String::as_str);
+            names.map(|name| (name, own.folder().join(name)))
+        })
+    }
+
+    /// What the tree is, for people.
+    fn described(&self) -> String {
+        match &self.own {
+            Some((own, _)) => format!("the KVM in {}", own.folder().display()),
+            None => format!("kernel {}", self.kernel.version),
+        }
+    }
+
+    fn apply_series(&self, shop: &Workshop, tree: &Path, task: &Task) -> Result<()> {
+        let patches = series::patches(shop, |file| self.has(file))?;
+        // Headers outside KVM's folders that the series touches.
+        let touched: BTreeSet<&str> = patches.iter().flat_map(series::Patch::files).collect();
+        for header in touched
+            .into_iter()
+            .filter(|f| HEADER_FOLDERS.iter().any(|d| f.starts_with(d)))
+        {
+            let (from, to) = (self.kernel.source.join(header), tree.join(header));
+            if from.is_file() && !to.exists() {
+                copy(&from, &to)?;
+            }
+        }
+        let mend = if self.own.is_some() {
+            "your change and the patch are at the same lines. To see the lab's own scenarios on your KVM as it is, add \
+             --without-introspection; to have both, make room in a copy of the patch"
+                .to_owned()
+        } else {
+            format!(
+                "mend it in kernel/patches/{}, or choose another kernel with --kernel",
+                matrix().series
+            )
+        };
+        for patch in &patches {
+            patch.apply(tree, &self.described(), &mend, task)?;
+        }
+        Ok(())
+    }
+
+    fn has(&self, file: &str) -> bool {
+        let top = match &self.own {
+            Some((own, _)) => own.folder(),
+            None => &self.kernel.source,
+        };
+        top.join(file).is_file()
+    }
+}
+
 /// Makes the tree in an empty folder.
-pub(crate) fn make(shop: &Workshop, kernel: &Kernel, tree: &Path, task: &Task) -> Result<()> {
-    let patches = patches(shop)?;
-    for part in ["arch/x86/kvm", "virt/kvm"] {
-        copy_tree(&kernel.source.join(part), &tree.join(part))?;
+pub(crate) fn make(shop: &Workshop, sources: &Sources, tree: &Path, task: &Task) -> Result<()> {
+    for folder in FOLDERS {
+        for (name, path) in sources.folder(folder)? {
+            copy(&path, &tree.join(folder).join(name))?;
+        }
     }
     for folder in HEADER_FOLDERS {
         fs::create_dir_all(tree.join(folder))?;
     }
-    for header in patched_headers(&patches)? {
-        let from = kernel.source.join(&header);
-        if from.is_file() {
-            copy(&from, &tree.join(&header))?;
-        }
+    for (name, path) in sources.own_headers() {
+        copy(&path, &tree.join(name))?;
     }
-    for patch in &patches {
-        apply(patch, tree, kernel, task)?;
+    if sources.introspection {
+        sources.apply_series(shop, tree, task)?;
+        add_ours(shop, tree)?;
     }
-    add_ours(shop, tree)?;
     let makefile = tree.join("arch/x86/kvm/Makefile");
     let text = fs::read_to_string(&makefile)?;
-    fs::write(
-        &makefile,
-        out_of_tree(&text).with_context(|| format!("{} of kernel {}", makefile.display(), kernel.version))?,
-    )?;
+    let text = out_of_tree(&text).with_context(|| format!("the Makefile of {}", sources.described()))?;
+    fs::write(&makefile, text)?;
     Ok(())
-}
-
-/// The series, in the order in which it applies.
-pub(crate) fn patches(shop: &Workshop) -> Result<Vec<PathBuf>> {
-    let all = files_below(&shop.path("kernel/patches").join(&matrix().series))?;
-    Ok(all
-        .into_iter()
-        .filter(|(name, _)| name.ends_with(".patch"))
-        .map(|(_, path)| path)
-        .collect())
-}
-
-/// The headers outside KVM's folders that a series touches.
-fn patched_headers(patches: &[PathBuf]) -> Result<BTreeSet<String>> {
-    let mut headers = BTreeSet::new();
-    for patch in patches {
-        let text = fs::read_to_string(patch).with_context(|| format!("read {}", patch.display()))?;
-        headers.extend(
-            touched_files(&text)
-                .filter(|f| HEADER_FOLDERS.iter().any(|d| f.starts_with(d)))
-                .map(str::to_owned),
-        );
-    }
-    Ok(headers)
-}
-
-/// The files that a patch touches, without the `a/` or `b/` before them.
-fn touched_files(patch: &str) -> impl Iterator<Item = &str> {
-    patch.lines().filter_map(|line| {
-        let name = line.strip_prefix("+++ ").or_else(|| line.strip_prefix("--- "))?;
-        let name = name.split('\t').next()?.trim_end();
-        name.split_once('/')
-            .map(|(_, rest)| rest)
-            .filter(|_| name != "/dev/null")
-    })
-}
-
-fn apply(patch: &Path, tree: &Path, kernel: &Kernel, task: &Task) -> Result<()> {
-    let name = patch.file_name().unwrap_or_default().to_string_lossy();
-    task.note(format!("apply {name}"));
-    let file = fs::File::open(patch).with_context(|| format!("open {}", patch.display()))?;
-    let run = Program::new("patch")
-        // No fuzz: a hook that lands a line off its place is worse than one that does not land.
-        .args(["-p1", "--fuzz=0", "--force", "--no-backup-if-mismatch", "--directory"])
-        .arg(tree)
-        .stdin(file)
-        .run(task);
-    match run {
-        Ok(_) => Ok(()),
-        Err(ProcessError::Failed { tail, .. }) => bail!(
-            "{name} does not apply to kernel {}:\n{}\nmend kernel/patches/{}/{name}, or choose another kernel with --kernel",
-            kernel.version,
-            failing_hunks(&tail),
-            matrix().series
-        ),
-        Err(e) => Err(e.into()),
-    }
-}
-
-/// From what `patch` printed, the files with the hunks that failed.
-fn failing_hunks(output: &str) -> String {
-    let mut file = "";
-    let mut failures = Vec::new();
-    for line in output.lines() {
-        if let Some(name) = line.strip_prefix("patching file ") {
-            file = name;
-        } else if line.contains("FAILED") || line.contains("can't find file") || line.contains("malformed") {
-            failures.push(format!("  {file}: {line}"));
-        }
-    }
-    if failures.is_empty() {
-        output.to_owned()
-    } else {
-        failures.join("\n")
-    }
 }
 
 /// Our C files, Kbuild and the contract's header.
@@ -179,23 +175,13 @@ pub(crate) fn sync(fresh: &Path, tree: &Path) -> Result<()> {
         }
     }
     for (name, path) in files_below(tree)? {
-        let is_source = [".c", ".h", ".S", "Makefile", "Kbuild", "Kconfig", ".o_shipped"].iter().any(|s| name.ends_with(s))
-            // Made by the build.
-            && !name.ends_with(".mod.c")
-            && !name.ends_with("kvm-asm-offsets.h");
+        let is_source = is_source(&name) || name.ends_with(".o_shipped");
         if is_source && !wanted.iter().any(|(w, _)| *w == name) {
             fs::remove_file(path)?;
         }
     }
     for folder in HEADER_FOLDERS {
         fs::create_dir_all(tree.join(folder))?;
-    }
-    Ok(())
-}
-
-fn copy_tree(from: &Path, to: &Path) -> Result<()> {
-    for (name, path) in files_below(from)? {
-        copy(&path, &to.join(name))?;
     }
     Ok(())
 }
@@ -219,26 +205,6 @@ mod tests {
         assert!(text.ends_with("ccflags-y += -I $(src)\ninclude $(src)/../../../virt/kvm/Makefile.kvm\n"));
         assert!(text.starts_with("LINUXINCLUDE := -I$(src)/../../../arch/x86/include "));
         assert!(out_of_tree("obj-y += kvm.o\n").is_err());
-    }
-
-    #[test]
-    fn a_patch_names_its_files() {
-        let patch = "Subject: x\n\n--- a/include/linux/kvm_host.h\n+++ b/include/linux/kvm_host.h\t2026\n@@ -1 +1 @@\n--- a\n--- /dev/null\n+++ b/arch/x86/kvm/n.c\n";
-        let files: BTreeSet<&str> = touched_files(patch).collect();
-        assert_eq!(
-            files.into_iter().collect::<Vec<_>>(),
-            ["arch/x86/kvm/n.c", "include/linux/kvm_host.h"]
-        );
-    }
-
-    #[test]
-    fn a_failing_hunk_is_named() {
-        let output = "patching file arch/x86/kvm/x86.c\nHunk #2 FAILED at 120.\n1 out of 2 hunks FAILED -- saving\npatching file virt/kvm/kvm_main.c\n";
-        let said = failing_hunks(output);
-        assert!(
-            said.starts_with("  arch/x86/kvm/x86.c: Hunk #2 FAILED at 120.") && !said.contains("kvm_main"),
-            "{said}"
-        );
     }
 
     #[test]

@@ -11,6 +11,7 @@ use kvmi_lab_machine::scenario::{Limits, Request};
 
 use super::plain;
 use crate::emulators::{self, Fetched};
+use crate::output::show;
 use crate::table::relative;
 use crate::workshop::Workshop;
 use crate::{apt, exit};
@@ -53,13 +54,11 @@ pub(crate) fn run(shop: &Workshop, path: &Path, wanted: Wanted) -> Result<u8> {
         Wanted::Replay => {
             let differences = recording.replay(&fetched.emulators, &shop.progress)?;
             for d in &differences {
-                println!("the {} is another from byte {} on", d.stream, d.at);
+                show!("the {} is another from byte {} on", d.stream, d.at);
             }
             if differences.is_empty() {
-                println!(
-                    "repeated: L1's console and all that it said on the control channel are the same, byte for byte"
-                );
-                println!(
+                show!("repeated: L1's console and all that it said on the control channel are the same, byte for byte");
+                show!(
                     "to stop at an instruction: cargo xtask repro {} --replay --at NUMBER [--gdb]",
                     path.display()
                 );
@@ -72,7 +71,7 @@ pub(crate) fn run(shop: &Workshop, path: &Path, wanted: Wanted) -> Result<u8> {
         }
         Wanted::StopAt(instruction) => {
             let stopped = recording.replay_to(&fetched.emulators, instruction, None)?;
-            println!("at instruction {}:\n{}", stopped.at, stopped.registers);
+            show!("at instruction {}:\n{}", stopped.at, stopped.registers);
             Ok(exit::OK)
         }
         Wanted::Debug(instruction) => {
@@ -80,11 +79,11 @@ pub(crate) fn run(shop: &Workshop, path: &Path, wanted: Wanted) -> Result<u8> {
             let place = tempfile::tempdir()?;
             let socket = place.path().join("gdb");
             let stopped = recording.replay_to(&fetched.emulators, instruction, Some(&socket))?;
-            println!(
+            show!(
                 "L1 stands at instruction {}; it ends when the debugger kills it. In another terminal:",
                 stopped.at
             );
-            println!(
+            show!(
                 "  gdb -ex 'set architecture i386:x86-64' -ex 'target remote {}'",
                 socket.display()
             );
@@ -112,16 +111,16 @@ fn record(shop: &Workshop, bundle: &Bundle, recording: &Recording, fetched: &Fet
     let record = recording.record(&fetched.emulators, &request, &shop.progress)?;
     let is_same = manifest.seen.gist() == record.outcome.gist();
     if is_same {
-        println!("recorded, with the same verdict: {}", record.outcome);
+        show!("recorded, with the same verdict: {}", record.outcome);
     } else {
         // One CPU instead of two, and another pace.
-        println!(
+        show!(
             "recorded, with another verdict\n  bundle: {}\n  here:   {}",
             plain(&manifest.seen),
             record.outcome
         );
     }
-    println!(
+    show!(
         "to repeat it: cargo xtask repro {} --replay",
         relative(path, &shop.checkout)
     );
