@@ -55,6 +55,12 @@ pub const SCRATCH: u64 = 0x40_0000;
 /// The read-only slot, where a scenario asks the VMM for one; above RAM and inside what the page tables map.
 pub const READ_ONLY_SLOT: u64 = 0x1000_0000;
 
+/// The sparse slot, where a scenario asks the VMM for one; beyond what the page tables map.
+pub const SPARSE_SLOT: u64 = 4 << 30;
+
+/// A slot of the VMM's anonymous memory, where a scenario asks for one; inside what the page tables map.
+pub const ANONYMOUS_SLOT: u64 = 0x2000_0000;
+
 /// The value of RSP with which vCPU `index` starts: as after a call, 8 below a multiple of 16.
 #[must_use]
 pub const fn initial_rsp(index: usize) -> u64 {

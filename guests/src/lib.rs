@@ -18,11 +18,13 @@
 
 #![no_std]
 
+mod access;
 pub mod layout;
 mod mailbox;
 #[cfg(target_arch = "x86_64")]
 pub mod runtime;
 
+pub use access::Access;
 pub use mailbox::{Mailbox, MemoryOp, Op, Slot};
 
 /// The port to which a guest writes text for the VMM's log, a byte at a time.

@@ -105,6 +105,8 @@ pub enum Op {
     Lmsw = 12,
     /// Reads 32 bits at argument 1 through the page directory pointer table at argument 0, under PAE paging; the result is what it read.
     ReadByPae = 13,
+    /// Accesses memory; argument 0 is an [`crate::Access`], 1 an address, the others what it says.
+    Access = 40,
 }
 
 impl Op {
@@ -125,6 +127,7 @@ impl Op {
             11 => Self::SendIpi,
             12 => Self::Lmsw,
             13 => Self::ReadByPae,
+            40 => Self::Access,
             _ => return None,
         })
     }

@@ -5,6 +5,7 @@ mod guest;
 mod packet;
 mod process;
 mod request;
+mod slots;
 
 pub use guest::Guest;
 pub(crate) use guest::field;

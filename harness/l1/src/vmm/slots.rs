@@ -17,6 +17,8 @@ use super::{Refused, refuse};
 /// Slot number of RAM.
 pub(super) const RAM_SLOT: u32 = 0;
 const READ_ONLY_SLOT: u32 = 1;
+/// Slot number of the first that a scenario asked for.
+const FIRST_MORE_SLOT: u32 = 2;
 
 /// What a scenario finds in the read-only slot.
 const READ_ONLY_BYTE: u8 = 0xa5;
@@ -26,6 +28,7 @@ const READ_ONLY_BYTE: u8 = 0xa5;
 pub(super) struct Slots {
     pub(super) ram: GuestMemoryMmap,
     read_only: Option<GuestMemoryMmap>,
+    more: Vec<GuestMemoryMmap>,
 }
 
 impl Slots {
@@ -37,12 +40,29 @@ impl Slots {
         );
         let ram =
             GuestMemoryMmap::from_ranges_with_files([range]).map_err(|e| refuse(format!("map guest RAM: {e}")))?;
-        Ok(Self { ram, read_only: None })
+        Ok(Self {
+            ram,
+            read_only: None,
+            more: Vec::new(),
+        })
     }
 
     pub(super) fn set_ram(&self, vm: &VmFd, log_dirty: bool) -> Result<(), Refusal> {
         let flags = if log_dirty { KVM_MEM_LOG_DIRTY_PAGES } else { 0 };
         set(vm, RAM_SLOT, flags, 0, layout::RAM_BYTES, &self.ram)
+    }
+
+    pub(super) fn remake_ram(&self, vm: &VmFd) -> Result<(), Refusal> {
+        set(vm, RAM_SLOT, 0, 0, 0, &self.ram)?;
+        self.set_ram(vm, false)
+    }
+
+    pub(super) fn add(&mut self, vm: &VmFd, gpa: u64, bytes: u64) -> Result<(), Refusal> {
+        let memory = GuestMemoryMmap::<()>::from_ranges(&[(GuestAddress(gpa), bytes as usize)])
+            .map_err(|e| refuse(format!("map {bytes} bytes for a slot: {e}")))?;
+        set(vm, FIRST_MORE_SLOT + self.more.len() as u32, 0, gpa, bytes, &memory)?;
+        self.more.push(memory);
+        Ok(())
     }
 
     pub(super) fn add_read_only(&mut self, vm: &VmFd, bytes: u64) -> Result<(), Refusal> {

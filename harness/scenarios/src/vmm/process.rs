@@ -98,7 +98,7 @@ impl Vm {
         self.finish()
     }
 
-    fn done(&self, request: &Request) -> Result<(), Failure> {
+    pub(super) fn done(&self, request: &Request) -> Result<(), Failure> {
         self.ask(request)?
             .map_err(|r| Failure::new(format!("{request:?} was refused: {r}")))?;
         Ok(())
@@ -307,43 +307,6 @@ impl Vm {
         }
     }
 
-    /// Turns dirty logging of RAM on or off.
-    ///
-    /// # Errors
-    ///
-    /// A VMM that is gone.
-    pub fn log_dirty(&self, on: bool) -> Result<(), Failure> {
-        self.done(&Request::LogDirty { on })
-    }
-
-    /// The gfns of RAM that were written since the last call.
-    ///
-    /// # Errors
-    ///
-    /// A VMM that is gone, or dirty logging that is off.
-    pub fn dirty_gfns(&self) -> Result<Vec<u64>, Failure> {
-        match self.ask(&Request::DirtyLog)? {
-            Ok(Answer::Words(words)) => Ok((0u64..)
-                .zip(words)
-                .flat_map(|(i, word)| {
-                    (0..64)
-                        .filter(move |bit| word >> bit & 1 == 1)
-                        .map(move |bit| i * 64 + bit)
-                })
-                .collect()),
-            other => Err(Failure::new(format!("no dirty log: {other:?}"))),
-        }
-    }
-
-    /// Maps the read-only slot.
-    ///
-    /// # Errors
-    ///
-    /// A VMM that is gone.
-    pub fn add_read_only_slot(&self, bytes: u64) -> Result<(), Failure> {
-        self.done(&Request::AddReadOnlySlot { bytes })
-    }
-
     /// `KVM_CHECK_EXTENSION`
     ///
     /// # Errors
@@ -356,6 +319,15 @@ impl Vm {
                 "no answer about capability {capability}: {other:?}"
             ))),
         }
+    }
+
+    /// Sends the doorbell interrupt to a vCPU.
+    ///
+    /// # Errors
+    ///
+    /// A VMM that is gone.
+    pub fn ring(&self, vcpu: usize) -> Result<(), Failure> {
+        self.done(&Request::Ring { vcpu })
     }
 
     /// Gives the guest on a vCPU a command and rings; returns the command's number for [`Vm::finished`].

@@ -192,6 +192,15 @@ pub enum Request {
         /// A multiple of 4096.
         bytes: u64,
     },
+    /// Map a slot of this many bytes of anonymous memory at this address.
+    AddSlot {
+        /// Where; a multiple of 2 MiB.
+        gpa: u64,
+        /// A multiple of 4096.
+        bytes: u64,
+    },
+    /// Delete the slot of RAM and make it again.
+    RemakeRam,
     /// `KVM_CHECK_EXTENSION` on the VM. Answer: [`Answer::Number`].
     CheckExtension {
         /// The capability's number.

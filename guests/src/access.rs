@@ -1,0 +1,60 @@
+// SPDX-License-Identifier: MIT OR Apache-2.0
+//! The ways in which the program `accesses` accesses memory.
+
+/// What [`crate::Op::Access`] does; it is argument 0, argument 1 an address.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+#[repr(u64)]
+pub enum Access {
+    /// Reads 8 bytes; they are the result.
+    Read = 0,
+    /// Writes argument 2, 8 bytes.
+    Write = 1,
+    /// Adds argument 2 to 8 bytes in one instruction, argument 3 times.
+    Add = 2,
+    /// The same, locked; the result is what the last one found.
+    LockedAdd = 3,
+    /// CMPXCHG16B, locked, of 16 bytes of zeros with argument 2; 1 if it exchanged them.
+    CompareExchange = 4,
+    /// REP MOVSB of argument 3 bytes from argument 2.
+    Copy = 5,
+    /// REP STOSQ of argument 2, argument 3 times.
+    Fill = 6,
+    /// MOVDQU of 16 bytes, both halves argument 2.
+    StoreSse = 7,
+    /// MOVDQU to XMM, and its lower half as the result.
+    LoadSse = 8,
+    /// PUSH of argument 2 with RSP at the address.
+    Push = 9,
+    /// CALL of the address; RAX is the result.
+    Call = 10,
+    /// INT with [`crate::COUNTED_VECTOR`] with RSP at the address.
+    Interrupt = 11,
+    /// CALL of argument 2 with RSP at the address.
+    CallOnStack = 12,
+    /// REP OUTSD of argument 2 words to [`crate::MARK_PORT`].
+    Output = 13,
+}
+
+impl Access {
+    /// The access with this number.
+    #[must_use]
+    pub const fn from_number(number: u64) -> Option<Self> {
+        Some(match number {
+            0 => Self::Read,
+            1 => Self::Write,
+            2 => Self::Add,
+            3 => Self::LockedAdd,
+            4 => Self::CompareExchange,
+            5 => Self::Copy,
+            6 => Self::Fill,
+            7 => Self::StoreSse,
+            8 => Self::LoadSse,
+            9 => Self::Push,
+            10 => Self::Call,
+            11 => Self::Interrupt,
+            12 => Self::CallOnStack,
+            13 => Self::Output,
+            _ => return None,
+        })
+    }
+}

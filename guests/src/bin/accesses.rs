@@ -1,0 +1,74 @@
+// SPDX-License-Identifier: MIT OR Apache-2.0
+//! Accesses memory in each way that a tool may want to know of, one instruction each ([`Op::Access`]).
+#![cfg_attr(target_os = "none", no_std, no_main)]
+#![allow(unsafe_code)]
+
+use core::arch::asm;
+
+use kvmi_guests::runtime::{Cpu, read_cr, write_cr};
+use kvmi_guests::{Access, COUNTED_VECTOR, MARK_PORT, Op};
+
+kvmi_guests::guest!(program);
+
+/// CR4: OSFXSR and OSXMMEXCPT.
+const CR4_SSE: u64 = 0x600;
+
+fn program(cpu: Cpu) -> ! {
+    write_cr(&cpu, 4, read_cr(4) | CR4_SSE);
+    cpu.serve(|op, args| match op {
+        Op::Access => access(args),
+        Op::ReadCr => Some(read_cr(args[0])),
+        _ => None,
+    })
+}
+
+fn access([what, gpa, a, b]: [u64; 4]) -> Option<u64> {
+    let mut result = 0;
+    // SAFETY: the scenario names memory that the program does not use, or code of its own that returns and keeps what a C function keeps.
+    unsafe {
+        match Access::from_number(what)? {
+            Access::Read => asm!("mov {}, [{}]", out(reg) result, in(reg) gpa),
+            Access::Write => asm!("mov [{}], {}", in(reg) gpa, in(reg) a),
+            Access::Add => (0..b).for_each(|_| asm!("add [{}], {}", in(reg) gpa, in(reg) a)),
+            Access::LockedAdd => (0..b).for_each(|_| {
+                result = a;
+                asm!("lock xadd [{}], {}", in(reg) gpa, inout(reg) result);
+            }),
+            // RBX is the compiler's.
+            Access::CompareExchange => asm!(
+                "xchg {new}, rbx",
+                "lock cmpxchg16b [{place}]",
+                "setz {done:l}",
+                "xchg {new}, rbx",
+                new = inout(reg) a => _,
+                place = in(reg) gpa,
+                done = inout(reg) result,
+                inout("rax") 0u64 => _,
+                inout("rdx") 0u64 => _,
+                in("rcx") a,
+            ),
+            Access::Copy => asm!("rep movsb", inout("rdi") gpa => _, inout("rsi") a => _, inout("rcx") b => _),
+            Access::Fill => asm!("rep stosq", inout("rdi") gpa => _, in("rax") a, inout("rcx") b => _),
+            // No code of the program's uses XMM registers: it is compiled without.
+            Access::StoreSse => {
+                asm!("movq xmm0, {a}", "movlhps xmm0, xmm0", "movdqu [{gpa}], xmm0", a = in(reg) a, gpa = in(reg) gpa)
+            }
+            Access::LoadSse => asm!("movdqu xmm1, [{}]", "movq {}, xmm1", in(reg) gpa, out(reg) result),
+            Access::Push => asm!(
+                "cli", "mov {saved}, rsp", "mov rsp, {gpa}", "push {a}", "mov rsp, {saved}", "sti",
+                saved = out(reg) _, gpa = in(reg) gpa, a = in(reg) a,
+            ),
+            Access::Call => asm!("call {}", in(reg) gpa, out("rax") result, clobber_abi("C")),
+            Access::Interrupt => asm!(
+                "mov {saved}, rsp", "mov rsp, {gpa}", "int {vector}", "mov rsp, {saved}",
+                saved = out(reg) _, gpa = in(reg) gpa, vector = const COUNTED_VECTOR,
+            ),
+            Access::CallOnStack => asm!(
+                "cli", "mov r12, rsp", "mov rsp, {gpa}", "call {a}", "mov rsp, r12", "sti",
+                gpa = in(reg) gpa, a = in(reg) a, out("rax") result, clobber_abi("C"), out("r12") _,
+            ),
+            Access::Output => asm!("rep outsd", in("dx") MARK_PORT, inout("rsi") gpa => _, inout("rcx") a => _),
+        }
+    }
+    Some(result)
+}
