@@ -39,6 +39,16 @@ void __get_sregs(struct kvm_vcpu *vcpu, struct kvm_sregs *sregs);
 int __kvm_introspection_work(struct kvm_vcpu *vcpu);
 void kvm_introspection_recalc_intercepts(struct kvm_vcpu *vcpu);
 
+/* Page access (access.c, let_through.c) */
+void kvm_introspection_vm_init(struct kvm *kvm);
+bool kvm_introspection_has_execute_only(void);
+int __kvm_introspection_max_level(struct kvm *kvm, gfn_t gfn, int level);
+unsigned int __kvm_introspection_pte_access(struct kvm_vcpu *vcpu, union kvm_mmu_page_role role,
+					    gfn_t gfn, unsigned int access);
+bool __kvm_introspection_page_fault(struct kvm_vcpu *vcpu, gpa_t gpa, u64 error_code);
+bool __kvm_introspection_emulates(struct kvm_vcpu *vcpu, gpa_t gpa, gva_t gva, bool write);
+void __kvm_introspection_step_end(struct kvm_vcpu *vcpu);
+
 /* Event sites (sites.c) */
 bool __kvm_introspection_hypercall(struct kvm_vcpu *vcpu, int *r);
 bool __kvm_introspection_defer_cr(struct kvm_vcpu *vcpu, int cr,
@@ -63,6 +73,47 @@ static __always_inline bool kvm_is_introspected(struct kvm_vcpu *vcpu)
 static inline int kvm_introspection_work(struct kvm_vcpu *vcpu)
 {
 	return kvm_is_introspected(vcpu) ? __kvm_introspection_work(vcpu) : 1;
+}
+
+/* By which level a gfn may be mapped, its pages being restricted one by one. */
+static inline int kvm_introspection_max_level(struct kvm *kvm, gfn_t gfn, int level)
+{
+	if (!static_branch_unlikely(&kvm_introspection_hooked) ||
+	    xa_empty(&kvm->introspection_memory.denied))
+		return level;
+	return __kvm_introspection_max_level(kvm, gfn, level);
+}
+
+/* What is left of the MMU's access bits for a page; 0: it is not to be mapped. */
+static inline unsigned int kvm_introspection_pte_access(struct kvm_vcpu *vcpu,
+							 union kvm_mmu_page_role role,
+							 gfn_t gfn, unsigned int access)
+{
+	if (!static_branch_unlikely(&kvm_introspection_hooked) ||
+	    xa_empty(&vcpu->kvm->introspection_memory.denied))
+		return access;
+	return __kvm_introspection_pte_access(vcpu, role, gfn, access);
+}
+
+/* True when a page fault of the second level is introspection's, and dealt with. */
+static inline bool kvm_introspection_page_fault(struct kvm_vcpu *vcpu, gpa_t gpa, u64 error_code)
+{
+	return kvm_is_introspected(vcpu) && __kvm_introspection_page_fault(vcpu, gpa, error_code);
+}
+
+/* True when the emulator has to leave the instruction because of an access. */
+static inline bool kvm_introspection_emulates(struct kvm_vcpu *vcpu, gpa_t gpa, gva_t gva,
+					      bool write)
+{
+	return kvm_is_introspected(vcpu) && !xa_empty(&vcpu->kvm->introspection_memory.denied) &&
+	       __kvm_introspection_emulates(vcpu, gpa, gva, write);
+}
+
+/* After each call of vcpu_enter_guest(). */
+static inline void kvm_introspection_step_end(struct kvm_vcpu *vcpu)
+{
+	if (static_branch_unlikely(&kvm_introspection_hooked) && vcpu->introspection_stepping)
+		__kvm_introspection_step_end(vcpu);
 }
 
 /* True when the hypercall is the tool's: *r is what the exit handler returns. */

@@ -197,12 +197,7 @@ int kvmi_glue_pause_vcpu(struct kvm_introspection *session, u16 vcpu_idx, bool w
 	return 0;
 }
 
-/* Neither single-step nor page access is there yet. */
-u8 kvmi_glue_access_bits(void)
-{
-	return 0;
-}
-
+/* It is not there yet. */
 u8 kvmi_glue_singlestep(void)
 {
 	return 0;

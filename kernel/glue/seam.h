@@ -102,9 +102,10 @@ struct kvmi_occurrence {
 	u16 event;	/* KVMI_VCPU_EVENT_* as in protocol.md section 5 */
 	u8  cr;		/* CR: 0, 3, 4 */
 	u8  insn_len;	/* BREAKPOINT: bytes */
-	u32 pad;
-	u64 a;		/* BREAKPOINT: gpa; CR: old value */
-	u64 b;		/* CR: new value */
+	u8  access;	/* PF: one of KVMI_PAGE_ACCESS_* */
+	u8  pad[3];
+	u64 a;		/* BREAKPOINT, PF: gpa; CR: old value */
+	u64 b;		/* CR: new value; PF: gva */
 };
 
 enum kvmi_site {
@@ -182,6 +183,15 @@ int  kvmi_glue_read_physical(struct kvm_introspection *session, u64 gpa, u8 *out
 int  kvmi_glue_write_physical(struct kvm_introspection *session, u64 gpa, const u8 *data, size_t len);
 /* 0, -KVM_EBUSY; wait: return after the vCPU has left guest mode */
 int  kvmi_glue_pause_vcpu(struct kvm_introspection *session, u16 vcpu_idx, bool wait);
+/*
+ * gfn and access are checked by the caller for what can be expressed; 0,
+ * -KVM_EINVAL (no slot) or -KVM_ENOMEM.  In force only after kvmi_glue_page_access_set().
+ */
+int  kvmi_glue_set_page_access(struct kvm_introspection *session, u16 view, u64 gfn, u8 access);
+/* what was set is in force on every vCPU when this returns */
+void kvmi_glue_page_access_set(struct kvm_introspection *session);
+/* 0 or -KVM_EINVAL (no slot) */
+int  kvmi_glue_page_access(struct kvm_introspection *session, u16 view, u64 gfn, u8 *access);
 /* any: @10 of GET_VERSION's features: bits 0..3 as P20; @8: single-step available */
 u8   kvmi_glue_access_bits(void);
 u8   kvmi_glue_singlestep(void);

@@ -101,6 +101,7 @@ static void session_detach(struct kvm *kvm, struct kvm_introspection *session)
 
 	list_for_each_entry(vi, &detached, detached)
 		wake_up_all(&vi->wq);
+	wake_up_all(&kvm->introspection_memory.stepper_wq);
 
 	synchronize_srcu_expedited(&kvm->srcu);
 
@@ -186,6 +187,7 @@ static int session_end(struct kvm *kvm, struct kvm_introspection *session, bool 
 	mutex_unlock(&conn->lock);
 
 	session_detach(kvm, session);
+	kvmi_access_end(kvm);
 	session_free(session);
 
 	return 0;

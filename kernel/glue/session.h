@@ -8,12 +8,15 @@
  *	  conn->lock			mutex: the reader carries out a message
  *	  kvm->lock			publishing and detaching; vCPU creation
  *	  connections_lock		mutex: which sockets are in use
+ *	  kvm->slots_lock		the end of a session takes restrictions off
  *	vcpu->mutex			a vCPU's event and its Rust state
  *	  session->tx_lock		mutex: one writer; numbers events in the order of sending
  *	    vi->lock			spinlock: a vCPU's queue
  *
  * tx_lock is also taken under introspection_lock (PREUNHOOK) and, by the reader,
- * under conn->lock, as are kvm->srcu and the VMM's mmap_lock.  Nothing waits for
+ * under conn->lock, as are kvm->srcu, kvm->mmu_lock and the VMM's mmap_lock.  The
+ * stepper (let_through.c) is one with vcpu->mutex and whatever KVM takes for an
+ * entry; the wait to be it is outside of SRCU and interruptible.  Nothing waits for
  * a vCPU or for the tool with vi->lock held.  A vCPU waits for the tool with
  * nothing held but its own vcpu->mutex, outside SRCU, interruptibly, on a
  * reference to its vi.
@@ -46,6 +49,10 @@
 #include "seam.h"
 
 #define KVMI_MAX_PENDING_PAUSES	1001	/* protocol.md, VM_PAUSE_VCPU */
+/* The one view that there is. */
+#define KVMI_VIEW		0
+/* Pages that one instruction is let through to. */
+#define KVMI_MAX_LET_THROUGH	32
 /* Nothing of an event reply beyond this is ever looked at, nor kept. */
 #define KVMI_REPLY_KEPT_BYTES	64
 
@@ -83,7 +90,9 @@ struct kvm_introspection {
 
 	/* Who called HOOK pays for what waits in the queues. */
 	struct mem_cgroup *memcg;
-	u8 *tx;				/* the reader's */
+	u8 *tx;				/* the reader's, as the next two */
+	gfn_t changed_start;		/* pages whose access has changed and which are still mapped */
+	gfn_t changed_end;
 
 	struct kvmi_vm_state *state;
 };
@@ -95,6 +104,12 @@ struct kvmi_job {
 	size_t bytes;			/* the message's own length */
 	size_t kept;			/* bytes of it in msg */
 	u8 msg[];
+};
+
+/* An access that the tool lets through, once. */
+struct kvmi_let_through {
+	gfn_t gfn;
+	u8 access;
 };
 
 struct kvm_vcpu_introspection {
@@ -120,6 +135,10 @@ struct kvm_vcpu_introspection {
 	size_t unsent;			/* bytes of a reply in tx that is still to be sent */
 	size_t rx_dirty;
 	u8 *rx, *tx;
+	struct kvmi_let_through let_through[KVMI_MAX_LET_THROUGH];
+	unsigned int let_through_count;
+	unsigned long let_through_rip;	/* the instruction that they are about */
+	struct kvmi_occurrence told;	/* the last access that was told */
 	struct kvmi_vcpu_state *state;
 };
 
@@ -157,6 +176,21 @@ int kvmi_send_unhook(struct kvm_introspection *session);
 int kvmi_send_rest(struct kvm_introspection *session);
 int kvmi_receive(struct kvmi_connection *conn, size_t *bytes);
 void kvmi_hang_up(struct kvmi_connection *conn);
+
+/* access.c */
+u8 kvmi_denied_access(struct kvm *kvm, u16 view, gfn_t gfn);
+void kvmi_access_end(struct kvm *kvm);
+
+/* let_through.c */
+u8 kvmi_let_through_access(struct kvm_vcpu *vcpu, gfn_t gfn);
+void kvmi_take_back(struct kvm_vcpu_introspection *vi);
+bool kvmi_wants_step(struct kvm_vcpu_introspection *vi);
+bool kvmi_become_stepper(struct kvm_vcpu *vcpu);
+bool kvmi_is_stepper(struct kvm_vcpu *vcpu);
+int kvmi_wait_for_stepper(struct kvm_vcpu_introspection *vi);
+void kvmi_leave_stepper(struct kvm_vcpu *vcpu);
+void kvmi_complete_access(struct kvm_vcpu_introspection *vi);
+int kvmi_step(struct kvm_vcpu_introspection *vi);
 
 /* reader.c */
 int kvmi_reader_create(struct kvm_introspection *session);

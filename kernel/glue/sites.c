@@ -217,7 +217,9 @@ void __kvm_introspection_void_event(struct kvm_vcpu *vcpu)
 
 	idx = srcu_read_lock(&vcpu->kvm->srcu);
 	vi = kvmi_vcpu(vcpu);
-	if (vi)
+	if (vi) {
 		kvmi_event_void(vi->state);
+		kvmi_take_back(vi);
+	}
 	srcu_read_unlock(&vcpu->kvm->srcu, idx);
 }

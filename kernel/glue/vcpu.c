@@ -12,6 +12,7 @@
 #include <linux/slab.h>
 
 #include "session.h"
+#include "mmu.h"
 #include "x86.h"
 
 struct kvm_vcpu_introspection *kvmi_vcpu_alloc(struct kvm_introspection *session,
@@ -218,12 +219,33 @@ static int serve(struct kvm_vcpu_introspection *vi)
 		case KVMI_IDLE:
 			if (!READ_ONCE(session->lost) && take_pause(vi))
 				continue;
-			return 1;
+			if (!kvmi_wants_step(vi) || kvmi_become_stepper(vi->vcpu))
+				return 1;
+			r = kvmi_wait_for_stepper(vi);
+			break;
 		default:
 			return 1;
 		}
 		if (r == -EINTR)
 			return r;
+	}
+}
+
+/* What was recorded, with the reply at hand.  As an exit handler. */
+static int let_happen(struct kvm_vcpu_introspection *vi)
+{
+	int r;
+
+	switch (kvmi_phase_event(vi->state)) {
+	case KVMI_VCPU_EVENT_PAUSE:
+		return 1;
+	case KVMI_VCPU_EVENT_PF:
+		kvmi_complete_access(vi);
+		return 1;
+	default:
+		/* A step may have left the vCPU without a root, which exit handlers rely on. */
+		r = kvm_mmu_reload(vi->vcpu);
+		return r ? r : kvm_x86_call(handle_exit)(vi->vcpu, EXIT_FASTPATH_NONE);
 	}
 }
 
@@ -248,8 +270,8 @@ static int complete_exit(struct kvm_vcpu_introspection *vi)
 	 * A tool that moved RIP has dealt with the instruction: to complete it
 	 * would skip or fault on another one.
 	 */
-	if (kvmi_phase_event(vi->state) != KVMI_VCPU_EVENT_PAUSE && kvm_rip_read(vcpu) == rip)
-		r = kvm_x86_call(handle_exit)(vcpu, EXIT_FASTPATH_NONE);
+	if (kvm_rip_read(vcpu) == rip)
+		r = let_happen(vi);
 	kvmi_event_done(vi->state);
 
 	return r;
@@ -258,12 +280,14 @@ static int complete_exit(struct kvm_vcpu_introspection *vi)
 static bool has_work(struct kvm_vcpu_introspection *vi)
 {
 	return !list_empty_careful(&vi->jobs) || atomic_read(&vi->pauses) || vi->unsent ||
-	       vi->owes_rest || kvmi_phase(vi->state) != KVMI_IDLE || kvmi_crashes(vi->session);
+	       vi->owes_rest || kvmi_phase(vi->state) != KVMI_IDLE || kvmi_crashes(vi->session) ||
+	       kvmi_wants_step(vi);
 }
 
 int __kvm_introspection_work(struct kvm_vcpu *vcpu)
 {
 	struct kvm_vcpu_introspection *vi;
+	bool is_current;
 	int r = 1;
 
 	while (r > 0) {
@@ -278,9 +302,17 @@ int __kvm_introspection_work(struct kvm_vcpu *vcpu)
 		kvm_vcpu_srcu_read_lock(vcpu);
 		if (!r)
 			vcpu->run->exit_reason = KVM_EXIT_SHUTDOWN;
-		if (r > 0 && vi == kvmi_vcpu(vcpu) && kvmi_phase(vi->state) == KVMI_REPLY_HERE)
+		is_current = r > 0 && vi == kvmi_vcpu(vcpu);
+		if (is_current && kvmi_phase(vi->state) == KVMI_REPLY_HERE)
 			r = complete_exit(vi);
+		else if (is_current && kvmi_is_stepper(vcpu))
+			r = kvmi_step(vi);
+		else if (kvmi_is_stepper(vcpu))
+			kvmi_leave_stepper(vcpu);
 		kvmi_vcpu_put(vi);
+
+		if (vcpu->introspection_stepping)
+			return 1;
 	}
 
 	if (r == -EINTR) {

@@ -41,6 +41,22 @@ pub trait VmEffects {
     /// EBUSY when too many requests are pending.
     fn pause_vcpu(&mut self, vcpu: u16, wait: bool) -> Result<(), KvmError>;
 
+    /// Sets what the guest may do with a page of a view: bits of [`kvmi_uapi::PageAccessEntry`] that can be expressed. In
+    /// force only after [`Self::page_access_set`].
+    ///
+    /// # Errors
+    /// EINVAL where there is no memory slot and no restriction; ENOMEM.
+    fn set_page_access(&mut self, view: u16, gfn: u64, access: u8) -> Result<(), KvmError>;
+
+    /// What was set is in force on every vCPU when this returns (P4).
+    fn page_access_set(&mut self);
+
+    /// What the guest may do with a page of a view.
+    ///
+    /// # Errors
+    /// EINVAL where there is no memory slot and no restriction.
+    fn page_access(&mut self, view: u16, gfn: u64) -> Result<u8, KvmError>;
+
     /// Which page access restrictions can be expressed: bits of [`kvmi_uapi::Features`].
     fn access_bits(&mut self) -> u8;
 

@@ -3,7 +3,7 @@
 
 use kvmi_uapi::{
     EventHdr, MsgHdr, VcpuEvent,
-    event::{self, Breakpoint, Cr},
+    event::{self, Breakpoint, Cr, Pf},
     msg,
 };
 use zerocopy::{Immutable, IntoBytes};
@@ -52,6 +52,17 @@ fn build<E: VcpuEffects>(what: &Occurrence, effects: &mut E, seq: u32, out: &mut
                 pad: [0; 7],
                 old_value: old,
                 new_value: new,
+            },
+        ),
+        Occurrence::Pf { gpa, gva, access } => data(
+            out,
+            &Pf {
+                gva,
+                gpa,
+                access,
+                pad1: 0,
+                pad2: 0,
+                pad3: 0,
             },
         ),
     }?;

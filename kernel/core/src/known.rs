@@ -14,6 +14,8 @@ pub const COMMANDS: &[u16] = &[
     msg::VM_WRITE_PHYSICAL,
     msg::VM_PAUSE_VCPU,
     msg::VM_CONTROL_CLEANUP,
+    msg::VM_SET_PAGE_ACCESS,
+    msg::VM_GET_PAGE_ACCESS,
     msg::VCPU_GET_INFO,
     msg::VCPU_CONTROL_EVENTS,
     msg::VCPU_GET_REGISTERS,
@@ -28,6 +30,7 @@ pub const EVENTS: &[u16] = &[
     event::HYPERCALL,
     event::BREAKPOINT,
     event::CR,
+    event::PF,
 ];
 
 pub(crate) fn command(id: u16) -> bool {

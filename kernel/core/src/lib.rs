@@ -22,6 +22,7 @@ mod event_reply;
 mod feature;
 mod known;
 mod occurrence;
+mod page_access;
 mod permission;
 mod queue;
 mod vcpu_command;

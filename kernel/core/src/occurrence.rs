@@ -26,6 +26,15 @@ pub enum Occurrence {
         /// Value that the guest writes.
         new: u64,
     },
+    /// The guest does with a page what its restriction denies.
+    Pf {
+        /// Guest physical address.
+        gpa: u64,
+        /// Guest virtual address, all ones when unknown.
+        gva: u64,
+        /// The kind of access: one bit of [`kvmi_uapi::PageAccessEntry`].
+        access: u8,
+    },
 }
 
 impl Occurrence {
@@ -36,6 +45,7 @@ impl Occurrence {
             Self::Hypercall => event::HYPERCALL,
             Self::Breakpoint { .. } => event::BREAKPOINT,
             Self::Cr { .. } => event::CR,
+            Self::Pf { .. } => event::PF,
         }
     }
 
@@ -45,6 +55,15 @@ impl Occurrence {
             Self::Cr { cr, .. } => *cr,
             _ => 0,
         }
+    }
+
+    /// Whether the reply to this one is the reply to `other`. An instruction may access several pages, in several ways.
+    pub(crate) fn is_same(&self, other: &Self) -> bool {
+        let page = |what: &Self| match *what {
+            Self::Pf { gpa, access, .. } => (gpa >> 12, access),
+            _ => (0, 0),
+        };
+        self.event() == other.event() && self.cr() == other.cr() && page(self) == page(other)
     }
 
     /// Most bytes of event reply data.
@@ -57,6 +76,6 @@ impl Occurrence {
 
     /// Whether the tool may answer RETRY.
     pub(crate) fn may_retry(&self) -> bool {
-        matches!(self, Self::Breakpoint { .. })
+        matches!(self, Self::Breakpoint { .. } | Self::Pf { .. })
     }
 }

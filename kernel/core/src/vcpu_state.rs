@@ -77,7 +77,7 @@ impl VcpuState {
     /// when the handler is called again with the reply at hand, the same site gets the answer.
     pub fn record(&mut self, vm: &VmState, what: &Occurrence) -> Site {
         match self.phase {
-            Phase::ReplyHere if self.answers(what.event(), what.cr()) => {
+            Phase::ReplyHere if !self.taken && self.occurrence.is_some_and(|about| about.is_same(what)) => {
                 self.taken = true;
                 return if self.retry { Site::Retry } else { Site::Continue };
             }

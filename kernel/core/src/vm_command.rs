@@ -9,7 +9,7 @@ use kvmi_uapi::{
 };
 
 use crate::{
-    KvmError, VmEffects, VmState, known,
+    KvmError, VmEffects, VmState, known, page_access,
     wire::{self, Message, REPLY_HEAD},
 };
 
@@ -35,6 +35,8 @@ pub(crate) fn run<E: VmEffects>(vm: &VmState, effects: &mut E, message: Message<
         msg::VM_WRITE_PHYSICAL => write_physical(effects, message, out),
         msg::VM_PAUSE_VCPU => wire::reply(out, hdr, pause_vcpu(vm, effects, message.request())),
         msg::VM_CONTROL_CLEANUP => wire::reply(out, hdr, control_cleanup(vm, message.request())),
+        msg::VM_SET_PAGE_ACCESS => page_access::set(effects, message, out),
+        msg::VM_GET_PAGE_ACCESS => page_access::get(effects, message, out),
         _ => None,
     }
 }

@@ -24,7 +24,8 @@ pub(crate) struct COccurrence {
     pub(crate) event: u16,
     pub(crate) cr: u8,
     pub(crate) insn_len: u8,
-    pub(crate) pad: u32,
+    pub(crate) access: u8,
+    pub(crate) pad: [u8; 3],
     pub(crate) a: u64,
     pub(crate) b: u64,
 }
@@ -43,6 +44,11 @@ impl COccurrence {
                 cr,
                 old: self.a,
                 new: self.b,
+            },
+            (event::PF, _) => Occurrence::Pf {
+                gpa: self.a,
+                gva: self.b,
+                access: self.access,
             },
             _ => return None,
         })
@@ -169,6 +175,10 @@ mod tests {
                 offset_of!(COccurrence, insn_len) as u32,
             ),
             (
+                "offsetof(struct kvmi_occurrence, access)",
+                offset_of!(COccurrence, access) as u32,
+            ),
+            (
                 "offsetof(struct kvmi_occurrence, pad)",
                 offset_of!(COccurrence, pad) as u32,
             ),
@@ -204,7 +214,8 @@ mod tests {
             event,
             cr,
             insn_len: 2,
-            pad: 0,
+            access: 4,
+            pad: [0; 3],
             a: 5,
             b: 6,
         };
@@ -217,6 +228,14 @@ mod tests {
         assert_eq!(
             what(event::CR, 4).parse(),
             Some(Occurrence::Cr { cr: 4, old: 5, new: 6 })
+        );
+        assert_eq!(
+            what(event::PF, 9).parse(),
+            Some(Occurrence::Pf {
+                gpa: 5,
+                gva: 6,
+                access: 4
+            })
         );
         for (event, cr) in [(event::CR, 8), (event::UNHOOK, 0), (event::MSR, 0), (9999, 0)] {
             assert_eq!(what(event, cr).parse(), None);

@@ -45,6 +45,23 @@ impl VmEffects for SessionEffects {
         outcome(unsafe { glue::kvmi_glue_pause_vcpu(self.0, vcpu, wait) })
     }
 
+    fn set_page_access(&mut self, view: u16, gfn: u64, access: u8) -> Result<(), KvmError> {
+        // SAFETY: promise 4.
+        outcome(unsafe { glue::kvmi_glue_set_page_access(self.0, view, gfn, access) })
+    }
+
+    fn page_access_set(&mut self) {
+        // SAFETY: promise 4.
+        unsafe { glue::kvmi_glue_page_access_set(self.0) }
+    }
+
+    fn page_access(&mut self, view: u16, gfn: u64) -> Result<u8, KvmError> {
+        let mut access = 0;
+        // SAFETY: promise 4; `access` outlives the call.
+        outcome(unsafe { glue::kvmi_glue_page_access(self.0, view, gfn, &raw mut access) })?;
+        Ok(access)
+    }
+
     fn access_bits(&mut self) -> u8 {
         // SAFETY: takes no argument.
         unsafe { glue::kvmi_glue_access_bits() }

@@ -9,6 +9,9 @@ unsafe extern "C" {
     pub(crate) fn kvmi_glue_read_physical(session: *mut Session, gpa: u64, out: *mut u8, len: usize) -> i32;
     pub(crate) fn kvmi_glue_write_physical(session: *mut Session, gpa: u64, data: *const u8, len: usize) -> i32;
     pub(crate) fn kvmi_glue_pause_vcpu(session: *mut Session, vcpu_idx: u16, wait: bool) -> i32;
+    pub(crate) fn kvmi_glue_set_page_access(session: *mut Session, view: u16, gfn: u64, access: u8) -> i32;
+    pub(crate) fn kvmi_glue_page_access_set(session: *mut Session);
+    pub(crate) fn kvmi_glue_page_access(session: *mut Session, view: u16, gfn: u64, access: *mut u8) -> i32;
     pub(crate) fn kvmi_glue_access_bits() -> u8;
     pub(crate) fn kvmi_glue_singlestep() -> u8;
 

@@ -10,6 +10,10 @@ use zerocopy::{FromBytes, Immutable, IntoBytes};
 
 use crate::{Message, ProtocolError, Registers};
 
+mod page_access;
+
+pub use page_access::{GetPageAccess, SetPageAccess};
+
 /// Bytes before a reply's data.
 const DATA: usize = size_of::<ErrorCode>();
 

@@ -223,6 +223,7 @@ expectations! {
     hypercall, Hypercall, Open<Hypercall>, "HYPERCALL";
     breakpoint, Breakpoint, Open<Breakpoint>, "BREAKPOINT";
     cr, Cr, Open<Cr>, "CR";
+    pf, Pf, Open<Pf>, "PF";
 }
 
 impl Unknown {

@@ -1,13 +1,13 @@
 // SPDX-License-Identifier: MIT OR Apache-2.0
 //! VM commands as calls.
 
-use kvmi_uapi::{GetVersionReply, event};
+use kvmi_uapi::{GetVersionReply, PageAccessEntry, event};
 
 use crate::{
     Error, Session,
     command::{
-        CheckCommand, CheckEvent, ControlCleanup, ControlVmEvents, GetInfo, GetVersion, PauseVcpu, Raw, ReadPhysical,
-        WritePhysical,
+        CheckCommand, CheckEvent, ControlCleanup, ControlVmEvents, GetInfo, GetPageAccess, GetVersion, PauseVcpu, Raw,
+        ReadPhysical, SetPageAccess, WritePhysical,
     },
 };
 
@@ -91,6 +91,24 @@ impl Session {
     /// As [`Session::call`].
     pub fn control_cleanup(&self, enable: bool) -> Result<(), Error> {
         self.call(ControlCleanup { enable })
+    }
+
+    /// VM_SET_PAGE_ACCESS: what the guest may do with pages, in force on every vCPU when this returns. At most
+    /// [`kvmi_uapi::MAX_PAGE_ACCESS_ENTRIES`].
+    ///
+    /// # Errors
+    /// As [`Session::call`], for the first entry that fails: EINVAL, EOPNOTSUPP for what the hardware cannot express,
+    /// ENOMEM. The others are set.
+    pub fn set_page_access(&self, entries: &[PageAccessEntry]) -> Result<(), Error> {
+        self.call(SetPageAccess { entries })
+    }
+
+    /// VM_GET_PAGE_ACCESS: what the guest may do with these pages, at most [`kvmi_uapi::MAX_PAGE_ACCESS_ENTRIES`].
+    ///
+    /// # Errors
+    /// As [`Session::call`]: EINVAL where there is no memory slot.
+    pub fn page_access(&self, gpas: &[u64]) -> Result<Vec<PageAccessEntry>, Error> {
+        self.call(GetPageAccess { gpas })
     }
 
     /// Any command with any payload (for a vCPU command with its vCPU header); gives the reply's data.

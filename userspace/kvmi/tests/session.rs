@@ -11,8 +11,8 @@ use std::{
 };
 
 use kvmi::{
-    CloseReason, Decision, Error, Event, KvmError, Listener, RawConnection, Regs, Session, SessionOptions, Value,
-    command, event, handshake, message, msg,
+    CloseReason, Decision, Error, Event, KvmError, Listener, PageAccessEntry, RawConnection, Regs, Session,
+    SessionOptions, Value, command, event, handshake, message, msg,
 };
 use kvmi_core::{Occurrence, Site};
 use mock_kernel::MockKernel;
@@ -57,6 +57,27 @@ fn commands_are_answered() {
     session.write_physical(0xffc, b"abcd").unwrap();
     assert_eq!(session.read_physical(0xffb, 5).unwrap(), b"\0abcd");
     assert_eq!(session.read_physical(0x1000, 4096).unwrap(), vec![0; 4096]);
+    let entry = |gpa, access| PageAccessEntry {
+        gpa,
+        access,
+        ..Default::default()
+    };
+    session.set_page_access(&[entry(0x1000, 5), entry(0x2000, 3)]).unwrap();
+    assert_eq!(
+        session.page_access(&[0x2000, 0x3000, 0x1000]).unwrap(),
+        [entry(0x2000, 3), entry(0x3000, 7), entry(0x1000, 5)]
+    );
+    let refused = session.set_page_access(&[entry(0x1000, 2)]).unwrap_err();
+    assert!(
+        matches!(
+            refused,
+            Error::Kernel {
+                error: KvmError::NotSupported,
+                ..
+            }
+        ),
+        "{refused}"
+    );
     assert_eq!(session.vcpu(1).tsc_hz().unwrap(), 1_000_001);
     let registers = session.vcpu(0).registers(&[1, 2, 3]).unwrap();
     assert_eq!(

@@ -2,6 +2,8 @@
 //! A VM and vCPUs that only remember what was asked of them, and messages to try on them.
 #![allow(dead_code, unreachable_pub, reason = "each test program uses its part")]
 
+use std::collections::BTreeMap;
+
 use kvmi_core::{
     KvmError, Occurrence, Site, VcpuEffects, VcpuOutcome, VcpuState, VcpuVerdict, VmEffects, VmState, VmVerdict,
     vcpu_message, vm_message,
@@ -27,6 +29,10 @@ pub struct FakeVm {
     pub pauses: Vec<(u16, bool)>,
     /// vCPUs that have as many PAUSE requests as they may.
     pub too_many_pauses: Vec<u16>,
+    pub access: BTreeMap<u64, u8>,
+    /// Nothing was set since it was last put in force.
+    pub in_force: bool,
+    pub access_bits: u8,
 }
 
 impl Default for FakeVm {
@@ -38,6 +44,9 @@ impl Default for FakeVm {
             memory,
             pauses: Vec::new(),
             too_many_pauses: Vec::new(),
+            access: BTreeMap::new(),
+            in_force: true,
+            access_bits: 7,
         }
     }
 }
@@ -84,8 +93,30 @@ impl VmEffects for FakeVm {
         Ok(())
     }
 
+    fn set_page_access(&mut self, view: u16, gfn: u64, access: u8) -> Result<(), KvmError> {
+        assert_eq!(view, 0);
+        if gfn >= MEMORY / 4096 {
+            return Err(KvmError(EINVAL));
+        }
+        self.access.insert(gfn, access);
+        self.in_force = false;
+        Ok(())
+    }
+
+    fn page_access_set(&mut self) {
+        self.in_force = true;
+    }
+
+    fn page_access(&mut self, view: u16, gfn: u64) -> Result<u8, KvmError> {
+        assert_eq!(view, 0);
+        if gfn >= MEMORY / 4096 {
+            return Err(KvmError(EINVAL));
+        }
+        Ok(*self.access.get(&gfn).unwrap_or(&7))
+    }
+
     fn access_bits(&mut self) -> u8 {
-        7
+        self.access_bits
     }
 
     fn singlestep(&mut self) -> bool {

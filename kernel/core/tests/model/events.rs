@@ -118,6 +118,30 @@ pub(crate) const EVENTS: &[Event] = &[
         ],
         examples: &[cr(0), cr(3), cr(4)],
     },
+    Event {
+        id: event::PF,
+        name: "PF",
+        retry: true,
+        reply_bytes: 0,
+        enabled: |on, _| on.events.contains(&event::PF),
+        data: |what| match *what {
+            Occurrence::Pf { gpa, gva, access } => Some(bytes(&[gva, gpa, u64::from(access)])),
+            _ => None,
+        },
+        happens: || {
+            let gpa = proptest::sample::select(&[0x1000u64, 0x1008, 0x2000][..]);
+            let gva = prop_oneof![Just(0x7000), Just(u64::MAX)];
+            let access = proptest::sample::select(&[1u8, 2, 4][..]);
+            let what = (gpa, gva, access).prop_map(|(gpa, gva, access)| Occurrence::Pf { gpa, gva, access });
+            Some(what.boxed())
+        },
+        ask: &[(msg::VCPU_CONTROL_EVENTS, &[event::PF as u8, 0, 1])],
+        examples: &[Occurrence::Pf {
+            gpa: 0x1000,
+            gva: 0,
+            access: 2,
+        }],
+    },
 ];
 
 /// Structures of u64, and of a small value with padding up to the next (the byte order is the host's: little).

@@ -17,7 +17,7 @@ use kvmi_uapi::{
 
 use crate::{
     events::EVENTS,
-    fake::{FakeVcpu, FakeVm},
+    fake::{FakeVcpu, FakeVm, MEMORY},
     spec::{EEXIST, EFAULT, ENOENT, MAX_VCPUS},
     steps::Input,
     view::{Effect, Outcome, VcpuView, View},
@@ -159,6 +159,7 @@ impl Kernel {
         let Some(session) = self.session.take() else {
             return;
         };
+        self.fake.access.clear();
         for cpu in &mut self.cpus {
             cpu.in_guest = false;
             if session.vm.cleanup_enabled() {
@@ -211,6 +212,7 @@ impl Kernel {
             VmVerdict::Queue(vcpu) => self.queue(vcpu.into(), bytes),
             VmVerdict::Close => self.lose(),
         }
+        assert!(self.fake.in_force, "page access was set and not put in force");
         for (vcpu, _) in self.fake.pauses.drain(..) {
             let session = self.session.as_mut().expect("there is a session");
             session.parts[usize::from(vcpu)].pauses += 1;
@@ -302,6 +304,9 @@ impl Kernel {
         });
         let mut view = View {
             vcpus: cpus.collect(),
+            access: (0..MEMORY / 4096)
+                .map(|gfn| self.fake.access.get(&gfn).copied().unwrap_or(7))
+                .collect(),
             ..View::default()
         };
         let Some(session) = &self.session else {

@@ -20,7 +20,7 @@ use crate::{
     steps::Input,
     view::{Effect, Outcome, VcpuView, View},
 };
-use vcpu::{Late, same_site};
+use vcpu::{Late, same_switch};
 
 /// Pending PAUSE requests of a vCPU (8).
 pub(crate) const MAX_PAUSES: usize = 1002;
@@ -38,6 +38,8 @@ pub(crate) const ENOENT: i32 = 2;
 pub(crate) struct Spec {
     pub(crate) cpus: Vec<Cpu>,
     pub(crate) memory: Vec<u8>,
+    /// What the guest may do with each page.
+    pub(crate) access: Vec<u8>,
     pub(crate) session: Option<Session>,
     pub(crate) seen: Coverage,
     sent: Vec<Vec<u8>>,
@@ -109,6 +111,7 @@ impl Spec {
         Self {
             cpus: (0..vcpus).map(|_| Cpu::default()).collect(),
             memory: (0..MEMORY).map(|at| at as u8).collect(),
+            access: unrestricted(),
             session: None,
             seen,
             sent: Vec::new(),
@@ -200,6 +203,8 @@ impl Spec {
         let Some(session) = self.session.take() else {
             return;
         };
+        // Whatever VM_CONTROL_CLEANUP said.
+        self.access = unrestricted();
         for (cpu, vcpu) in self.cpus.iter_mut().zip(&session.vcpus) {
             if let Some(what) = vcpu.stage.of() {
                 self.seen.fate(&what, Fate::Undecided);
@@ -307,6 +312,7 @@ impl Spec {
                     ..VcpuView::default()
                 })
                 .collect(),
+            access: self.access.clone(),
             ..View::default()
         };
         let Some(session) = &self.session else {
@@ -330,7 +336,7 @@ impl Spec {
             view.queued = if session.lost { 0 } else { vcpu.queue.len() };
             for (at, what) in EVENTS.iter().flat_map(|row| row.examples).enumerate() {
                 let answered =
-                    matches!(&vcpu.stage, Stage::Answered { what: about, used: false, .. } if same_site(about, what));
+                    matches!(&vcpu.stage, Stage::Answered { what: about, used: false, .. } if same_switch(about, what));
                 view.wanted |= u32::from(answered || self.wants(index, what)) << at;
             }
         }
@@ -363,6 +369,11 @@ impl Stage {
             Self::Due(what) | Self::Open { what, .. } | Self::Answered { what, .. } => Some(*what),
         }
     }
+}
+
+/// 7 for each page of the fake VM.
+fn unrestricted() -> Vec<u8> {
+    (0..MEMORY / 4096).map(|_| 7).collect()
 }
 
 /// What COMMAND and EVENT are about; None for EINVAL.

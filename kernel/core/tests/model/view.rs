@@ -63,6 +63,8 @@ pub(crate) struct View {
     /// PREUNHOOK would send its event.
     pub(crate) unhook_event: bool,
     pub(crate) vcpus: Vec<VcpuView>,
+    /// Of each page.
+    pub(crate) access: Vec<u8>,
 }
 
 #[derive(Debug, Default, PartialEq)]

@@ -2,6 +2,7 @@
 //! The kernel's side of a session without a kernel: the real core, a thread a vCPU, memory that is a vector.
 
 use std::{
+    collections::HashMap,
     collections::VecDeque,
     io::{Read, Write},
     net::Shutdown,
@@ -40,6 +41,8 @@ enum Work {
 struct Shared {
     vm: VmState,
     memory: Mutex<Vec<u8>>,
+    /// Access of restricted gfns.
+    access: Mutex<HashMap<u64, u8>>,
     vcpus: Vec<Sender<Work>>,
     /// The writer's end and the sequence number of the last event.
     out: Mutex<(UnixStream, u32)>,
@@ -62,6 +65,7 @@ impl MockKernel {
         let shared = Arc::new(Shared {
             vm,
             memory: Mutex::new(vec![0; MEMORY]),
+            access: Mutex::default(),
             vcpus: senders,
             out,
         });
@@ -201,8 +205,19 @@ impl VmEffects for VmSide<'_> {
         Ok(())
     }
 
+    fn set_page_access(&mut self, _: u16, gfn: u64, access: u8) -> Result<(), KvmError> {
+        self.0.access.lock().unwrap().insert(gfn, access);
+        Ok(())
+    }
+
+    fn page_access_set(&mut self) {}
+
+    fn page_access(&mut self, _: u16, gfn: u64) -> Result<u8, KvmError> {
+        Ok(*self.0.access.lock().unwrap().get(&gfn).unwrap_or(&7))
+    }
+
     fn access_bits(&mut self) -> u8 {
-        0
+        7
     }
 
     fn singlestep(&mut self) -> bool {

@@ -2,13 +2,17 @@
 //! 4.1: VM commands.
 
 use kvmi_uapi::{
-    error::{EBUSY, EINVAL, ENOENT, EPERM},
+    error::{EBUSY, EINVAL, ENOENT, EOPNOTSUPP, EPERM},
     event, msg,
 };
 use proptest::prelude::*;
 
 use super::{Command, DONE, Refusal, Request, Run, command_id, event_id, nothing, refuse_if, switch};
-use crate::{events::Event, fake::MEMORY, spec::MAX_PAUSES};
+use crate::{
+    events::Event,
+    fake::MEMORY,
+    spec::{MAX_PAUSES, Spec},
+};
 
 pub(super) const COMMANDS: &[Command] = &[
     Command {
@@ -164,7 +168,98 @@ pub(super) const COMMANDS: &[Command] = &[
             DONE
         }),
     },
+    Command {
+        id: msg::VM_SET_PAGE_ACCESS,
+        name: "VM_SET_PAGE_ACCESS",
+        weight: 3,
+        bytes: 8,
+        request: entries,
+        pads: &[2, 3, 4, 5, 6, 7],
+        errors: &[EINVAL, EOPNOTSUPP],
+        run: Run::Vm(|spec, request| {
+            let entries = whole_entries(request)?;
+            request.padding()?;
+            let mut first = DONE;
+            for entry in entries.chunks(ENTRY) {
+                let outcome = set_access(spec, entry);
+                if first.is_ok() {
+                    first = outcome;
+                }
+            }
+            first
+        }),
+    },
+    Command {
+        id: msg::VM_GET_PAGE_ACCESS,
+        name: "VM_GET_PAGE_ACCESS",
+        weight: 3,
+        bytes: 8,
+        request: entries,
+        pads: &[2, 3, 4, 5, 6, 7],
+        errors: &[EINVAL],
+        run: Run::Vm(|spec, request| {
+            let entries = whole_entries(request)?;
+            request.padding()?;
+            let mut reply = Vec::new();
+            for entry in entries.chunks(ENTRY) {
+                refuse_if(entry[9..].iter().any(|pad| *pad != 0), EINVAL)?;
+                let access = spec.access[page(entry)?];
+                reply.extend([&entry[..8], &[access], &[0; 7]].concat());
+            }
+            Ok(reply)
+        }),
+    },
 ];
+
+/// Bytes of an entry: gpa, access, padding.
+const ENTRY: usize = 16;
+
+/// Up to three entries, most of them good, and now and then fewer than the head says.
+fn entries() -> BoxedStrategy<Vec<u8>> {
+    let gpa = prop_oneof![8 => 0..MEMORY, 1 => any::<u64>()];
+    let access = prop_oneof![8 => 0u8..8, 1 => any::<u8>()];
+    let pad = prop_oneof![15 => Just(0u8), 1 => any::<u8>()];
+    let entry = (gpa, access, pad)
+        .prop_map(|(gpa, access, pad)| [&gpa.to_le_bytes()[..], &[access, 0, 0, 0, 0, 0, 0, pad]].concat());
+    let missing = prop_oneof![30 => Just(0u16), 1 => 1u16..600];
+    (proptest::collection::vec(entry, 0..4), missing)
+        .prop_map(|(entries, missing)| {
+            let count = entries.len() as u16 + missing;
+            [&count.to_le_bytes()[..], &[0; 6], &entries.concat()].concat()
+        })
+        .boxed()
+}
+
+/// As many as the head says.
+fn whole_entries<'a>(request: &Request<'a>) -> Result<&'a [u8], Refusal> {
+    let bytes = ENTRY * usize::from(request.u16(0));
+    request
+        .bytes
+        .get(8..)
+        .unwrap_or_default()
+        .get(..bytes)
+        .ok_or(Refusal::Close)
+}
+
+/// The page of an entry, where there is memory.
+fn page(entry: &[u8]) -> Result<usize, Refusal> {
+    let gpa = Request {
+        bytes: entry,
+        pads: &[],
+    }
+    .u64(0);
+    refuse_if(gpa >= MEMORY, EINVAL)?;
+    Ok((gpa / 4096) as usize)
+}
+
+/// The fake VM can deny everything but reads alone where execution is allowed.
+fn set_access(spec: &mut Spec, entry: &[u8]) -> Result<Vec<u8>, Refusal> {
+    let access = entry[8];
+    refuse_if(access > 7 || entry[9..].iter().any(|pad| *pad != 0), EINVAL)?;
+    refuse_if(![0, 1, 3, 5, 7].contains(&access), EOPNOTSUPP)?;
+    spec.access[page(entry)?] = access;
+    DONE
+}
 
 /// Guest memory: within the two pages that there are, at their borders, beyond.
 fn range() -> impl Strategy<Value = (u64, u16)> {

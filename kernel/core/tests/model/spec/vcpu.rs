@@ -365,8 +365,17 @@ impl Late {
     }
 }
 
-/// A CR event is about its register, any other about its kind.
-pub(super) fn same_site(a: &Occurrence, b: &Occurrence) -> bool {
+/// A CR event is about its register, a PF event about its page and kind, any other about its kind.
+fn same_site(a: &Occurrence, b: &Occurrence) -> bool {
+    let page = |what: &Occurrence| match *what {
+        Occurrence::Pf { gpa, access, .. } => Some((gpa / 4096, access)),
+        _ => None,
+    };
+    same_switch(a, b) && page(a) == page(b)
+}
+
+/// What is asked about before it is known how it happens.
+pub(super) fn same_switch(a: &Occurrence, b: &Occurrence) -> bool {
     match (a, b) {
         (Occurrence::Cr { cr: a, .. }, Occurrence::Cr { cr: b, .. }) => a == b,
         _ => Event::of(a).id == Event::of(b).id,

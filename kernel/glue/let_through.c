@@ -1,0 +1,285 @@
+// SPDX-License-Identifier: GPL-2.0-only
+/*
+ * Accesses to restricted pages: told to the tool, and let through one by one.
+ *
+ * What the tool lets through (CONTINUE, or silently where it does not want to
+ * know) is remembered by vCPU, for the instruction that RIP stands on.  The vCPU
+ * then executes that one instruction on a root of its own, in which those pages
+ * alone are less restricted; the other vCPUs run on, on theirs.  Any other page
+ * that the instruction offends is told in turn, so that an instruction takes as
+ * many turns as it has accesses that are denied, and happens in the last.
+ *
+ * The root of the stepping vCPU is shared by all that step, one at a time: the
+ * stepper.  It is so from here to kvm_introspection_step_end(), for one call of
+ * vcpu_enter_guest(), and waits for no tool.
+ */
+#include "session.h"
+#include "kvm_cache_regs.h"
+#include "mmu.h"
+#include "mmu/mmu_internal.h"
+#include "mmu/tdp_mmu.h"
+#include "smm.h"
+#include "x86.h"
+
+/* What this vCPU is let do with the page now, as KVMI_PAGE_ACCESS_*.  Within SRCU. */
+u8 kvmi_let_through_access(struct kvm_vcpu *vcpu, gfn_t gfn)
+{
+	struct kvm_vcpu_introspection *vi = kvmi_vcpu(vcpu);
+	unsigned int i;
+
+	if (!vi)
+		return 0;
+	for (i = 0; i < vi->let_through_count; i++) {
+		if (vi->let_through[i].gfn == gfn)
+			return vi->let_through[i].access;
+	}
+	return 0;
+}
+
+/* From now on nothing is let through, on the stepping root neither. */
+void kvmi_take_back(struct kvm_vcpu_introspection *vi)
+{
+	struct kvm_vcpu *vcpu = vi->vcpu;
+	unsigned int i;
+
+	if (vcpu->introspection_stepping) {
+		write_lock(&vcpu->kvm->mmu_lock);
+		for (i = 0; i < vi->let_through_count; i++)
+			kvm_tdp_mmu_zap_stepping(vcpu->kvm, vi->let_through[i].gfn);
+		write_unlock(&vcpu->kvm->mmu_lock);
+	}
+	vi->let_through_count = 0;
+}
+
+static void let_through(struct kvm_vcpu_introspection *vi, gfn_t gfn, u8 access)
+{
+	unsigned long rip = kvm_get_linear_rip(vi->vcpu);
+	unsigned int i;
+
+	/* No instruction that has to have them all at once touches so many pages. */
+	if (vi->let_through_rip != rip || vi->let_through_count == KVMI_MAX_LET_THROUGH)
+		kvmi_take_back(vi);
+	vi->let_through_rip = rip;
+
+	for (i = 0; i < vi->let_through_count; i++) {
+		if (vi->let_through[i].gfn == gfn) {
+			vi->let_through[i].access |= access;
+			return;
+		}
+	}
+	vi->let_through[i] = (struct kvmi_let_through) { .gfn = gfn, .access = access };
+	vi->let_through_count = i + 1;
+}
+
+/* Whether the instruction at RIP is let through to do this. */
+static bool is_let_through(struct kvm_vcpu_introspection *vi, gfn_t gfn, u8 kind)
+{
+	return vi->let_through_rip == kvm_get_linear_rip(vi->vcpu) &&
+	       (kvmi_let_through_access(vi->vcpu, gfn) & kind);
+}
+
+static u8 access_kind(u64 error_code)
+{
+	if (error_code & PFERR_FETCH_MASK)
+		return KVMI_PAGE_ACCESS_X;
+	/* Also one that reads and writes: the vendors tell that apart differently. */
+	if (error_code & PFERR_WRITE_MASK)
+		return KVMI_PAGE_ACCESS_W;
+	return KVMI_PAGE_ACCESS_R;
+}
+
+/* True when the access is let through; else it waits for the tool, or was not to be. */
+static bool tell(struct kvm_vcpu_introspection *vi, const struct kvmi_occurrence *pf)
+{
+	if (kvmi_site(vi->vcpu, pf) == KVMI_SITE_PASS) {
+		let_through(vi, gpa_to_gfn(pf->a), pf->access);
+		return true;
+	}
+	vi->told = *pf;
+	return false;
+}
+
+/*
+ * site: the reply to PF is here.  No exit handler has to be called again: the
+ * instruction is executed again, stepped with what is let through, or as it is.
+ */
+void kvmi_complete_access(struct kvm_vcpu_introspection *vi)
+{
+	if (kvmi_site(vi->vcpu, &vi->told) == KVMI_SITE_CONTINUE)
+		let_through(vi, gpa_to_gfn(vi->told.a), vi->told.access);
+}
+
+/*
+ * site: an EPT violation or nested page fault.  True when it is dealt with: it
+ * waits for the tool, or the vCPU is to be stepped.
+ */
+bool __kvm_introspection_page_fault(struct kvm_vcpu *vcpu, gpa_t gpa, u64 error_code)
+{
+	struct kvm_vcpu_introspection *vi = kvmi_vcpu(vcpu);
+	struct kvmi_occurrence pf = { .event = KVMI_VCPU_EVENT_PF, .a = gpa };
+	gfn_t gfn = gpa_to_gfn(gpa);
+	u8 kind = access_kind(error_code);
+
+	if (!vi || is_guest_mode(vcpu) || is_smm(vcpu) || (error_code & PFERR_RSVD_MASK) ||
+	    !(kvmi_denied_access(vcpu->kvm, KVMI_VIEW, gfn) & kind) ||
+	    !kvm_is_visible_gfn(vcpu->kvm, gfn))
+		return false;
+	if (vcpu->introspection_stepping && is_let_through(vi, gfn, kind))
+		return false;
+
+	/* The CPU on its way through the guest's page tables is no access of the guest's. */
+	if (!(error_code & PFERR_GUEST_FINAL_MASK)) {
+		let_through(vi, gfn, kind);
+		return true;
+	}
+
+	pf.access = kind;
+	pf.b = kvm_x86_call(introspection_fault_gva)(vcpu);
+	tell(vi, &pf);
+	return true;
+}
+
+/*
+ * site: the emulator reads or writes for the guest.  True when it has to leave
+ * the instruction, which is emulated anew, with what was let through before.
+ */
+bool __kvm_introspection_emulates(struct kvm_vcpu *vcpu, gpa_t gpa, gva_t gva, bool write)
+{
+	struct kvm_vcpu_introspection *vi = kvmi_vcpu(vcpu);
+	struct kvmi_occurrence pf = {
+		.event = KVMI_VCPU_EVENT_PF, .a = gpa, .b = gva,
+		.access = write ? KVMI_PAGE_ACCESS_W : KVMI_PAGE_ACCESS_R,
+	};
+	gfn_t gfn = gpa_to_gfn(gpa);
+
+	/* In real mode the emulator may be delivering an interrupt, which it cannot leave. */
+	if (!vi || is_guest_mode(vcpu) || is_smm(vcpu) || !is_protmode(vcpu) ||
+	    !(kvmi_denied_access(vcpu->kvm, KVMI_VIEW, gfn) & pf.access) ||
+	    !kvm_is_visible_gfn(vcpu->kvm, gfn))
+		return false;
+	if (is_let_through(vi, gfn, pf.access))
+		return false;
+
+	return !tell(vi, &pf);
+}
+
+/* Whether what is let through is still about the instruction that comes next. */
+bool kvmi_wants_step(struct kvm_vcpu_introspection *vi)
+{
+	struct kvm_vcpu *vcpu = vi->vcpu;
+
+	if (!vi->let_through_count)
+		return false;
+	if (kvm_get_linear_rip(vcpu) != vi->let_through_rip || kvm_is_exception_pending(vcpu) ||
+	    is_guest_mode(vcpu) || is_smm(vcpu)) {
+		kvmi_take_back(vi);
+		return false;
+	}
+	return vcpu->arch.mp_state == KVM_MP_STATE_RUNNABLE && !vcpu->arch.apf.halted;
+}
+
+bool kvmi_become_stepper(struct kvm_vcpu *vcpu)
+{
+	struct kvm_vcpu *other = cmpxchg(&vcpu->kvm->introspection_memory.stepper, NULL, vcpu);
+
+	return !other || other == vcpu;
+}
+
+bool kvmi_is_stepper(struct kvm_vcpu *vcpu)
+{
+	return READ_ONCE(vcpu->kvm->introspection_memory.stepper) == vcpu;
+}
+
+/* Until this vCPU can be the stepper, or the session ends, or -EINTR. */
+int kvmi_wait_for_stepper(struct kvm_vcpu_introspection *vi)
+{
+	struct kvm_introspection_memory *memory = &vi->vcpu->kvm->introspection_memory;
+
+	return wait_event_interruptible(memory->stepper_wq, READ_ONCE(vi->session->closing) ||
+					!READ_ONCE(memory->stepper)) ? -EINTR : 0;
+}
+
+void kvmi_leave_stepper(struct kvm_vcpu *vcpu)
+{
+	struct kvm_introspection_memory *memory = &vcpu->kvm->introspection_memory;
+
+	smp_store_release(&memory->stepper, NULL);
+	/* Pairs with the barrier of whoever goes to sleep. */
+	smp_mb();
+	if (waitqueue_active(&memory->stepper_wq))
+		wake_up_all(&memory->stepper_wq);
+}
+
+static void set_stepping(struct kvm_vcpu *vcpu, bool stepping)
+{
+	vcpu->introspection_stepping = stepping;
+	/* Another role, and so another root; loading it flushes. */
+	kvm_mmu_reset_context(vcpu);
+}
+
+/*
+ * Before the entry, which is one: a fault would end it and take them back.  One
+ * that cannot be mapped, a page of a read-only slot for a write, say, is left
+ * to that fault.
+ */
+static void map_let_through(struct kvm_vcpu_introspection *vi)
+{
+	unsigned int i;
+	u8 access;
+
+	for (i = 0; i < vi->let_through_count; i++) {
+		access = vi->let_through[i].access;
+		kvm_mmu_do_page_fault(vi->vcpu, gfn_to_gpa(vi->let_through[i].gfn),
+				      access & KVMI_PAGE_ACCESS_W ? PFERR_WRITE_MASK :
+				      access & KVMI_PAGE_ACCESS_X ? PFERR_FETCH_MASK : 0,
+				      false, NULL, NULL);
+	}
+}
+
+/*
+ * site, as stepper: what the CPU cannot step is emulated, the rest is done by
+ * the next entry.  As an exit handler.
+ */
+int kvmi_step(struct kvm_vcpu_introspection *vi)
+{
+	struct kvm_vcpu *vcpu = vi->vcpu;
+	int r;
+
+	if (!kvm_x86_call(introspection_step)(vcpu, true)) {
+		r = kvm_emulate_instruction(vcpu, 0);
+		kvmi_leave_stepper(vcpu);
+		return r;
+	}
+
+	vcpu->introspection_stepped = false;
+	set_stepping(vcpu, true);
+	r = kvm_mmu_reload(vcpu);
+	if (r) {
+		__kvm_introspection_step_end(vcpu);
+		return r;
+	}
+	map_let_through(vi);
+	return 1;
+}
+
+/* The vCPU is back from the guest, or did not get there; its exit has been handled. */
+void __kvm_introspection_step_end(struct kvm_vcpu *vcpu)
+{
+	struct kvm_vcpu_introspection *vi = kvmi_vcpu(vcpu);
+	unsigned int count;
+
+	/* The session's end has every root zapped, this one too. */
+	if (vi) {
+		count = vi->let_through_count;
+		kvmi_take_back(vi);
+		/* Not through yet: the entry was for something else. */
+		if (!vcpu->introspection_stepped && kvm_get_linear_rip(vcpu) == vi->let_through_rip)
+			vi->let_through_count = count;
+	}
+	kvm_x86_call(introspection_step)(vcpu, false);
+	set_stepping(vcpu, false);
+	kvmi_leave_stepper(vcpu);
+
+	/* Interrupts were held back. */
+	kvm_make_request(KVM_REQ_EVENT, vcpu);
+}
