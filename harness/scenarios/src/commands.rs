@@ -53,7 +53,12 @@ pub(crate) fn scenarios() -> Vec<Scenario> {
 }
 
 /// Sends this request with each of its bytes at the offsets set to a non-zero value in turn; each must be answered with EINVAL.
-fn padding_is_checked(wire: &mut Wire, id: u16, request: &[u8], pads: std::ops::Range<usize>) -> Result<(), Failure> {
+pub(crate) fn padding_is_checked(
+    wire: &mut Wire,
+    id: u16,
+    request: &[u8],
+    pads: std::ops::Range<usize>,
+) -> Result<(), Failure> {
     for at in pads {
         let mut bytes = request.to_vec();
         bytes[at] = 0x80;
@@ -94,7 +99,7 @@ fn get_version(context: &mut Context) -> Result<(), Failure> {
 }
 
 fn check_commands(context: &mut Context) -> Result<(), Failure> {
-    const COMMANDS: [u16; 14] = [2, 3, 4, 5, 6, 7, 8, 9, 10, 12, 13, 14, 16, 18];
+    const COMMANDS: [u16; 16] = [2, 3, 4, 5, 6, 7, 8, 9, 10, 12, 13, 14, 16, 18, 20, 128];
     const EVENTS: [u16; 5] = [
         event::UNHOOK,
         event::PAUSE,

@@ -16,6 +16,7 @@ pub mod ioctls;
 mod lab;
 mod lifecycle;
 pub mod modules;
+mod pages;
 mod pause;
 pub mod planted;
 mod requests;
@@ -126,6 +127,7 @@ pub fn all() -> &'static [Scenario] {
             pause::scenarios(),
             events::scenarios(),
             reset::SCENARIOS.to_vec(),
+            pages::scenarios(),
             destroy::scenarios(),
             storm::scenarios(),
             fuzz::scenarios(),

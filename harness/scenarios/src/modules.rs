@@ -139,6 +139,20 @@ pub fn without_next_rip(backend: Backend) -> io::Result<bool> {
     Ok(true)
 }
 
+/// Loads the vendor module under test anew such that KVM shadows the guest's page tables.
+///
+/// # Errors
+///
+/// Those of unloading and loading.
+pub fn without_nested_paging(backend: Backend) -> io::Result<()> {
+    unload(vendor_module(backend))?;
+    let parameters = match backend {
+        Backend::Svm => "npt=0",
+        Backend::Vmx => "ept=0 enable_apicv=0",
+    };
+    load_vendor(Origin::under_test(), backend, parameters)
+}
+
 /// Unloads the vendor module and kvm.ko; fails if a VM still exists.
 ///
 /// # Errors

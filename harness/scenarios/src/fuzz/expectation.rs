@@ -64,6 +64,13 @@ pub(super) fn expected(id: u16, payload: &[u8], allowed: bool, vcpus: u16) -> Ex
         msg::VM_WRITE_PHYSICAL if usize::from(word(payload, 8)) > payload.len().saturating_sub(16) => Expected::Closed,
         msg::VM_WRITE_PHYSICAL => Expected::Either(0, &[EINVAL, ENOENT, EPERM]),
         msg::VM_PAUSE_VCPU => Expected::Either(0, &[EINVAL, EBUSY]),
+        msg::VM_SET_PAGE_ACCESS | msg::VM_GET_PAGE_ACCESS
+            if 16 * usize::from(word(payload, 0)) > payload.len().saturating_sub(8) =>
+        {
+            Expected::Closed
+        }
+        msg::VM_SET_PAGE_ACCESS => Expected::Either(0, &[EINVAL, EOPNOTSUPP, ENOMEM]),
+        msg::VM_GET_PAGE_ACCESS => Expected::Either(16 * usize::from(word(payload, 0)), &[EINVAL]),
         msg::VCPU_GET_INFO => Expected::Either(8, &[]),
         msg::VCPU_CONTROL_EVENTS => Expected::Either(0, &[EINVAL, EBUSY, EOPNOTSUPP]),
         msg::VCPU_GET_REGISTERS => {

@@ -2,7 +2,7 @@
 //! Messages by chance, from a seed.
 
 use kvmi_guests::layout;
-use kvmi_uapi::{MAX_PAYLOAD, MsgHdr, msg};
+use kvmi_uapi::{MAX_PAYLOAD, MsgHdr, PageAccessEntry, msg};
 use zerocopy::IntoBytes;
 
 /// What is to be sent.
@@ -19,8 +19,11 @@ pub(super) enum Material {
     Bytes(Vec<u8>),
 }
 
+/// Bytes of an entry of VM_SET_PAGE_ACCESS.
+const PAGE_ENTRY: usize = size_of::<PageAccessEntry>();
+
 /// Commands and how long their data are, without the vCPU header.
-const SHAPES: [(u16, usize); 14] = [
+const SHAPES: [(u16, usize); 16] = [
     (msg::GET_VERSION, 0),
     (msg::VM_CHECK_COMMAND, 8),
     (msg::VM_CHECK_EVENT, 8),
@@ -30,6 +33,8 @@ const SHAPES: [(u16, usize); 14] = [
     (msg::VM_WRITE_PHYSICAL, 24),
     (msg::VM_PAUSE_VCPU, 8),
     (msg::VM_CONTROL_CLEANUP, 8),
+    (msg::VM_SET_PAGE_ACCESS, 8 + 2 * PAGE_ENTRY),
+    (msg::VM_GET_PAGE_ACCESS, 8 + 2 * PAGE_ENTRY),
     (msg::VCPU_GET_INFO, 0),
     (msg::VCPU_CONTROL_EVENTS, 8),
     (msg::VCPU_GET_REGISTERS, 8),
@@ -133,6 +138,15 @@ impl Generator {
                     let bytes: u16 = sizes[self.below(6) as usize];
                     payload[start + 8..start + 10].copy_from_slice(&bytes.to_ne_bytes());
                 }
+                msg::VM_SET_PAGE_ACCESS | msg::VM_GET_PAGE_ACCESS => {
+                    let count = self.pick(&[0, 1, 1, 2, 2, 2, 2, 3, 0xffff]);
+                    payload[start..start + 2].copy_from_slice(&count.to_ne_bytes());
+                    for entry in payload[start + 8..].chunks_mut(PAGE_ENTRY) {
+                        let gpa = layout::SCRATCH + self.below(layout::RAM_BYTES - layout::SCRATCH + (1 << 20));
+                        entry[..8].copy_from_slice(&gpa.to_ne_bytes());
+                        entry[8] = self.pick(&[0, 1, 2, 3, 4, 5, 6, 7, 7, 7, 8]) as u8;
+                    }
+                }
                 // Its first field counts MSRs, whose indices follow.
                 msg::VCPU_GET_REGISTERS => {
                     let msrs = self.pick(&[0, 0, 0, 1, 2, 481, 482, 0xffff]);
@@ -218,6 +232,18 @@ fn sane(id: u16, mut payload: Vec<u8>) -> Material {
             let gpa = u64::from_ne_bytes([0, 1, 2, 3, 4, 5, 6, 7].map(|i| payload[i]));
             if gpa < layout::SCRATCH {
                 payload[..8].copy_from_slice(&(gpa + layout::SCRATCH).to_ne_bytes());
+            }
+        }
+        // What the program uses is left as it is.
+        msg::VM_SET_PAGE_ACCESS => {
+            for entry in payload.get_mut(8..).unwrap_or_default().chunks_mut(PAGE_ENTRY) {
+                // A cut entry's address is not looked at.
+                if let Some(address) = entry.first_chunk_mut::<8>() {
+                    let gpa = u64::from_ne_bytes(*address);
+                    if gpa < layout::SCRATCH {
+                        *address = (gpa + layout::SCRATCH).to_ne_bytes();
+                    }
+                }
             }
         }
         // Without an address it is address 0.
