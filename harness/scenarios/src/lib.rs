@@ -109,6 +109,15 @@ impl Scenario {
         self
     }
 
+    /// The same, in which a guest is stepped: by TF on SVM.
+    const fn stepping(mut self) -> Self {
+        self.needs.not_on = &[(
+            Lane::SvmBochs,
+            "the trap that ends a step of the guest reaches L1 in Bochs's SVM, and brings it down",
+        )];
+        self
+    }
+
     /// The same, in which a guest takes a #BP that KVM intercepted.
     const fn giving_breakpoints_back(mut self) -> Self {
         self.needs.breakpoints_given_back = true;
