@@ -78,7 +78,7 @@ impl Sources {
         }
         let mend = if self.own.is_some() {
             "your change and the patch are at the same lines. To see the lab's own scenarios on your KVM as it is, add \
-             --without-introspection; to have both, make room in a copy of the patch"
+             --without-introspection; to have both, fit the patch to it"
                 .to_owned()
         } else {
             format!(
