@@ -54,6 +54,7 @@ int kvmi_queue(struct kvm_vcpu_introspection *vi, const u8 *msg, size_t bytes)
 	job->kept = kept;
 	memcpy(job->msg, msg, kept);
 
+	kvmi_explore(KVMI_AT_QUEUE);
 	spin_lock(&vi->lock);
 	list_add_tail(&job->link, &vi->jobs);
 	if (is_reply) {

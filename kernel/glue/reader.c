@@ -53,6 +53,7 @@ static int handle(struct kvm_introspection *session, size_t bytes)
 			return r;
 		if (r)
 			return answer(session, kvmi_build_error_reply(rx, r, session->tx));
+		kvmi_explore(KVMI_AT_KICK);
 		kvmi_vcpu_kick(vi);
 		return 0;
 	default:
@@ -65,6 +66,7 @@ static int carry_out(struct kvmi_connection *conn, size_t bytes)
 	struct kvm_introspection *session;
 	int r = -EPIPE;
 
+	kvmi_explore(KVMI_AT_MESSAGE);
 	mutex_lock(&conn->lock);
 	session = conn->session;
 	/* What still lies in the socket when the session is lost is not carried out. */
@@ -108,6 +110,7 @@ static int reader(void *data)
 	/* First, for whoever sends has tx_lock, and comes to an end by this. */
 	kernel_sock_shutdown(conn->sock, SHUT_RDWR);
 
+	kvmi_explore(KVMI_AT_LOSS);
 	mutex_lock(&conn->lock);
 	if (conn->session)
 		tell_loss(conn->session);

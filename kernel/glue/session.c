@@ -103,7 +103,11 @@ static void session_detach(struct kvm *kvm, struct kvm_introspection *session)
 		wake_up_all(&vi->wq);
 	wake_up_all(&kvm->introspection_memory.stepper_wq);
 
+	kvmi_explore(KVMI_AT_DETACH);
+	/* Without it a vCPU may take a reference on what is being freed: the race that `cargo xtask explore` plants. */
+#ifndef KVMI_PLANTED_RACE
 	synchronize_srcu_expedited(&kvm->srcu);
+#endif
 
 	list_for_each_entry_safe(vi, next, &detached, detached) {
 		kvmi_vcpu_put(vi);
@@ -126,6 +130,7 @@ static int session_publish(struct kvm *kvm, struct kvm_introspection *session)
 	unsigned long i;
 	int r = 0;
 
+	kvmi_explore(KVMI_AT_PUBLISH);
 	mutex_lock(&kvm->lock);
 
 	if (kvm_arch_has_private_mem(kvm) || kvm_x86_call(is_memory_encrypted)(kvm)) {
@@ -178,6 +183,7 @@ static int session_end(struct kvm *kvm, struct kvm_introspection *session, bool 
 	struct kvmi_connection *conn = session->conn;
 
 	session_tell_end(session);
+	kvmi_explore(KVMI_AT_END);
 
 	if (!killable)
 		mutex_lock(&conn->lock);

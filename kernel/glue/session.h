@@ -45,6 +45,7 @@
 #include <linux/srcu.h>
 #include <linux/wait.h>
 
+#include "explore.h"
 #include "introspection.h"
 #include "seam.h"
 

@@ -230,11 +230,13 @@ int kvmi_send_event(struct kvm_vcpu_introspection *vi)
 	seq = session->last_event_seq + 1;
 	/* Before the tool can have read it. */
 	kvmi_expect_reply(vi, true);
+	kvmi_explore(KVMI_AT_SEND);
 	r = send_locked(session, vi->tx, kvmi_build_event(vi->state, vi, seq, vi->tx),
 			&vi->owes_rest);
 	if (r) {
 		kvmi_expect_reply(vi, false);
 	} else {
+		kvmi_explore(KVMI_AT_SENT);
 		session->last_event_seq = seq;
 		kvmi_event_sent(vi->state, seq);
 	}

@@ -81,6 +81,7 @@ enum kvmi_site kvmi_site(struct kvm_vcpu *vcpu, const struct kvmi_occurrence *wh
 	if (kvmi_phase(vi->state) != KVMI_REPLY_HERE && kvmi_fails_open(vi->session))
 		return KVMI_SITE_PASS;
 
+	kvmi_explore(KVMI_AT_SITE);
 	return kvmi_record(vi->session->state, vi->state, what);
 }
 
@@ -159,6 +160,7 @@ static bool wait_is_over(struct kvm_vcpu_introspection *vi)
 
 static int wait_for_tool(struct kvm_vcpu_introspection *vi)
 {
+	kvmi_explore(KVMI_AT_WAIT);
 	return wait_event_interruptible(vi->wq, wait_is_over(vi)) ? -EINTR : 0;
 }
 
@@ -185,6 +187,7 @@ static int serve(struct kvm_vcpu_introspection *vi)
 	int r;
 
 	for (;;) {
+		kvmi_explore(KVMI_AT_SERVE);
 		if (READ_ONCE(session->closing))
 			return 1;
 		if (READ_ONCE(session->lost))
@@ -196,6 +199,7 @@ static int serve(struct kvm_vcpu_introspection *vi)
 		if (!READ_ONCE(session->lost)) {
 			r = send_leftovers(vi);
 			if (!r && (job = kvmi_dequeue(vi))) {
+				kvmi_explore(KVMI_AT_JOB);
 				r = run_job(vi, job);
 				kfree(job);
 				if (!r)
@@ -296,12 +300,14 @@ int __kvm_introspection_work(struct kvm_vcpu *vcpu)
 		if (!vi || READ_ONCE(vi->session->closing) || !has_work(vi))
 			return 1;
 
+		kvmi_explore(KVMI_AT_WORK);
 		kref_get(&vi->ref);
 		kvm_vcpu_srcu_read_unlock(vcpu);
 		r = serve(vi);
 		kvm_vcpu_srcu_read_lock(vcpu);
 		if (!r)
 			vcpu->run->exit_reason = KVM_EXIT_SHUTDOWN;
+		kvmi_explore(KVMI_AT_COMPLETE);
 		is_current = r > 0 && vi == kvmi_vcpu(vcpu);
 		if (is_current && kvmi_phase(vi->state) == KVMI_REPLY_HERE)
 			r = complete_exit(vi);

@@ -15,6 +15,7 @@ use kvmi_lab_machine::boot::Boot;
 use kvmi_lab_machine::bundle::{self, Source};
 use kvmi_lab_machine::lab_run::{LabRun, Point, Prepared, VARIABLE};
 use kvmi_lab_machine::outcome::{Outcome, Record};
+use kvmi_lab_machine::pace::Pace;
 use kvmi_lab_machine::process::{Program, end_with_us};
 use kvmi_lab_machine::{bochs, qemu};
 use kvmi_lab_scenarios::{Scenario, all};
@@ -149,8 +150,8 @@ pub(crate) fn run(shop: &Workshop, wanted: &Wanted) -> Result<Ran> {
     compile_tests(shop, &runner)?;
     let folder = new_folder(shop)?;
     let boot = lab::boot(shop, &built)?;
-    let source = source(shop, &boot, &built.kernel.version.release(), &fetched);
-    let lanes = prepare(shop, &chosen, &boot, &fetched, &folder)?;
+    let source = source(shop, &boot, Pace::Host, &built.kernel.version.release(), &fetched);
+    let lanes = prepare(shop, &chosen, Pace::Host, &boot, &fetched, &folder)?;
     let run = LabRun {
         folder,
         seed: wanted.seed,
@@ -190,10 +191,11 @@ pub(crate) struct Standing {
     _server: Option<bochs::ForkServer>,
 }
 
-/// Has L1 stand at its point on each lane.
+/// Has L1 stand at its point on each lane. The pace is that of QEMU; in Bochs time counts instructions anyway.
 pub(crate) fn prepare(
     shop: &Workshop,
     wanted: &[Lane],
+    pace: Pace,
     boot: &Boot,
     fetched: &Fetched,
     folder: &Path,
@@ -214,6 +216,7 @@ pub(crate) fn prepare(
     for &lane in wanted.iter().filter(|lane| lane.platform() != Platform::Bochs) {
         let saved = qemu::prepare(
             lane,
+            pace,
             &shop.cache,
             &fetched.emulators,
             &fetched.packages,
@@ -242,7 +245,7 @@ pub(crate) fn prepare(
 }
 
 /// What all scenarios of a run have in common, for bundles.
-pub(crate) fn source(shop: &Workshop, boot: &Boot, kernel: &str, fetched: &Fetched) -> Source {
+pub(crate) fn source(shop: &Workshop, boot: &Boot, pace: Pace, kernel: &str, fetched: &Fetched) -> Source {
     let git = |arguments: &[&str]| {
         let output = Program::new("git").args(arguments).in_dir(&shop.checkout).output();
         String::from_utf8(output.unwrap_or_default())
@@ -256,6 +259,7 @@ pub(crate) fn source(shop: &Workshop, boot: &Boot, kernel: &str, fetched: &Fetch
     Source {
         boot: boot.clone(),
         kernel: kernel.to_owned(),
+        pace,
         checkout: if changed { format!("{commit}-dirty") } else { commit },
         emulators: Lane::ALL.iter().copied().map(emulator).collect(),
     }

@@ -1,5 +1,5 @@
 // SPDX-License-Identifier: MIT OR Apache-2.0
-//! What L1 and L2 are made of: init, guests and modules in one archive, and the CD and the library that Bochs needs.
+//! What L1 and L2 are made of: init, guests and modules in one archive, and the CD and the libraries that emulators need.
 
 use std::fs;
 use std::path::{Path, PathBuf};
@@ -142,13 +142,23 @@ pub(crate) fn cd(shop: &Workshop, boot: &Boot) -> Result<PathBuf> {
 
 /// The library that makes Bochs fork.
 pub(crate) fn fork_server(shop: &Workshop) -> Result<PathBuf> {
-    let task = shop.progress.task("build the fork server for Bochs");
+    preload(shop, "fork server for Bochs", "kvmi-lab-forkserver")
+}
+
+/// The library that makes QEMU record all interrupts.
+pub(crate) fn recorder(shop: &Workshop) -> Result<PathBuf> {
+    preload(shop, "recorder for QEMU", "kvmi-lab-recorder")
+}
+
+/// A library to be loaded into an emulator before its own ones.
+fn preload(shop: &Workshop, what: &str, package: &str) -> Result<PathBuf> {
+    let task = shop.progress.task(format!("build the {what}"));
     Program::new("cargo")
-        .args(["build", "--release", "--locked", "--package", "kvmi-lab-forkserver"])
+        .args(["build", "--release", "--locked", "--package", package])
         .in_dir(&shop.checkout)
         .env("CARGO_TERM_COLOR", "never")
         .env("CARGO_TARGET_DIR", shop.path("target"))
         .run(&task)?;
     task.done();
-    Ok(shop.path("target/release/libkvmi_lab_forkserver.so"))
+    Ok(shop.path(&format!("target/release/lib{}.so", package.replace('-', "_"))))
 }

@@ -16,6 +16,7 @@ mod e2e;
 mod emulators;
 mod endure;
 mod exit;
+mod explore;
 mod hardware;
 mod kernel;
 mod lab;
@@ -31,6 +32,8 @@ mod shell;
 mod summary;
 mod table;
 mod tidy;
+mod transcript;
+mod twice;
 mod workshop;
 
 use std::path::PathBuf;
@@ -86,6 +89,16 @@ enum Command {
     },
     /// A prompt in L1, with busybox: the modules loaded, a guest running
     Shell(shell::Arguments),
+    /// Hunt races: run a scenario by many seeds, each of which has something else come first in L1
+    Explore(explore::Arguments),
+    /// Prove that Bochs is exact: run scenarios twice, each time in a machine booted anew, and compare all that L1 says
+    Twice {
+        /// On this lane only: vmx-bochs or svm-bochs
+        #[arg(long)]
+        lane: Option<Lane>,
+        /// A part of scenarios' names, or the whole name of one
+        filter: Option<String>,
+    },
     /// List the scenarios, where they run, or the kernels
     List {
         /// Say for each scenario and lane: runs here, or why not
@@ -231,6 +244,17 @@ fn run(shop: &Workshop, arguments: &Arguments) -> Result<u8> {
                 ..Wanted::default()
             };
             planted::run(shop, &wanted)
+        }
+        Command::Explore(wanted) => explore::run(shop, wanted, arguments.json),
+        Command::Twice { lane, filter } => {
+            let wanted = Wanted {
+                filter: filter.clone(),
+                lane: *lane,
+                seed: SEED,
+                json: arguments.json,
+                ..Wanted::default()
+            };
+            twice::run(shop, &wanted)
         }
         Command::List { why, kernels } => {
             if *kernels {

@@ -2,18 +2,19 @@
 //! The lab's verdicts, proved: failures that are planted, the verdict that each must get, and their bundles, which must give the same again.
 
 use std::fs;
-use std::path::PathBuf;
+use std::path::{Path, PathBuf};
 
-use anyhow::{Context, Result};
+use anyhow::{Context, Result, bail, ensure};
 use kvmi_lab_machine::bundle;
 use kvmi_lab_machine::cache::Key;
+use kvmi_lab_machine::outcome::{Outcome, Record};
 
 use crate::e2e::{self, Wanted};
-use crate::emulators::is_bochs;
 use crate::exit;
 use crate::kernel::Built;
 use crate::output::show;
-use crate::repro::{self, Transcripts};
+use crate::repro::{Reproducer, repeats_itself};
+use crate::transcript::{Transcripts, ended_by_itself};
 use crate::workshop::Workshop;
 
 /// The group that they are in.
@@ -42,9 +43,6 @@ const VERDICTS: &[(&str, &str, &str)] = &[
     ("truncated_message", "lost", "no control message"),
     ("full_disk", "fail", "not written whole"),
 ];
-
-/// Verdicts of machines that L0 ended, at an instant that nothing in the machine decides.
-const ENDED_BY_L0: &[&str] = &["timeout", "lost"];
 
 /// The kernel module by which scenarios plant failures, from the cache or built.
 pub(crate) fn module(shop: &Workshop, built: &Built) -> Result<PathBuf> {
@@ -85,42 +83,17 @@ pub(crate) fn module(shop: &Workshop, built: &Built) -> Result<PathBuf> {
 /// Plants them and looks at what comes of it.
 pub(crate) fn run(shop: &Workshop, wanted: &Wanted) -> Result<u8> {
     let ran = e2e::run(shop, wanted)?;
+    let mut reproducer = Reproducer::new(shop, ran.run.folder.join("again"))?;
     let mut wrong = Vec::new();
     for record in &ran.records {
         let name = format!("{} on {}", record.scenario, record.lane);
-        let seen = record.outcome.to_string();
-        let row = VERDICTS
-            .iter()
-            .find(|(s, ..)| record.scenario.strip_prefix(GROUP) == Some(s));
-        let Some((_, begins, says)) = row else {
-            wrong.push(format!(
-                "{name}: xtask/src/planted.rs does not say which verdict it must get"
-            ));
-            continue;
-        };
-        if !seen.starts_with(begins) || !seen.contains(says) {
-            wrong.push(format!("{name}: must be `{begins}` and say `{says}`, is: {seen}"));
-            continue;
-        }
-        // The runs that bundles make push out old ones: from a copy.
-        let folder = tempfile::tempdir()?;
-        let copy = folder.path().join(bundle::FILE);
-        let logs = ran.run.scenario_folder(record.lane, &record.scenario);
-        fs::copy(logs.join(bundle::FILE), &copy).with_context(|| format!("{name}: no bundle"))?;
-        let repro = repro::again(shop, &copy).with_context(|| name.clone())?;
-        let is_exact = is_bochs(record.lane) && !ENDED_BY_L0.iter().any(|word| *word == record.outcome.word());
-        if let (true, Transcripts::Differ(how)) = (is_exact, repro.transcripts()) {
-            wrong.push(format!("{name}: not the same to the byte in Bochs: {how}"));
-        } else if repro.is_same() {
-            show!(
-                "{name}: right verdict, and its bundle gives it again: {}",
-                repro.record.outcome
-            );
-        } else {
-            wrong.push(format!(
-                "{name}: its bundle gives another verdict: {}, was: {seen}",
-                repro.record.outcome
-            ));
+        let bundle = ran
+            .run
+            .scenario_folder(record.lane, &record.scenario)
+            .join(bundle::FILE);
+        match look_at(record, &bundle, &mut reproducer) {
+            Ok(verdict) => show!("{name}: right verdict, and its bundle gives it again: {verdict}"),
+            Err(e) => wrong.push(format!("{name}: {e:#}")),
         }
     }
     show!("\n{} planted failures, {} wrong", ran.records.len(), wrong.len());
@@ -132,4 +105,30 @@ pub(crate) fn run(shop: &Workshop, wanted: &Wanted) -> Result<u8> {
     } else {
         exit::SCENARIO_FAILED
     })
+}
+
+/// Fails unless the verdict is the one that is due, and the bundle gives it again; the verdict that it gives.
+fn look_at(record: &Record, bundle: &Path, reproducer: &mut Reproducer<'_>) -> Result<Outcome> {
+    let seen = record.outcome.to_string();
+    let due = VERDICTS
+        .iter()
+        .find(|(scenario, ..)| record.scenario.strip_prefix(GROUP) == Some(scenario));
+    let (_, begins, says) = due.context("xtask/src/planted.rs does not say which verdict it must get")?;
+    ensure!(
+        seen.starts_with(begins) && seen.contains(says),
+        "must be `{begins}` and say `{says}`, is: {seen}"
+    );
+    let repro = reproducer.again(bundle)?;
+    ensure!(
+        repro.is_same(),
+        "its bundle gives another verdict: {}, was: {seen}",
+        repro.record.outcome
+    );
+    if repeats_itself(&repro.bundle.manifest)
+        && ended_by_itself(record)
+        && let Transcripts::Differ(how) = repro.transcripts()
+    {
+        bail!("not the same to the byte: {how}");
+    }
+    Ok(repro.record.outcome)
 }

@@ -1,22 +1,24 @@
 // SPDX-License-Identifier: MIT OR Apache-2.0
 //! Running the scenario of a bundle again, with all that the bundle has: nothing of L1 is built.
 
+mod debugger;
 mod recorded;
 
-use std::fs;
 use std::path::{Path, PathBuf};
 
 use anyhow::{Context, Result};
-use kvmi_lab_machine::bundle::{self, Bundle, Source};
-use kvmi_lab_machine::lab_run::LabRun;
+use kvmi_lab_control::Lane;
+use kvmi_lab_machine::bundle::{self, Bundle, Manifest, Source};
+use kvmi_lab_machine::lab_run::{LabRun, Prepared};
 use kvmi_lab_machine::outcome::{Outcome, Record};
-use kvmi_lab_machine::run_folder;
+use kvmi_lab_machine::pace::Pace;
 use serde_json::json;
 
-use crate::e2e;
+use crate::e2e::{self, Standing};
 use crate::emulators::{self, Fetched, is_bochs};
 use crate::output::show;
 use crate::table::relative;
+use crate::transcript::{self, Transcripts};
 use crate::workshop::Workshop;
 use crate::{apt, exit};
 
@@ -52,7 +54,7 @@ pub(crate) fn run(shop: &Workshop, wanted: &Arguments, json: bool) -> Result<u8>
     if let Some(with_recording) = with_recording {
         return recorded::run(shop, &path, with_recording);
     }
-    let repro = again(shop, &path)?;
+    let repro = Reproducer::new(shop, e2e::new_folder(shop)?)?.again(&path)?;
     let (bundle, record) = (&repro.bundle.manifest, &repro.record);
     let is_same = repro.is_same();
     if json {
@@ -67,11 +69,11 @@ pub(crate) fn run(shop: &Workshop, wanted: &Arguments, json: bool) -> Result<u8>
         show!("\n{} on {}, seed {}", bundle.scenario, bundle.lane, bundle.seed);
         if is_same {
             show!("same verdict: {}", record.outcome);
-            if is_bochs(bundle.lane) {
+            if repeats_itself(bundle) {
                 match repro.transcripts() {
-                    Transcripts::Same => {
-                        show!("  and the same kernel log and control channel, byte for byte, time stamps included")
-                    }
+                    Transcripts::Same(lines) => show!(
+                        "  and the same kernel log and control channel, {lines} lines, byte for byte, time stamps included"
+                    ),
                     Transcripts::Differ(how) => show!("  but not to the byte: {how}"),
                 }
             }
@@ -111,33 +113,10 @@ pub(crate) struct Repro {
     pub(crate) logs: PathBuf,
 }
 
-/// Whether two runs said the same.
-#[derive(Clone, Debug, PartialEq, Eq)]
-pub(crate) enum Transcripts {
-    /// Kernel log and control channel are the same to the byte, L1's time stamps included.
-    Same,
-    /// The first line that differs, in which file.
-    Differ(String),
-}
-
 impl Repro {
     /// Whether L1 said what it said where the bundle was made. In Bochs it must, unless L0 ended it at some instant of its own.
     pub(crate) fn transcripts(&self) -> Transcripts {
-        for name in [run_folder::CONSOLE, run_folder::CONTROL] {
-            let read = |folder: &Path| said_by_l1(name, &fs::read(folder.join(name)).unwrap_or_default());
-            let (there, here) = (read(&self.bundle.logs), read(&self.logs));
-            if there != here {
-                let same = there.lines().zip(here.lines()).take_while(|(a, b)| a == b).count();
-                let line = |text: &str| text.lines().nth(same).unwrap_or("(end)").to_owned();
-                return Transcripts::Differ(format!(
-                    "{name}:{}: {} here, {} there",
-                    same + 1,
-                    line(&here),
-                    line(&there)
-                ));
-            }
-        }
-        Transcripts::Same
+        transcript::compare(&self.bundle.logs, &self.logs)
     }
 
     /// Whether it ended as the bundle says.
@@ -146,49 +125,111 @@ impl Repro {
     }
 }
 
-/// Runs the scenario of a bundle.
-pub(crate) fn again(shop: &Workshop, path: &Path) -> Result<Repro> {
-    let folder = e2e::new_folder(shop)?;
-    let bundle = bundle::open(path, &folder.join("bundle")).with_context(|| format!("bundle {}", path.display()))?;
-    let manifest = &bundle.manifest;
-    apt::require_debian()?;
-    apt::install_for_boot(shop, manifest.lane)?;
-    let fetched = emulators::fetch(shop)?;
-    let standing = e2e::prepare(shop, &[manifest.lane], &bundle.boot, &fetched, &folder)?;
-    let run = LabRun {
-        folder,
-        seed: manifest.seed,
-        source: Source {
-            boot: bundle.boot.clone(),
-            kernel: manifest.kernel.clone(),
-            checkout: manifest.checkout.clone(),
-            emulators: vec![(manifest.lane, fetched.emulator(manifest.lane))],
-        },
-        lanes: standing.iter().map(|s| s.prepared.clone()).collect(),
-    };
-    let task = shop
-        .progress
-        .task(format!("run {} on {}", manifest.scenario, manifest.lane));
-    let record = run.run(manifest.lane, &manifest.scenario)?;
-    task.done();
-    let logs = run.scenario_folder(manifest.lane, &manifest.scenario);
-    let circumstances = circumstances(&bundle, &fetched);
-    Ok(Repro {
-        bundle,
-        record,
-        circumstances,
-        logs,
-    })
+/// Whether the same scenario is the same execution there each time, so that all that L1 says must be the same.
+pub(crate) fn repeats_itself(manifest: &Manifest) -> bool {
+    is_bochs(manifest.lane) || manifest.pace != Pace::Host
 }
 
-/// A log without the times of L0, which stand in front of each line of the control channel's.
-fn said_by_l1(name: &str, log: &[u8]) -> String {
-    let text = String::from_utf8_lossy(log);
-    if name != run_folder::CONTROL {
-        return text.into_owned();
+/// Runs bundles' scenarios, in L1s that boot once for all bundles that hold the same of them.
+pub(crate) struct Reproducer<'s> {
+    shop: &'s Workshop,
+    fetched: Fetched,
+    folder: PathBuf,
+    bundles: u32,
+    standing: Option<(L1, Vec<Standing>)>,
+}
+
+/// All that makes an L1 what it is at its point.
+#[derive(Debug, PartialEq, Eq)]
+struct L1 {
+    lane: Lane,
+    pace: Pace,
+    arguments: Vec<String>,
+    /// Kernel and initrd, by their hashes.
+    boots: Vec<String>,
+}
+
+impl L1 {
+    fn of(manifest: &Manifest) -> Self {
+        let booted = manifest.members.iter().filter(|m| !m.name.contains('/'));
+        Self {
+            lane: manifest.lane,
+            pace: manifest.pace,
+            arguments: manifest.arguments.clone(),
+            boots: booted.map(|m| format!("{} {}", m.name, m.sha256)).collect(),
+        }
     }
-    let without_time = |line: &str| line.split_once("] ").map_or(line, |(_, said)| said).to_owned() + "\n";
-    text.lines().map(without_time).collect()
+}
+
+impl<'s> Reproducer<'s> {
+    /// One whose logs go into this folder.
+    pub(crate) fn new(shop: &'s Workshop, folder: PathBuf) -> Result<Self> {
+        apt::require_debian()?;
+        Ok(Self {
+            shop,
+            fetched: emulators::fetch(shop)?,
+            folder,
+            bundles: 0,
+            standing: None,
+        })
+    }
+
+    /// Runs the scenario of a bundle.
+    pub(crate) fn again(&mut self, path: &Path) -> Result<Repro> {
+        self.bundles += 1;
+        let folder = self.folder.join(self.bundles.to_string());
+        let bundle =
+            bundle::open(path, &folder.join("bundle")).with_context(|| format!("bundle {}", path.display()))?;
+        let manifest = &bundle.manifest;
+        let run = LabRun {
+            folder,
+            seed: manifest.seed,
+            source: Source {
+                boot: bundle.boot.clone(),
+                kernel: manifest.kernel.clone(),
+                pace: manifest.pace,
+                checkout: manifest.checkout.clone(),
+                emulators: vec![(manifest.lane, self.fetched.emulator(manifest.lane))],
+            },
+            lanes: self.stand(&bundle)?,
+        };
+        let task = self
+            .shop
+            .progress
+            .task(format!("run {} on {}", manifest.scenario, manifest.lane));
+        let record = run.run(manifest.lane, &manifest.scenario)?;
+        task.done();
+        let logs = run.scenario_folder(manifest.lane, &manifest.scenario);
+        let circumstances = circumstances(&bundle, &self.fetched);
+        Ok(Repro {
+            bundle,
+            record,
+            circumstances,
+            logs,
+        })
+    }
+
+    /// Has the L1 of a bundle stand at its point.
+    fn stand(&mut self, bundle: &Bundle) -> Result<Vec<Prepared>> {
+        let wanted = L1::of(&bundle.manifest);
+        if self.standing.as_ref().is_none_or(|(l1, _)| *l1 != wanted) {
+            // One at a time: before the next boots, the last one ends.
+            self.standing = None;
+            apt::install_for_boot(self.shop, wanted.lane)?;
+            let lanes = [wanted.lane];
+            let standing = e2e::prepare(
+                self.shop,
+                &lanes,
+                wanted.pace,
+                &bundle.boot,
+                &self.fetched,
+                &self.folder,
+            )?;
+            self.standing = Some((wanted, standing));
+        }
+        let (_, standing) = self.standing.as_ref().context("no L1 stands")?;
+        Ok(standing.iter().map(|s| s.prepared.clone()).collect())
+    }
 }
 
 /// A verdict of someone else's, without what would move the cursor.

@@ -6,6 +6,7 @@ mod terminal;
 
 use anyhow::{Context, Result, bail};
 use kvmi_lab_control::{Backend, Lane};
+use kvmi_lab_machine::pace::Pace;
 use kvmi_lab_machine::prompt::{About, Prompt};
 
 use self::debugger::Gdb;
@@ -57,7 +58,7 @@ pub(crate) fn run(shop: &Workshop, wanted: &Arguments) -> Result<u8> {
     }
     let boot = lab::boot_with(shop, &built, Some(&busybox::fetch(shop)?))?;
     let folder = e2e::new_folder(shop)?;
-    let standing = e2e::prepare(shop, &[lane], &boot, &fetched, &folder)?;
+    let standing = e2e::prepare(shop, &[lane], Pace::Host, &boot, &fetched, &folder)?;
     let standing = standing.first().context("no lane was prepared")?;
     let logs = folder.join(lane.name()).join(FOLDER);
     let gdb = wanted.gdb.then(|| Gdb::new(shop, &built)).transpose()?;

@@ -31,6 +31,7 @@ const UNSAFE_PLACES: &[&str] = &[
     "kernel/module/",
     "guests/",
     "harness/machine/forkserver/",
+    "harness/machine/recorder/",
     "harness/machine/src/process.rs",
     "harness/l1/src/vmm/",
     "harness/scenarios/src/ioctls.rs",

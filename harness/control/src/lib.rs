@@ -6,7 +6,7 @@
 //!
 //! ```text
 //! L1  Ready, then the bare byte POINT        L0 saves the state (QEMU) or the machine forks (Bochs)
-//! L0  Run
+//! L0  Run; in a machine that is to repeat itself to the instruction, in brief (the module `brief`)
 //! L1  Started, then any of Stage, Log, Wire, Measure, then Done exactly once; L1 then powers off
 //! ```
 //!
@@ -14,10 +14,11 @@
 
 #![forbid(unsafe_code)]
 
+pub mod brief;
 mod lane;
 mod line;
 mod message;
 
 pub use lane::{Backend, Lane, PLATFORM, Platform, UnknownLane, UnknownPlatform};
 pub use line::{LineReader, MAX_LINE_BYTES, ReadError, encode};
-pub use message::{FromL1, LoadedModule, POINT, SCENARIO, SEED, ToL1, Verdict};
+pub use message::{FromL1, LoadedModule, PLACES, POINT, SCENARIO, SEED, ToL1, Verdict};

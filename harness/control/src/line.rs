@@ -130,7 +130,12 @@ impl<R: Read> LineReader<R> {
         }
     }
 
-    fn line(&mut self) -> Result<Option<Vec<u8>>, ReadError> {
+    /// Reads one line, without its newline; `None` when the stream ends between lines.
+    ///
+    /// # Errors
+    ///
+    /// See [`ReadError`].
+    pub fn line(&mut self) -> Result<Option<Vec<u8>>, ReadError> {
         loop {
             if let Some(at) = self.pending[self.searched..].iter().position(|&b| b == b'\n') {
                 let end = self.searched + at;

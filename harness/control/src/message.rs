@@ -10,6 +10,10 @@ use crate::lane::Backend;
 /// It cannot occur inside a line, because JSON escapes control characters.
 pub const POINT: u8 = 0x06;
 
+/// Who says, in a [`FromL1::Log`], where the kernel's modules are in memory: one log a module, `NAME SECTION=ADDRESS …`. Said by an L1 that has
+/// its order from its command line.
+pub const PLACES: &str = "modules";
+
 /// The kernel argument that names the scenario where L1 is to run one without being told: it then says neither Ready nor the point.
 pub const SCENARIO: &str = "kvmi_lab.scenario";
 

@@ -6,7 +6,7 @@ use std::fs::{self, File, OpenOptions};
 use std::io::Write;
 
 use anyhow::{Context, anyhow};
-use kvmi_lab_control::{Backend, FromL1, LineReader, POINT, SCENARIO, SEED, ToL1, Verdict, encode};
+use kvmi_lab_control::{Backend, FromL1, LineReader, PLACES, POINT, SCENARIO, SEED, ToL1, Verdict, brief, encode};
 use kvmi_lab_scenarios::modules::{self, Origin};
 use kvmi_lab_scenarios::planted::{self, Place};
 use rustix::mount::{MountFlags, mount};
@@ -40,13 +40,18 @@ fn run() -> anyhow::Result<()> {
     };
     let kernel = rustix::system::uname().release().to_string_lossy().into_owned();
     let order = if let Some(order) = order_on_command_line()? {
+        // Who replays this may want to debug it, and then asks nothing of L1.
+        for text in modules::places(backend)? {
+            let source = PLACES.to_owned();
+            channel.write_all(encode(&FromL1::Log { source, text }).as_bytes())?;
+        }
         Ok(Some(order))
     } else {
         channel.write_all(encode(&FromL1::Ready { backend, kernel }).as_bytes())?;
         tcdrain(&channel)?;
         // From here on everything may happen any number of times, each time in another machine.
         channel.write_all(&[POINT])?;
-        LineReader::new(&channel).message::<ToL1>()
+        read_order(&channel)
     };
     let name = match &order {
         Ok(Some(ToL1::Run { scenario, .. })) => scenario.clone(),
@@ -54,7 +59,7 @@ fn run() -> anyhow::Result<()> {
     };
     let verdict = match (prepared, order) {
         (Err(e), _) => fail(&e.context("L1 could not be set up")),
-        (_, Err(e)) => fail(&anyhow!(e)),
+        (_, Err(e)) => fail(&e),
         (_, Ok(None)) => fail(&anyhow!("the control channel was closed before the order to run")),
         (Ok(backend), Ok(Some(ToL1::Run { scenario, seed }))) => {
             runner::run(&channel, backend, &scenario, seed).unwrap_or_else(|e| fail(&e))
@@ -72,6 +77,18 @@ fn fail(error: &anyhow::Error) -> Verdict {
     Verdict::Fail {
         message: format!("{error:#}"),
     }
+}
+
+/// What L0 says is to be run.
+fn read_order(channel: &File) -> anyhow::Result<Option<ToL1>> {
+    let Some(line) = LineReader::new(channel).line()? else {
+        return Ok(None);
+    };
+    let names = kvmi_lab_scenarios::all().iter().map(|s| s.name);
+    let order = brief::order(&line, names).map_err(anyhow::Error::msg);
+    order
+        .with_context(|| format!("no order: {:?}", String::from_utf8_lossy(&line)))
+        .map(Some)
 }
 
 /// What to run, where the kernel's arguments say it: a machine that is recorded hears nothing from outside.

@@ -9,7 +9,7 @@ use std::time::Duration;
 use anyhow::{Context as _, bail};
 use kvmi_lab_control::{Backend, FromL1, Verdict};
 use kvmi_lab_scenarios::planted::{self, Place};
-use kvmi_lab_scenarios::{Context, Failure, modules, say, wire};
+use kvmi_lab_scenarios::{Context, Failure, explore, modules, say, wire};
 
 /// Where the scenario's process leaves its verdict.
 const VERDICT: &str = "/tmp/verdict";
@@ -67,6 +67,11 @@ pub(crate) fn scenario(name: &str, seed: u64) -> anyhow::Result<()> {
             context.log("kvm-amd is loaded with nrips=0");
         }
     }
+    if let Some(preemption) = explore::begin(seed).context("explore")? {
+        context.log(format!(
+            "threads are held by seed {seed}, kernel preemption is {preemption}"
+        ));
+    }
     let outcome = panic::catch_unwind(AssertUnwindSafe(|| (scenario.run)(&mut context)));
     let verdict = match outcome {
         Ok(Ok(())) => Verdict::Pass,
@@ -75,6 +80,9 @@ pub(crate) fn scenario(name: &str, seed: u64) -> anyhow::Result<()> {
             message: format!("panicked: {}", panic_text(&*panic)),
         },
     };
+    if let Some(holds) = explore::holds() {
+        context.measure(explore::MEASURE, holds.into(), "times");
+    }
     if let Verdict::Fail { .. } = verdict {
         wire::say_recent();
     }

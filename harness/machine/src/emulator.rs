@@ -33,7 +33,13 @@ impl Emulators {
     /// QEMU for x86, told where its firmware is.
     #[must_use]
     pub fn qemu(&self) -> Command {
-        let mut command = self.program("usr/bin/qemu-system-x86_64", None);
+        self.qemu_with(None)
+    }
+
+    /// The same, with a library in front of its own ones.
+    #[must_use]
+    pub fn qemu_with(&self, preload: Option<&Path>) -> Command {
+        let mut command = self.program("usr/bin/qemu-system-x86_64", preload);
         for firmware in ["usr/share/qemu", "usr/share/seabios"] {
             command.arg("-L").arg(self.file(firmware));
         }
@@ -45,7 +51,9 @@ impl Emulators {
     #[must_use]
     pub fn bochs(&self, preload: &Path) -> Command {
         let mut command = self.program("usr/bin/bochs-bin", Some(preload));
-        command.env("LTDL_LIBRARY_PATH", self.file(LIBRARIES).join("bochs/plugins"));
+        // From where it is unpacked: Bochs 3.0 puts this path into a buffer that a long one overflows.
+        command.current_dir(&self.root);
+        command.env("LTDL_LIBRARY_PATH", Path::new(LIBRARIES).join("bochs/plugins"));
         command
     }
 

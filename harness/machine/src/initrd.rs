@@ -2,9 +2,9 @@
 //! L1's initial file system: a newc archive that is the same, to the byte, whenever its content is.
 
 use std::collections::BTreeMap;
-use std::io::{self, Write};
+use std::io::{self, Read, Write};
 
-use cpio::NewcBuilder;
+use cpio::{NewcBuilder, NewcReader};
 
 const DIRECTORY: u32 = 0o040_000;
 const FILE: u32 = 0o100_000;
@@ -82,6 +82,27 @@ impl Initrd {
     }
 }
 
+/// What a file of an archive holds, by its path without the leading slash; nothing where it is not there.
+///
+/// # Errors
+///
+/// An archive that makes no sense.
+pub fn content(archive: &[u8], path: &str) -> io::Result<Option<Vec<u8>>> {
+    let mut rest = archive;
+    loop {
+        let mut reader = NewcReader::new(rest)?;
+        if reader.entry().is_trailer() {
+            return Ok(None);
+        }
+        if reader.entry().name() == path {
+            let mut content = Vec::new();
+            reader.read_to_end(&mut content)?;
+            return Ok(Some(content));
+        }
+        rest = reader.finish()?;
+    }
+}
+
 #[cfg(test)]
 mod tests {
     use super::*;
@@ -99,10 +120,14 @@ mod tests {
         let bytes = a.write(Vec::new()).unwrap();
         assert_eq!(bytes, b.write(Vec::new()).unwrap());
 
+        assert_eq!(content(&bytes, "init").unwrap(), Some(b"#!".to_vec()));
+        assert_eq!(content(&bytes, "init2").unwrap(), None);
+        assert!(content(&bytes[..bytes.len() / 2], "init2").is_err());
+
         let mut names = Vec::new();
         let mut rest = &bytes[..];
         loop {
-            let reader = cpio::NewcReader::new(rest).unwrap();
+            let reader = NewcReader::new(rest).unwrap();
             if reader.entry().is_trailer() {
                 break;
             }

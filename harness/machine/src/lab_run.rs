@@ -10,12 +10,16 @@ use serde::{Deserialize, Serialize};
 use crate::bochs::Forks;
 use crate::bundle::{self, Source};
 use crate::outcome::Record;
+use crate::pace::Pace;
 use crate::plant;
 use crate::qemu::Saved;
-use crate::scenario::{self, Request};
+use crate::scenario::{self, Limits, Request};
 
 /// Names the environment variable with the path of the run's file.
 pub const VARIABLE: &str = "KVMI_LAB_RUN";
+
+/// How much slower than the lane's machine one is whose time counts instructions.
+const COUNTED_SLOWNESS: u32 = 10;
 
 /// What was prepared.
 #[derive(Clone, Debug, Serialize, Deserialize)]
@@ -135,6 +139,18 @@ impl LabRun {
         )
     }
 
+    /// Deadlines of what is no stage, and how much longer stages may take: in a counted machine all CPUs run on one processor.
+    fn limits(&self, scenario: &str) -> Limits {
+        let limits = plant::limits(scenario);
+        match self.source.pace {
+            Pace::Host => limits,
+            Pace::Counted(_) => Limits {
+                slowness: COUNTED_SLOWNESS,
+                ..limits
+            },
+        }
+    }
+
     /// Runs one scenario on one lane.
     ///
     /// # Errors
@@ -152,7 +168,7 @@ impl LabRun {
             lane,
             seed: self.seed,
             folder: folder.clone(),
-            limits: plant::limits(scenario),
+            limits: self.limits(scenario),
             end_emulator_at: plant::end_emulator_at(scenario),
         };
         match &prepared.point {

@@ -17,6 +17,7 @@ pub mod kvm_guest;
 pub mod lab_run;
 pub mod news;
 pub mod outcome;
+pub mod pace;
 mod plant;
 pub mod process;
 pub mod progress;

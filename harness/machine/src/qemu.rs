@@ -2,7 +2,7 @@
 //! L1 in QEMU: booted once, saved at its point, and restored for each scenario.
 
 use std::fs::{self, File};
-use std::io::Write;
+use std::io::{self, Write};
 use std::os::fd::OwnedFd;
 use std::os::unix::net::UnixStream;
 use std::path::{Path, PathBuf};
@@ -10,7 +10,7 @@ use std::process::{Child, Command};
 use std::sync::mpsc::{Receiver, Sender};
 use std::time::Duration;
 
-use kvmi_lab_control::{Lane, Platform};
+use kvmi_lab_control::{Lane, Platform, brief};
 use serde::{Deserialize, Serialize};
 use serde_json::json;
 
@@ -18,6 +18,7 @@ use crate::boot::{Boot, BootError, MEMORY_MIB, io_error, read_lossy, wait_for_po
 use crate::cache::{Cache, Key};
 use crate::emulator::Emulators;
 use crate::news::{News, channel, listen};
+use crate::pace::Pace;
 use crate::process::end_with_us;
 use crate::progress::Progress;
 use crate::qmp::{Commands, Qmp, QmpError};
@@ -82,7 +83,7 @@ fn machine() -> String {
 }
 
 /// The machine's arguments; none of them names a file. In TCG, two of the three CPUs run guests: [`TCG_ARGUMENTS`].
-fn machine_arguments(lane: Lane) -> Vec<String> {
+fn machine_arguments(lane: Lane, pace: Pace) -> Vec<String> {
     // One accelerator is named, so there is no falling back to another one.
     let (accelerator, cpu, cpus) = match lane.platform() {
         Platform::Kvm => ("kvm", "host", 2),
@@ -94,13 +95,15 @@ fn machine_arguments(lane: Lane) -> Vec<String> {
          -chardev socket,id=qmp,fd=0 -mon chardev=qmp,mode=control -chardev socket,id=control,fd=1 \
          -serial chardev:console -serial chardev:control"
     );
-    words.split_whitespace().map(str::to_owned).collect()
+    let words = words.split_whitespace().map(str::to_owned);
+    words.chain(pace.arguments()).collect()
 }
 
 /// An L1 saved at its point, with what is needed to restore it.
 #[derive(Clone, Debug, Serialize, Deserialize)]
 pub struct Saved {
     lane: Lane,
+    pace: Pace,
     emulators: Emulators,
     boot: Boot,
     state: PathBuf,
@@ -115,6 +118,7 @@ pub struct Saved {
 /// [`BootError`]
 pub fn prepare(
     lane: Lane,
+    pace: Pace,
     cache: &Cache,
     emulators: &Emulators,
     emulators_key: &str,
@@ -123,18 +127,19 @@ pub fn prepare(
 ) -> Result<Saved, BootError> {
     let key = Key::of("qemu point 1")
         .text("emulators", emulators_key)
-        .text("arguments", &machine_arguments(lane).join(" "))
+        .text("arguments", &machine_arguments(lane, pace).join(" "))
         .text("kernel arguments", &command_line(lane, boot))
         .text("acceleration", &acceleration(lane))
         .file("kernel", &boot.kernel)?
         .file("initrd", &boot.initrd)?
         .finish();
     let entry = cache.entry("points", &key, |into| {
-        let task = progress.task(format!("boot L1 in QEMU ({lane})"));
+        let task = progress.task(format!("boot L1 in QEMU ({lane}, {pace})"));
         // The log of a boot that failed must outlive the entry that was not made.
         let console = cache.work("logs")?.join(format!("{lane}-boot.log"));
         let mut qemu = Process::start(
             lane,
+            pace,
             emulators,
             boot,
             &console,
@@ -163,6 +168,7 @@ pub fn prepare(
     })?;
     Ok(Saved {
         lane,
+        pace,
         emulators: emulators.clone(),
         boot: boot.clone(),
         state: entry.join(STATE_FILE),
@@ -216,7 +222,8 @@ impl Saved {
     ///
     /// [`BootError`]
     pub fn restore(&self, request: &Request) -> Result<Restored, BootError> {
-        let (qemu, qmp) = self.resume(&request.folder, &[])?;
+        let has_order = matches!(self.pace, Pace::Counted(_));
+        let (qemu, qmp) = self.resume(&request.folder, &[], has_order.then_some(request))?;
         let (send, news) = channel();
         let commands = watch(qmp, send.clone());
         listen(
@@ -225,24 +232,30 @@ impl Saved {
                 .map_err(io_error("share the control channel"))?,
             send,
         );
-        Ok(Restored { qemu, news, commands })
+        Ok(Restored {
+            qemu,
+            news,
+            commands,
+            nothing: has_order.then(io::sink),
+        })
     }
 
     /// Restores L1 for a person; the control channel is theirs. With `gdb`, QEMU's debug stub listens on that unix socket.
     pub(crate) fn enter(&self, folder: &Path, gdb: Option<&Path>) -> Result<(Running, UnixStream), BootError> {
         let stub = gdb.map(|path| format!("unix:{},server=on,wait=off", path.display()));
         let more: Vec<&str> = stub.iter().flat_map(|stub| ["-gdb", stub.as_str()]).collect();
-        let (qemu, qmp) = self.resume(folder, &more)?;
+        let (qemu, qmp) = self.resume(folder, &more, None)?;
         let control = qemu.control.try_clone();
         let control = control.map_err(io_error("share the control channel"))?;
         Ok((Running { _qemu: qemu, _qmp: qmp }, control))
     }
 
-    /// A QEMU with the saved L1, which runs on.
-    fn resume(&self, folder: &Path, more: &[&str]) -> Result<(Process, Qmp), BootError> {
+    /// A QEMU with the saved L1, which runs on; with this order, where one is given.
+    fn resume(&self, folder: &Path, more: &[&str], order: Option<&Request>) -> Result<(Process, Qmp), BootError> {
         let more: Vec<&str> = ["-incoming", "defer"].iter().chain(more).copied().collect();
         let qemu = Process::start(
             self.lane,
+            self.pace,
             &self.emulators,
             &self.boot,
             &folder.join(run_folder::CONSOLE),
@@ -259,6 +272,9 @@ impl Saved {
             json!({ "uri": format!("file:{}", self.state.display()) }),
         )?;
         wait_for_migration(&mut qmp)?;
+        if let Some(request) = order {
+            give_order(&qemu.control, &mut qmp, request)?;
+        }
         qmp.command("cont", json!({}))?;
         Ok((qemu, qmp))
     }
@@ -269,6 +285,20 @@ impl Saved {
 pub(crate) struct Running {
     _qemu: Process,
     _qmp: Qmp,
+}
+
+/// Puts the order into L1's serial port while L1 stands still, so that what it does from there on is the same each time.
+fn give_order(mut control: &UnixStream, qmp: &mut Qmp, request: &Request) -> Result<(), BootError> {
+    let order = brief::brief(&request.scenario, request.seed);
+    let order = order.ok_or_else(|| io::Error::other(format!("seed {} is beyond {}", request.seed, brief::MAX_SEED)));
+    order
+        .and_then(|order| control.write_all(&order))
+        .map_err(io_error("give L1 its order"))?;
+    // QEMU looks at all of its sockets before it answers on one; the first look may have been under way.
+    for _ in 0..3 {
+        qmp.command("query-status", json!({}))?;
+    }
+    Ok(())
 }
 
 /// Tells when QEMU stops L1 without ending: an internal error, a panic that the guest reports.
@@ -292,6 +322,7 @@ struct Process {
 impl Process {
     fn start(
         lane: Lane,
+        pace: Pace,
         emulators: &Emulators,
         boot: &Boot,
         console: &Path,
@@ -305,7 +336,7 @@ impl Process {
         command
             .arg("-chardev")
             .arg(format!("file,id=console,path={}", console.display()))
-            .args(machine_arguments(lane))
+            .args(machine_arguments(lane, pace))
             .arg("-kernel")
             .arg(&boot.kernel)
             .arg("-initrd")
@@ -351,11 +382,16 @@ pub struct Restored {
     qemu: Process,
     news: Receiver<News>,
     commands: Commands,
+    /// Where the order goes when L1 has it already.
+    nothing: Option<io::Sink>,
 }
 
 impl Machine for Restored {
     fn control(&mut self) -> &mut dyn Write {
-        &mut self.qemu.control
+        match &mut self.nothing {
+            Some(nothing) => nothing,
+            None => &mut self.qemu.control,
+        }
     }
 
     fn news(&mut self) -> &Receiver<News> {

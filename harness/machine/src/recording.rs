@@ -12,7 +12,7 @@ use std::sync::mpsc::Receiver;
 use std::thread;
 use std::time::Duration;
 
-use kvmi_lab_control::{Platform, SCENARIO, SEED};
+use kvmi_lab_control::{FromL1, LineReader, PLACES, Platform, SCENARIO, SEED};
 use serde_json::{Value, json};
 
 use crate::boot::{Boot, BootError, MEMORY_MIB, io_error};
@@ -45,8 +45,19 @@ const CONTROL: &str = "control.raw";
 pub struct Recording {
     folder: PathBuf,
     boot: Boot,
+    /// The library without which QEMU's recording lacks interrupts (harness/machine/recorder).
+    recorder: PathBuf,
     /// The arguments by which L1 knows what to run.
     order: [String; 2],
+}
+
+/// An execution that was repeated to its end.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub struct Replayed {
+    /// How many instructions it has; not known where QEMU was ended and not L1.
+    pub instructions: Option<u64>,
+    /// How it differs from what was recorded.
+    pub differences: Vec<Difference>,
 }
 
 /// How a replay differs from what was recorded: the first byte that does, for each stream.
@@ -58,12 +69,37 @@ pub struct Difference {
     pub at: usize,
 }
 
+/// Where a module of L1's kernel is in its memory.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub struct Loaded {
+    /// Its name, as the kernel has it.
+    pub module: String,
+    /// Sections and their addresses.
+    pub sections: Vec<(String, u64)>,
+}
+
+impl Loaded {
+    /// From the line in which L1 says it.
+    fn parse(line: &str) -> Option<Self> {
+        let (module, sections) = line.split_once(' ')?;
+        let section = |word: &str| {
+            let (section, address) = word.split_once("=0x")?;
+            Some((section.to_owned(), u64::from_str_radix(address, 16).ok()?))
+        };
+        Some(Self {
+            module: module.to_owned(),
+            sections: sections.split(' ').map(section).collect::<Option<_>>()?,
+        })
+    }
+}
+
 impl Recording {
     /// The execution in a folder, which need not be there yet, of a machine that boots this and runs a scenario.
-    pub fn at(folder: impl Into<PathBuf>, boot: &Boot, scenario: &str, seed: u64) -> Self {
+    pub fn at(folder: impl Into<PathBuf>, boot: &Boot, recorder: PathBuf, scenario: &str, seed: u64) -> Self {
         Self {
             folder: folder.into(),
             boot: boot.clone(),
+            recorder,
             order: [format!("{SCENARIO}={scenario}"), format!("{SEED}={seed}")],
         }
     }
@@ -77,6 +113,24 @@ impl Recording {
     /// What L1's kernel said, from power-on.
     fn console(&self) -> PathBuf {
         self.logs().join(run_folder::CONSOLE)
+    }
+
+    /// Where L1 said that its modules are.
+    ///
+    /// # Errors
+    ///
+    /// When nothing was recorded.
+    pub fn loaded(&self) -> io::Result<Vec<Loaded>> {
+        let mut lines = LineReader::new(File::open(self.folder.join(CONTROL))?);
+        let mut loaded = Vec::new();
+        while let Ok(Some(message)) = lines.message() {
+            if let FromL1::Log { source, text } = message
+                && source == PLACES
+            {
+                loaded.extend(Loaded::parse(&text));
+            }
+        }
+        Ok(loaded)
     }
 
     /// Whether there is one.
@@ -114,22 +168,27 @@ impl Recording {
     /// # Errors
     ///
     /// [`BootError`]
-    pub fn replay(&self, emulators: &Emulators, progress: &Progress) -> Result<Vec<Difference>, BootError> {
+    pub fn replay(&self, emulators: &Emulators, progress: &Progress) -> Result<Replayed, BootError> {
         let task = progress.task("replay");
         let console = self.folder.join("replay.console.log");
-        let mut qemu = self.start(emulators, "replay", &console, &[])?;
+        // So that it can be asked at the end how far it came.
+        let mut qemu = self.start(emulators, "replay", &console, &["-no-shutdown"])?;
         let mut control = share(&qemu.control)?;
         let reader = thread::spawn(move || {
             let mut said = Vec::new();
             control.read_to_end(&mut said).map(|_| said)
         });
         let mut qmp = Qmp::start(share(&qemu.qmp)?)?;
-        // At the end of what was recorded it ends or stops.
-        match qmp.wait_for(REPLAY, |name, _| name == "STOP" || name == "SHUTDOWN") {
-            Ok(()) => drop(qmp.command("quit", json!({}))),
-            Err(QmpError::Ended(_)) => {}
+        // At the end of what was recorded L1 is off, or someone ended QEMU.
+        let instructions = match qmp.wait_for(REPLAY, |name, _| name == "STOP" || name == "SHUTDOWN") {
+            Ok(()) => {
+                let at = reached(&mut qmp)?;
+                qmp.command("quit", json!({}))?;
+                Some(at)
+            }
+            Err(QmpError::Ended(_)) => None,
             Err(e) => return Err(e.into()),
-        }
+        };
         let status = qemu.child.wait().map_err(io_error("wait for qemu"))?;
         task.note(format!("qemu ended: {status}"));
         let said = reader
@@ -142,15 +201,16 @@ impl Recording {
             ("console", read(&self.console())?, read(&console)?),
             ("control", read(&self.folder.join(CONTROL))?, said),
         ];
-        Ok(streams
-            .into_iter()
-            .filter_map(|(stream, was, is)| {
-                Some(Difference {
-                    stream,
-                    at: first_difference(&was, &is)?,
-                })
+        let differ = |(stream, was, is): (_, Vec<u8>, Vec<u8>)| {
+            Some(Difference {
+                stream,
+                at: first_difference(&was, &is)?,
             })
-            .collect())
+        };
+        Ok(Replayed {
+            instructions,
+            differences: streams.into_iter().filter_map(differ).collect(),
+        })
     }
 
     /// Repeats the execution up to an instruction, counted from power-on, and stops there.
@@ -173,9 +233,7 @@ impl Recording {
             thread::spawn(move || io::copy(&mut said, &mut io::sink()));
             qmp.wait_for(REPLAY, |name, _| name == "STOP" || name == "SHUTDOWN")?;
         }
-        let at = qmp.command("query-replay", json!({}))?["icount"]
-            .as_u64()
-            .unwrap_or_default();
+        let at = reached(&mut qmp)?;
         let registers = qmp.command("human-monitor-command", json!({ "command-line": "info registers" }))?;
         let registers = registers.as_str().unwrap_or_default().replace("\r\n", "\n");
         Ok(Stopped { qemu, at, registers })
@@ -187,7 +245,7 @@ impl Recording {
         let order = self.order.each_ref().map(String::as_str);
         let log = self.folder.join(format!("{mode}.emulator.log"));
         let log = File::create(&log).map_err(io_error(format!("write {}", log.display())))?;
-        let mut command = emulators.qemu();
+        let mut command = emulators.qemu_with(Some(&self.recorder));
         command
             .args(MACHINE.split_whitespace())
             .args(["-m", &MEMORY_MIB.to_string(), "-chardev"])
@@ -217,6 +275,12 @@ impl Recording {
 
 fn share(stream: &UnixStream) -> Result<UnixStream, BootError> {
     stream.try_clone().map_err(io_error("share a channel of qemu's"))
+}
+
+/// How many instructions have been replayed.
+fn reached(qmp: &mut Qmp) -> Result<u64, QmpError> {
+    let answer = qmp.command("query-replay", json!({}))?;
+    Ok(answer["icount"].as_u64().unwrap_or_default())
 }
 
 /// Where two streams part.
@@ -320,5 +384,15 @@ mod tests {
         assert_eq!(first_difference(b"abc", b"abd"), Some(2));
         assert_eq!(first_difference(b"abc", b"ab"), Some(2));
         assert_eq!(first_difference(b"", b"a"), Some(0));
+    }
+
+    #[test]
+    fn modules_have_their_places() {
+        let loaded = Loaded::parse("kvm .text=0xffffffffc0201000 .bss=0x10").unwrap();
+        assert_eq!(loaded.module, "kvm");
+        let sections = [(".text".to_owned(), 0xffff_ffff_c020_1000), (".bss".to_owned(), 16)];
+        assert_eq!(loaded.sections, sections);
+        assert_eq!(Loaded::parse("kvm .text=here"), None);
+        assert_eq!(Loaded::parse("kvm"), None);
     }
 }

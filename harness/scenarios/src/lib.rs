@@ -10,6 +10,7 @@ mod context;
 mod destroy;
 pub mod differential;
 mod events;
+pub mod explore;
 mod failure;
 mod fuzz;
 pub mod ioctls;
@@ -157,6 +158,19 @@ pub fn all() -> &'static [Scenario] {
 /// The tool's.
 pub fn tool_process(vcpus: &str) -> Result<(), Failure> {
     destroy::tool_main(vcpus)
+}
+
+#[cfg(test)]
+mod tests {
+    use std::collections::BTreeSet;
+
+    use kvmi_lab_control::brief;
+
+    #[test]
+    fn scenarios_can_be_told_apart_in_brief() {
+        let hashes: BTreeSet<u64> = super::all().iter().map(|s| brief::hash(s.name)).collect();
+        assert_eq!(hashes.len(), super::all().len());
+    }
 }
 
 /// One line of a subject's table.

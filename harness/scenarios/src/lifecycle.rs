@@ -7,6 +7,7 @@ mod refused;
 mod socket_lock;
 mod socket_timeouts;
 mod unhook;
+mod unhook_at_any_moment;
 
 use std::time::Duration;
 
@@ -48,6 +49,7 @@ pub(crate) fn scenarios() -> Vec<Scenario> {
         socket_lock::SCENARIOS,
         leaks::SCENARIOS,
         unhook::SCENARIOS,
+        unhook_at_any_moment::SCENARIOS,
         preunhook_full::SCENARIOS,
     ]
     .concat()

@@ -186,6 +186,24 @@ pub fn vendor_references(backend: Backend) -> io::Result<u64> {
     text.trim().parse().map_err(io::Error::other)
 }
 
+/// Where the modules that have to do with KVM are in memory, for a debugger: a line each, e.g. `kvm .text=0xffffffffc0201000 .bss=0x…`.
+///
+/// # Errors
+///
+/// No module of that name, or no right to read where it is.
+pub fn places(backend: Backend) -> io::Result<Vec<String>> {
+    let vendor = vendor_module(backend).replace('-', "_");
+    let place = |module: &str| {
+        let mut line = module.to_owned();
+        for section in [".text", ".rodata", ".data", ".bss"] {
+            let address = fs::read_to_string(format!("/sys/module/{module}/sections/{section}"))?;
+            line += &format!(" {section}={}", address.trim());
+        }
+        Ok(line)
+    };
+    ["kvm", &vendor].into_iter().map(place).collect()
+}
+
 /// Loads `/modules/planted.ko`, which does what a kernel must not do.
 ///
 /// # Errors

@@ -12,6 +12,7 @@ use kvmi_lab_machine::boot::Boot;
 use kvmi_lab_machine::cache::Cache;
 use kvmi_lab_machine::lab_run::LabRun;
 use kvmi_lab_machine::outcome::Record;
+use kvmi_lab_machine::pace::Pace;
 use kvmi_lab_machine::run_folder;
 use serde::Serialize;
 use serde_json::json;
@@ -113,7 +114,7 @@ fn measure(shop: &Workshop, lane: Lane, boot: &Boot, fetched: &Fetched, wanted: 
     let first = |shop: &Workshop| {
         let began = Instant::now();
         let folder = e2e::new_folder(shop)?;
-        let standing = e2e::prepare(shop, &[lane], boot, fetched, &folder)?;
+        let standing = e2e::prepare(shop, &[lane], Pace::Host, boot, fetched, &folder)?;
         let run = lab_run(shop, boot, fetched, folder, &standing, wanted.seed);
         one(&run, lane)?;
         anyhow::Ok((began.elapsed().as_secs_f64(), run, standing))
@@ -155,7 +156,7 @@ fn lab_run(
     LabRun {
         folder,
         seed,
-        source: e2e::source(shop, boot, "", fetched),
+        source: e2e::source(shop, boot, Pace::Host, "", fetched),
         lanes: standing.iter().map(|s| s.prepared.clone()).collect(),
     }
 }

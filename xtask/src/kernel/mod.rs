@@ -11,6 +11,7 @@ mod rust_core;
 mod series;
 mod toolchain;
 mod tree;
+mod variant;
 mod version;
 
 use std::path::{Path, PathBuf};
@@ -23,6 +24,7 @@ use kvmi_lab_machine::emulator::quoted;
 pub(crate) use fetch::{DEPENDENCIES, Kernel};
 pub(crate) use matrix::{Suite, matrix};
 pub(crate) use modules::MODULES;
+pub(crate) use variant::Variant;
 pub(crate) use version::{KernelVersion, NoKernel};
 
 use crate::apt::{self, Archive};
@@ -231,7 +233,7 @@ fn some_of(names: &[String]) -> String {
 }
 
 /// Everything that decides what the modules will be.
-fn key(shop: &Workshop, sources: &Sources, tools: &Toolchain, with_core: bool) -> Result<Key> {
+fn key(shop: &Workshop, sources: &Sources, variant: Variant, tools: &Toolchain, with_core: bool) -> Result<Key> {
     let version = &sources.kernel.version;
     let mut key = Key::of("modules 3")
         .text("kernel", &format!("{} {}", version.package, version.release()))
@@ -245,6 +247,9 @@ fn key(shop: &Workshop, sources: &Sources, tools: &Toolchain, with_core: bool) -
         for (name, path) in sources.own_headers() {
             key = key.file(&format!("own {name}"), &path)?;
         }
+    }
+    if variant != Variant::PLAIN {
+        key = key.text("variant", &variant.arguments().join(" "));
     }
     if !sources.introspection {
         return Ok(key.text("introspection", "none").finish());
@@ -264,15 +269,20 @@ fn key(shop: &Workshop, sources: &Sources, tools: &Toolchain, with_core: bool) -
 
 /// Builds the modules, unless the cache has them.
 pub(crate) fn build(shop: &Workshop, choice: &Choice) -> Result<Built> {
+    build_variant(shop, choice, Variant::PLAIN)
+}
+
+/// Builds a variant of the modules, unless the cache has it.
+pub(crate) fn build_variant(shop: &Workshop, choice: &Choice, variant: Variant) -> Result<Built> {
     let (sources, tools) = sources(shop, choice)?;
     let (kernel, introspection) = (&sources.kernel, sources.introspection);
     let with_core = introspection && uses_rust_core(shop)?;
     let modules = shop
         .cache
-        .entry("modules", &key(shop, &sources, &tools, with_core)?, |into| {
+        .entry("modules", &key(shop, &sources, variant, &tools, with_core)?, |into| {
             let task = shop
                 .progress
-                .task(format!("build the modules for kernel {}", kernel.version));
+                .task(format!("build the modules for kernel {}{variant}", kernel.version));
             let _lock = shop.cache.lock("kernel-tree")?;
             let fresh = tempfile_dir(shop)?;
             tree::make(shop, &sources, &fresh, &task)?;
@@ -282,12 +292,11 @@ pub(crate) fn build(shop: &Workshop, choice: &Choice) -> Result<Built> {
                 // Kbuild wants to know how an object came to be; this one is made by cargo.
                 fs::write(command, "")?;
             }
-            let plain = if introspection { "" } else { "-plain" };
-            let tree = shop
-                .cache
-                .work(&format!("kernel-{}{plain}", kernel.version.release()))?;
+            // The objects of one kind fit no other one.
+            let kind = if introspection { variant.suffix() } else { "-plain" };
+            let tree = shop.cache.work(&format!("kernel-{}{kind}", kernel.version.release()))?;
             tree::sync(&fresh, &tree)?;
-            let warnings = modules::build(shop, kernel, &tools, &tree, into, &task)?;
+            let warnings = modules::build(shop, kernel, variant, &tools, &tree, into, &task)?;
             if !warnings.is_empty() {
                 let warnings = warnings.join("\n");
                 if sources.own.is_none() {

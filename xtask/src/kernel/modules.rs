@@ -9,6 +9,7 @@ use kvmi_lab_machine::progress::Task;
 
 use super::fetch::Kernel;
 use super::toolchain::Toolchain;
+use super::variant::Variant;
 use crate::workshop::Workshop;
 
 /// The modules, by the names of their files.
@@ -18,6 +19,7 @@ pub(crate) const MODULES: &[&str] = &["kvm.ko", "kvm-intel.ko", "kvm-amd.ko"];
 pub(crate) fn build(
     shop: &Workshop,
     kernel: &Kernel,
+    variant: Variant,
     tools: &Toolchain,
     tree: &Path,
     into: &Path,
@@ -30,6 +32,7 @@ pub(crate) fn build(
         .arg(&kernel.headers)
         .arg(format!("M={}", kvm.display()))
         .arg(format!("-j{}", shop.jobs()))
+        .args(variant.arguments())
         .arg("modules")
         .env_remove("MAKEFLAGS")
         .env_remove("MFLAGS")

@@ -6,15 +6,15 @@ use std::path::{Path, PathBuf};
 use anyhow::{Context, Result, bail, ensure};
 use kvmi_lab_control::Lane;
 use kvmi_lab_machine::bundle::{self, Bundle};
-use kvmi_lab_machine::recording::Recording;
+use kvmi_lab_machine::recording::{Recording, Replayed};
 use kvmi_lab_machine::scenario::{Limits, Request};
 
-use super::plain;
+use super::{debugger, plain};
 use crate::emulators::{self, Fetched};
 use crate::output::show;
 use crate::table::relative;
 use crate::workshop::Workshop;
-use crate::{apt, exit};
+use crate::{apt, exit, lab};
 
 /// How much slower than the lane's machine one is that records.
 const SLOWNESS: u32 = 20;
@@ -45,19 +45,26 @@ pub(crate) fn run(shop: &Workshop, path: &Path, wanted: Wanted) -> Result<u8> {
     );
     apt::require_debian()?;
     let fetched = emulators::fetch(shop)?;
-    let recording = Recording::at(&folder, &bundle.boot, &manifest.scenario, manifest.seed);
+    let recorder = lab::recorder(shop)?;
+    let recording = Recording::at(&folder, &bundle.boot, recorder, &manifest.scenario, manifest.seed);
     if wanted != Wanted::Record && !recording.exists() {
         bail!("nothing is recorded yet: cargo xtask repro {} --record", path.display());
     }
     match wanted {
         Wanted::Record => record(shop, &bundle, &recording, &fetched, path),
         Wanted::Replay => {
-            let differences = recording.replay(&fetched.emulators, &shop.progress)?;
+            let Replayed {
+                instructions,
+                differences,
+            } = recording.replay(&fetched.emulators, &shop.progress)?;
             for d in &differences {
                 show!("the {} is another from byte {} on", d.stream, d.at);
             }
             if differences.is_empty() {
-                show!("repeated: L1's console and all that it said on the control channel are the same, byte for byte");
+                let instructions = instructions.map_or_else(String::new, |n| format!(" {n} instructions,"));
+                show!(
+                    "repeated,{instructions} and L1's console and all that it said on the control channel are the same, byte for byte"
+                );
                 show!(
                     "to stop at an instruction: cargo xtask repro {} --replay --at NUMBER [--gdb]",
                     path.display()
@@ -79,13 +86,11 @@ pub(crate) fn run(shop: &Workshop, path: &Path, wanted: Wanted) -> Result<u8> {
             let place = tempfile::tempdir()?;
             let socket = place.path().join("gdb");
             let stopped = recording.replay_to(&fetched.emulators, instruction, Some(&socket))?;
+            let script = debugger::script(shop, &bundle, &recording, &folder, &socket)?;
             show!(
-                "L1 stands at instruction {}; it ends when the debugger kills it. In another terminal:",
-                stopped.at
-            );
-            show!(
-                "  gdb -ex 'set architecture i386:x86-64' -ex 'target remote {}'",
-                socket.display()
+                "L1 stands at instruction {}; it ends when the debugger kills it. In another terminal:\n  gdb -x {}",
+                stopped.at,
+                script.display()
             );
             stopped.wait()?;
             Ok(exit::OK)

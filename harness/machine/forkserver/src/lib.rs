@@ -19,6 +19,8 @@
 // Unsafe is what this library is for: it replaces a C function, and forks a process that is not its own.
 #![allow(unsafe_code)]
 
+pub mod random;
+
 use std::ffi::{CStr, c_char, c_int, c_void};
 use std::fs::{self, File};
 use std::io::{self, Read};

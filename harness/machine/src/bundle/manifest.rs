@@ -6,9 +6,10 @@ use serde::{Deserialize, Serialize};
 use sha2::{Digest, Sha256};
 
 use crate::outcome::Outcome;
+use crate::pace::Pace;
 
 /// The form of bundles that this lab writes, and the newest that it reads.
-pub const SCHEMA: u32 = 1;
+pub const SCHEMA: u32 = 2;
 
 /// What is in a bundle and what came of it.
 #[derive(Clone, Debug, PartialEq, Serialize, Deserialize)]
@@ -25,6 +26,9 @@ pub struct Manifest {
     pub lane: Lane,
     /// Where its random numbers started.
     pub seed: u64,
+    /// How time passed in L1; schema 1 does not have it.
+    #[serde(default)]
+    pub pace: Pace,
     /// How it should have ended.
     pub expected: Outcome,
     /// How it ended.

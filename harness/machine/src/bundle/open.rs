@@ -186,6 +186,10 @@ fn check(manifest: &Manifest) -> Result<(), BundleError> {
     if manifest.scenario.is_empty() || !manifest.scenario.chars().all(is_of_name) {
         return Err(text("scenario", &manifest.scenario));
     }
+    // The emulator is told it.
+    if !manifest.pace.is_possible() {
+        return Err(text("pace", &manifest.pace.to_string()));
+    }
     // They are shown on terminals.
     let shown = [("emulator", &manifest.emulator), ("checkout", &manifest.checkout)];
     if let Some((what, said)) = shown.into_iter().find(|(_, said)| said.contains(is_unseemly)) {

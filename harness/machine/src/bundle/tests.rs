@@ -12,6 +12,7 @@ use super::write::pack;
 use super::*;
 use crate::boot::Boot;
 use crate::outcome::{Outcome, Record};
+use crate::pace::{MAX_SHIFT, Pace};
 use crate::run_folder;
 
 fn record() -> Record {
@@ -36,6 +37,7 @@ fn made(log: &[u8]) -> (TempDir, std::path::PathBuf) {
     let source = Source {
         boot: Boot::new(file("k", b"kernel"), file("i", b"initrd")),
         kernel: "6.12".into(),
+        pace: Pace::Counted(3),
         checkout: "abc".into(),
         emulators: vec![(Lane::SvmTcg, "qemu 10".into())],
     };
@@ -82,6 +84,7 @@ fn what_goes_in_comes_out() {
         (bundle.manifest.seed, bundle.manifest.emulator.as_str()),
         (7, "qemu 10")
     );
+    assert_eq!(bundle.manifest.pace, Pace::Counted(3));
     assert_eq!(fs::read(&bundle.boot.kernel).unwrap(), b"kernel");
     assert_eq!(
         fs::read(bundle.logs.join(run_folder::CONSOLE)).unwrap(),
@@ -116,6 +119,7 @@ fn a_bundle_that_would_be_too_large_is_not_made() {
     let source = Source {
         boot: Boot::new(dir.path().join("k"), dir.path().join("i")),
         kernel: String::new(),
+        pace: Pace::Host,
         checkout: String::new(),
         emulators: Vec::new(),
     };
@@ -162,6 +166,16 @@ fn a_newer_schema_is_told_whatever_else_it_says() {
 }
 
 #[test]
+fn an_older_schema_is_read() {
+    let mut manifest = serde_json::to_value(manifest_of(&[KERNEL, INITRD])).unwrap();
+    manifest["schema"] = 1.into();
+    manifest.as_object_mut().unwrap().remove("pace");
+    let manifest: Manifest = serde_json::from_value(manifest).unwrap();
+    assert_eq!((manifest.schema, manifest.pace), (1, Pace::Host));
+    assert_eq!(said_of(&manifest, &[KERNEL, INITRD]), "fine");
+}
+
+#[test]
 fn hostile_members_are_refused() {
     let good = manifest_of(&[KERNEL, INITRD]);
     assert_eq!(said_of(&good, &[KERNEL, INITRD]), "fine");
@@ -202,6 +216,9 @@ fn hostile_members_are_refused() {
     let mut colourful = good.clone();
     colourful.emulator = "\x1b[2Jpass".into();
     assert!(said_of(&colourful, &[KERNEL, INITRD]).contains("its emulator is"));
+    let mut hasty = good.clone();
+    hasty.pace = Pace::Counted(MAX_SHIFT + 1);
+    assert!(said_of(&hasty, &[KERNEL, INITRD]).contains("its pace is"));
     let mut bomb = good;
     bomb.checkout = "x".repeat(usize::try_from(MAX_MANIFEST_BYTES).unwrap());
     assert!(said_of(&bomb, &[KERNEL, INITRD]).contains("has more than 1048576 bytes"));

@@ -1,0 +1,104 @@
+// SPDX-License-Identifier: MIT OR Apache-2.0
+//! Exactness, proved: scenarios run twice in Bochs, each time in a machine that is booted anew, say the same to the byte.
+
+use anyhow::{Result, bail};
+use comfy_table::{Table, presets};
+use kvmi_lab_control::{Lane, Platform};
+use kvmi_lab_machine::outcome::Record;
+use serde_json::json;
+
+use crate::e2e::{self, Ran, Wanted};
+use crate::exit;
+use crate::output::show;
+use crate::transcript::{Transcripts, compare, ended_by_itself};
+use crate::workshop::Workshop;
+
+/// One scenario's two runs.
+#[derive(Clone, Debug, PartialEq, Eq)]
+struct Pair {
+    scenario: String,
+    lane: Lane,
+    /// How many lines are the same, or how they differ.
+    said: Result<usize, String>,
+}
+
+/// Runs them twice on each lane in Bochs that is wanted, and compares.
+pub(crate) fn run(shop: &Workshop, wanted: &Wanted) -> Result<u8> {
+    let lanes = match wanted.lane {
+        Some(lane) if lane.platform() != Platform::Bochs => {
+            bail!("on {lane} no run is like another: only in Bochs time counts instructions")
+        }
+        Some(lane) => vec![lane],
+        None => Lane::ALL
+            .iter()
+            .copied()
+            .filter(|l| l.platform() == Platform::Bochs)
+            .collect(),
+    };
+    let mut pairs = Vec::new();
+    for lane in lanes {
+        let wanted = Wanted {
+            lane: Some(lane),
+            ..wanted.clone()
+        };
+        let (first, second) = (e2e::run(shop, &wanted)?, e2e::run(shop, &wanted)?);
+        pairs.extend(first.records.iter().map(|record| pair(record, &first, &second)));
+    }
+    let differ = pairs.iter().filter(|p| p.said.is_err()).count();
+    if wanted.json {
+        for Pair { scenario, lane, said } in &pairs {
+            let (lines, difference) = (said.as_ref().ok(), said.as_ref().err());
+            show!(
+                "{}",
+                json!({ "event": "twice", "scenario": scenario, "lane": lane, "lines": lines, "difference": difference })
+            );
+        }
+    } else {
+        show!("\n{}\n\n{}", table(&pairs), closing(pairs.len(), differ));
+    }
+    Ok(if differ == 0 { exit::OK } else { exit::SCENARIO_FAILED })
+}
+
+fn pair(record: &Record, first: &Ran, second: &Ran) -> Pair {
+    let Record { scenario, lane, .. } = record;
+    let folder = |ran: &Ran| ran.run.scenario_folder(*lane, scenario);
+    let again = second.records.iter().find(|r| r.scenario == *scenario);
+    let said = match again {
+        None => Err("it ran but once".to_owned()),
+        Some(again) if again.outcome.gist() != record.outcome.gist() => {
+            Err(format!("{}, then {}", record.outcome, again.outcome))
+        }
+        // It did not come to an end by itself: there is nothing to compare.
+        Some(again) if !ended_by_itself(again) => Err(again.outcome.to_string()),
+        Some(_) => match compare(&folder(first), &folder(second)) {
+            Transcripts::Same(lines) => Ok(lines),
+            Transcripts::Differ(how) => Err(how),
+        },
+    };
+    Pair {
+        scenario: scenario.clone(),
+        lane: *lane,
+        said,
+    }
+}
+
+fn table(pairs: &[Pair]) -> Table {
+    let mut table = Table::new();
+    table.load_preset(presets::ASCII_MARKDOWN);
+    table.set_header(["scenario", "lane", "kernel log and control channel"]);
+    for Pair { scenario, lane, said } in pairs {
+        let said = match said {
+            Ok(lines) => format!("the same {lines} lines"),
+            Err(how) => how.clone(),
+        };
+        table.add_row([scenario.clone(), lane.to_string(), said]);
+    }
+    table
+}
+
+fn closing(pairs: usize, differ: usize) -> String {
+    format!(
+        "{} of {pairs} scenarios said the same both times, byte for byte, time stamps included",
+        pairs - differ
+    )
+}
