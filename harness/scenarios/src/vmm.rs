@@ -5,6 +5,7 @@ mod guest;
 mod packet;
 mod process;
 mod request;
+mod spare;
 
 pub use guest::Guest;
 pub(crate) use guest::field;
@@ -13,3 +14,4 @@ pub use process::Vm;
 pub use request::{
     Answer, HookFd, MAX_PACKET_BYTES, Mark, Permission, Refusal, Reply, Request, Until, VcpuStatus, VcpuWrite, VmConfig,
 };
+pub use spare::{end_spare, start_spare};
