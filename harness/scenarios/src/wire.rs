@@ -24,6 +24,9 @@ use crate::{Failure, check, check_eq};
 /// How long a read may wait, in L1's time. The stage's deadline comes first; this only ends a wait that L0 could not.
 const PATIENCE: Duration = Duration::from_secs(300);
 
+/// The most that is read at once.
+const CHUNK_BYTES: usize = 16 * 1024;
+
 /// Any message from the kernel.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub struct Message {
@@ -80,6 +83,8 @@ pub struct Wire {
     input: Vec<u8>,
     /// How many of them are taken.
     taken: usize,
+    /// Where the next ones come to. Kept, because to clear so much for each read would take longer than the read.
+    chunk: Box<[u8]>,
     replies: Vec<Message>,
     events: VecDeque<Event>,
     last_event_seq: u32,
@@ -99,6 +104,7 @@ impl Wire {
             next_seq: 1000,
             input: Vec::new(),
             taken: 0,
+            chunk: vec![0; CHUNK_BYTES].into(),
             replies: Vec::new(),
             events: VecDeque::new(),
             last_event_seq: 0,
@@ -411,11 +417,10 @@ impl Wire {
     fn fill(&mut self) -> Result<bool, Failure> {
         self.input.drain(..self.taken);
         self.taken = 0;
-        let mut chunk = [0; 16384];
-        match self.socket.read(&mut chunk) {
+        match self.socket.read(&mut self.chunk) {
             Ok(0) => Ok(false),
             Ok(n) => {
-                self.input.extend_from_slice(&chunk[..n]);
+                self.input.extend_from_slice(&self.chunk[..n]);
                 Ok(true)
             }
             // The other end closed with commands of ours unread.
