@@ -18,7 +18,7 @@ use crate::boot::{Boot, BootError, MEMORY_MIB, io_error, read_lossy, wait_for_po
 use crate::cache::{Cache, Key};
 use crate::emulator::Emulators;
 use crate::news::{News, channel, listen};
-use crate::process::end_with_us;
+use crate::process::{end_with_us, in_short_turns};
 use crate::progress::Progress;
 use crate::qmp::{Commands, Qmp, QmpError};
 use crate::run_folder;
@@ -348,7 +348,9 @@ impl Process {
             .stdout(OwnedFd::from(qemu_control))
             .stderr(log_file);
         let described = emulators.describe(PACKAGE, &command, "");
-        let child = end_with_us(&mut command).spawn().map_err(io_error("run qemu"))?;
+        let child = in_short_turns(end_with_us(&mut command))
+            .spawn()
+            .map_err(io_error("run qemu"))?;
         Ok(Self {
             child,
             control,
