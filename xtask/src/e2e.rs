@@ -200,48 +200,72 @@ pub(crate) fn prepare(
     fetched: &Fetched,
     folder: &Path,
 ) -> Result<Vec<Standing>> {
-    let mut booting = Vec::new();
-    for &lane in wanted {
+    let library = if wanted.iter().any(|lane| lane.platform() == Platform::Bochs) {
+        lab::fork_server(shop)?
+    } else {
+        PathBuf::new()
+    };
+    let at_point = |&lane| at_point(shop, lane, pace, boot, fetched, &library);
+    // Those whose point is not in the cache boot at the same time.
+    let points: Vec<Result<AtPoint>> = thread::scope(|scope| {
+        let booting: Vec<_> = wanted.iter().map(|lane| scope.spawn(move || at_point(lane))).collect();
+        let done = booting.into_iter().map(thread::ScopedJoinHandle::join);
+        done.map(|one| one.unwrap_or_else(|_| bail!("booting a lane panicked")))
+            .collect()
+    });
+    let mut lanes = Vec::new();
+    for (&lane, point) in wanted.iter().zip(points) {
         let logs = folder.join(lane.name());
         fs::create_dir_all(&logs)?;
-        if lane.platform() == Platform::Bochs {
-            let cd = lab::cd(shop, boot)?;
-            let library = lab::fork_server(shop)?;
-            // On this thread: Bochs ends with the thread that started it.
-            let started = bochs::start(lane, &fetched.emulators, &library, &cd, &logs, &shop.progress)?;
-            booting.push((lane, started));
-        }
-    }
-    let mut lanes = Vec::new();
-    for &lane in wanted.iter().filter(|lane| lane.platform() != Platform::Bochs) {
-        let saved = qemu::prepare(
-            lane,
-            pace,
-            &shop.cache,
-            &fetched.emulators,
-            &fetched.packages,
-            boot,
-            &shop.progress,
-        )?;
+        let (point, server) = match point? {
+            AtPoint::Qemu(saved) => (Point::Qemu(saved), None),
+            AtPoint::Bochs { cd, saved } => {
+                let parts = bochs_parts(lane, fetched, &library, &cd);
+                // On this thread: Bochs ends with the thread that started it.
+                let server = bochs::start(&parts, &saved, &logs, &shop.progress)?;
+                (Point::Bochs(server.forks().clone()), Some(server))
+            }
+        };
         lanes.push(Standing {
-            prepared: Prepared {
-                lane,
-                point: Point::Qemu(saved),
-            },
-            _server: None,
-        });
-    }
-    for (lane, booting) in booting {
-        let server = booting.ready()?;
-        lanes.push(Standing {
-            prepared: Prepared {
-                lane,
-                point: Point::Bochs(server.forks().clone()),
-            },
-            _server: Some(server),
+            prepared: Prepared { lane, point },
+            _server: server,
         });
     }
     Ok(lanes)
+}
+
+/// A saved L1 of a lane.
+enum AtPoint {
+    Qemu(qemu::Saved),
+    Bochs { cd: PathBuf, saved: PathBuf },
+}
+
+fn at_point(
+    shop: &Workshop,
+    lane: Lane,
+    pace: Pace,
+    boot: &Boot,
+    fetched: &Fetched,
+    library: &Path,
+) -> Result<AtPoint> {
+    let (packages, cache) = (&fetched.packages, &shop.cache);
+    if lane.platform() == Platform::Bochs {
+        let cd = lab::cd(shop, boot)?;
+        let parts = bochs_parts(lane, fetched, library, &cd);
+        let saved = bochs::prepare(&parts, cache, packages, boot, &shop.progress)?;
+        return Ok(AtPoint::Bochs { cd, saved });
+    }
+    let saved = qemu::prepare(lane, pace, cache, &fetched.emulators, packages, boot, &shop.progress)?;
+    Ok(AtPoint::Qemu(saved))
+}
+
+fn bochs_parts<'a>(lane: Lane, fetched: &'a Fetched, library: &'a Path, cd: &'a Path) -> bochs::Parts<'a> {
+    bochs::Parts {
+        lane,
+        emulators: &fetched.emulators,
+        library,
+        cd,
+    }
 }
 
 /// What all scenarios of a run have in common, for bundles.

@@ -1,7 +1,7 @@
 // SPDX-License-Identifier: MIT OR Apache-2.0
 //! Kills the lab at random moments and looks for what is left: a process, a socket, a half-written entry of the cache.
 //!
-//! Each run of the lab here has a cache whose saved L1 is missing, so that moments fall into its making too.
+//! The runs have a cache of their own. In some of them its saved L1 is missing, so that moments fall into its making too.
 
 use std::collections::BTreeMap;
 use std::fs::{self, File};
@@ -27,6 +27,9 @@ const MARK: &str = "KVMI_LAB_ENDURE";
 
 /// What the saved L1s are kept as in the cache.
 const POINTS: &str = "points";
+
+/// One run in so many has to boot L1.
+const BOOTING: u32 = 5;
 
 /// How long processes may take to notice that the lab has ended.
 const TO_END: Duration = Duration::from_secs(60);
@@ -59,18 +62,25 @@ pub(crate) fn run(shop: &Workshop, wanted: Wanted) -> Result<Endured> {
     let task = shop.progress.task("run the lab undisturbed");
     // The first run may build.
     place.undisturbed(wanted.lane)?;
-    let whole = place.undisturbed(wanted.lane)?;
+    let restoring = place.undisturbed(wanted.lane)?;
+    place.set_points_aside()?;
+    let booting = place.undisturbed(wanted.lane)?;
     task.done();
     let mut endured = Endured::default();
     for moment in 1..=wanted.moments {
-        let delay = whole.mul_f64(random.f64());
+        let boots = moment % BOOTING == 1;
+        let delay = if boots { booting } else { restoring }.mul_f64(random.f64());
         let what = format!(
             "moment {moment} of {}, after {:.1} s",
             wanted.moments,
             delay.as_secs_f64()
         );
         let task = shop.progress.task(&what);
-        place.forget_points()?;
+        if boots {
+            place.forget_points()?;
+        } else {
+            place.bring_points_back()?;
+        }
         let mut lab = place.start(wanted.lane)?;
         let ended = ends_within(lab.id(), delay)?;
         let mut processes = place.processes();
@@ -171,7 +181,6 @@ impl Place {
 
     /// How long a run takes that nobody disturbs.
     fn undisturbed(&self, lane: Lane) -> Result<Duration> {
-        self.forget_points()?;
         let begin = Instant::now();
         let status = self.start(lane)?.wait().context("wait for the lab")?;
         ensure!(
@@ -182,15 +191,36 @@ impl Place {
         Ok(begin.elapsed())
     }
 
-    /// Removes saved L1s that are whole, and leaves what is not for the lab itself to sweep.
+    /// Saved L1s that are whole. What is not is for the lab itself to sweep.
+    fn points(folder: &Path) -> Vec<PathBuf> {
+        let entries = fs::read_dir(folder).into_iter().flatten().filter_map(Result::ok);
+        let whole = entries.filter(|entry| !entry.file_name().to_string_lossy().starts_with('.'));
+        whole.map(|entry| entry.path()).collect()
+    }
+
+    fn aside(&self) -> PathBuf {
+        self.folder.join("aside")
+    }
+
+    /// Takes the saved L1s out of the cache, for later.
+    fn set_points_aside(&self) -> Result<()> {
+        move_all(&Self::points(&self.cache().join(POINTS)), &self.aside())
+    }
+
+    /// Puts back what was set aside, unless it is there.
+    fn bring_points_back(&self) -> Result<()> {
+        self.forget_points()?;
+        move_all(&Self::points(&self.aside()), &self.cache().join(POINTS))
+    }
+
+    /// Has no saved L1 in the cache. One that was set aside stays there.
     fn forget_points(&self) -> Result<()> {
-        let Ok(entries) = fs::read_dir(self.cache().join(POINTS)) else {
-            return Ok(());
-        };
-        for entry in entries.filter_map(Result::ok) {
-            if !entry.file_name().to_string_lossy().starts_with('.') {
-                fs::remove_dir_all(entry.path()).with_context(|| format!("remove {}", entry.path().display()))?;
-            }
+        let here = Self::points(&self.cache().join(POINTS));
+        if Self::points(&self.aside()).is_empty() {
+            return move_all(&here, &self.aside());
+        }
+        for point in here {
+            fs::remove_dir_all(&point).with_context(|| format!("remove {}", point.display()))?;
         }
         Ok(())
     }
@@ -259,6 +289,15 @@ impl Place {
         }
         Ok(left)
     }
+}
+
+fn move_all(entries: &[PathBuf], to: &Path) -> Result<()> {
+    fs::create_dir_all(to).with_context(|| format!("make {}", to.display()))?;
+    for entry in entries {
+        let place = to.join(entry.file_name().unwrap_or_default());
+        fs::rename(entry, &place).with_context(|| format!("move {} to {}", entry.display(), place.display()))?;
+    }
+    Ok(())
 }
 
 /// A process of a run.

@@ -20,6 +20,9 @@ use crate::workshop::Workshop;
 /// How many images of each kind stay in the cache: enough to go back and forth between a few states of the sources.
 const KEPT_IMAGES: usize = 4;
 
+/// How many saved L1s: as many on each lane that runs by default.
+const KEPT_POINTS: usize = 2 * KEPT_IMAGES;
+
 const HOST: &str = "x86_64-unknown-linux-gnu";
 
 /// Builds L1's init and the guests, and puts them and the modules into an archive.
@@ -69,8 +72,8 @@ pub(crate) fn boot_with(shop: &Workshop, built: &Built, busybox: Option<&Path>) 
     let entry = shop.cache.entry("initrds", &key, |into| {
         fs::write(into.join("initrd"), &bytes).context("write the initrd")
     })?;
-    for kind in ["initrds", "cds", "points"] {
-        shop.cache.prune(kind, KEPT_IMAGES)?;
+    for (kind, keep) in [("initrds", KEPT_IMAGES), ("cds", KEPT_IMAGES), ("points", KEPT_POINTS)] {
+        shop.cache.prune(kind, keep)?;
     }
     Ok(Boot::new(stock.join("vmlinuz"), entry.join("initrd")))
 }

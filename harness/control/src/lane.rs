@@ -117,7 +117,7 @@ impl Lane {
         }
     }
 
-    /// Whether it is among the lanes of a run that names none. svm-bochs is not: it boots for more than a minute.
+    /// Whether it is among the lanes of a run that names none. svm-bochs is not: it is the slowest of those that every machine has.
     #[must_use]
     pub fn by_default(self) -> bool {
         self != Self::SvmBochs

@@ -5,7 +5,7 @@
 //! most [`MAX_LINE_BYTES`] long. L1 speaks first:
 //!
 //! ```text
-//! L1  Ready, then the bare byte POINT        L0 saves the state (QEMU) or the machine forks (Bochs)
+//! L1  Ready, then the bare byte POINT        L0 has the emulator save L1; what follows is in a restored one
 //! L0  Run; in a machine that is to repeat itself to the instruction, in brief (the module `brief`)
 //! L1  Started, then any of Stage, Log, Wire, Measure, then Done exactly once; L1 then powers off
 //! ```

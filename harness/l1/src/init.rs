@@ -13,7 +13,8 @@ use rustix::mount::{MountFlags, mount};
 use rustix::system::{RebootCommand, reboot};
 use rustix::termios::{OptionalActions, QueueSelector, tcdrain, tcflush, tcgetattr, tcsetattr};
 
-use crate::{runner, shell};
+use crate::runner::{self, Waiting};
+use crate::shell;
 
 /// The second serial port.
 pub(crate) const CHANNEL: &str = "/dev/ttyS1";
@@ -32,9 +33,9 @@ pub(crate) fn main() -> ! {
 fn run() -> anyhow::Result<()> {
     mount_all()?;
     let mut channel = open_channel()?;
-    let prepared = prepare();
+    let prepared = prepare(&channel);
     let backend = match &prepared {
-        Ok(backend) => *backend,
+        Ok((backend, _)) => *backend,
         // L0 gets to the point all the same, and hears the reason as the verdict.
         Err(_) => modules::backend().unwrap_or(Backend::Svm),
     };
@@ -61,11 +62,14 @@ fn run() -> anyhow::Result<()> {
         (Err(e), _) => fail(&e.context("L1 could not be set up")),
         (_, Err(e)) => fail(&e),
         (_, Ok(None)) => fail(&anyhow!("the control channel was closed before the order to run")),
-        (Ok(backend), Ok(Some(ToL1::Run { scenario, seed }))) => {
-            runner::run(&channel, backend, &scenario, seed).unwrap_or_else(|e| fail(&e))
+        (Ok((backend, waiting)), Ok(Some(order @ ToL1::Run { .. }))) => {
+            waiting.run(backend, &order).unwrap_or_else(|e| fail(&e))
         }
         // The channel is a person's terminal then: nothing else is said on it.
-        (Ok(_), Ok(Some(order @ ToL1::Shell { .. }))) => return shell::run(&channel, &order),
+        (Ok((_, waiting)), Ok(Some(order @ ToL1::Shell { .. }))) => {
+            waiting.dismiss()?;
+            return shell::run(&channel, &order);
+        }
     };
     channel.write_all(encode(&FromL1::Done { verdict }).as_bytes())?;
     tcdrain(&channel)?;
@@ -134,11 +138,12 @@ fn open_channel() -> anyhow::Result<File> {
     Ok(channel)
 }
 
-/// Loads the modules: those under test, ours with introspection on; the distribution's where the image has no others.
-fn prepare() -> anyhow::Result<Backend> {
+/// Loads the modules (those under test, ours with introspection on; the distribution's where the image has no others) and starts what every
+/// scenario needs.
+fn prepare(channel: &File) -> anyhow::Result<(Backend, Waiting)> {
     let backend = modules::backend()?;
     modules::load_dependencies(backend)?;
     modules::load_kvm(Origin::under_test(), backend, true)?;
     runner::warm_up()?;
-    Ok(backend)
+    Ok((backend, Waiting::start(channel)?))
 }

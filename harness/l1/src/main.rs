@@ -1,10 +1,10 @@
 // SPDX-License-Identifier: MIT OR Apache-2.0
 //! L1 from inside. As process 1 it sets L1 up, runs one scenario and powers off; started with an argument it is one of the scenario's
-//! processes:
+//! processes. Scenario and VMM are told what to do over a socket on their standard input.
 //!
 //! ```text
-//! init (1) ── scenario NAME SEED ──┬── vmm     the L2 VMM, told what to do over a socket on its standard input
-//!                                  └── tool …  an introspection tool that is to be killed
+//! init (1) ── scenario ──┬── vmm     the L2 VMM
+//!                        └── tool …  an introspection tool that is to be killed
 //! init (1) ── shell … ──┬── vmm
 //!                       └── terminal …  becomes a shell, in which a person calls `vm` and `introspect`
 //! ```
@@ -16,7 +16,7 @@ mod vmm;
 
 use std::process::ExitCode;
 
-use anyhow::{Context as _, bail};
+use anyhow::bail;
 
 use crate::shell::Screen;
 
@@ -37,10 +37,7 @@ fn role() -> anyhow::Result<()> {
     let args: Vec<String> = std::env::args().skip(1).collect();
     let args: Vec<&str> = args.iter().map(String::as_str).collect();
     match args[..] {
-        ["scenario", name, seed] => {
-            let seed = seed.parse().with_context(|| format!("seed `{seed}`"))?;
-            runner::scenario(name, seed)
-        }
+        ["scenario"] => runner::scenario(),
         ["vmm"] => vmm::main(),
         ["tool", vcpus] => kvmi_lab_scenarios::tool_process(vcpus).map_err(|failure| anyhow::anyhow!("{failure:?}")),
         ["shell", order] => shell::shell(order),
@@ -52,7 +49,7 @@ fn role() -> anyhow::Result<()> {
         ["vm", ref arguments @ ..] => shell::vm(arguments),
         ["introspect", ref arguments @ ..] => shell::introspect(arguments),
         _ => bail!(
-            "this is process 1 of the lab's L1; roles are `scenario NAME SEED`, `vmm`, `tool VCPUS`, `shell …`, `terminal …`, `vm …` and `introspect …`, not {args:?}"
+            "this is process 1 of the lab's L1; roles are `scenario`, `vmm`, `tool VCPUS`, `shell …`, `terminal …`, `vm …` and `introspect …`, not {args:?}"
         ),
     }
 }

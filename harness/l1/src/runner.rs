@@ -2,14 +2,17 @@
 //! Running one scenario in a process of its own, and looking for what it left behind.
 
 use std::fs::{self, File};
+use std::io::{self, Read as _, Write as _};
+use std::os::fd::{AsFd, OwnedFd};
+use std::os::unix::net::UnixStream;
 use std::panic::{self, AssertUnwindSafe};
-use std::process::{Command, Stdio};
+use std::process::{Child, Command};
 use std::time::Duration;
 
 use anyhow::{Context as _, bail};
-use kvmi_lab_control::{Backend, FromL1, Verdict};
+use kvmi_lab_control::{Backend, FromL1, LineReader, ToL1, Verdict, encode};
 use kvmi_lab_scenarios::planted::{self, Place};
-use kvmi_lab_scenarios::{Context, Failure, explore, modules, say, wire};
+use kvmi_lab_scenarios::{Context, Failure, explore, modules, say, vmm, wire};
 
 /// Where the scenario's process leaves its verdict.
 const VERDICT: &str = "/tmp/verdict";
@@ -20,22 +23,55 @@ pub(crate) fn warm_up() -> anyhow::Result<()> {
         fs::read(entry?.path())?;
     }
     fs::read("/proc/slabinfo")?;
-    Command::new("/proc/self/exe")
-        .args(["scenario", "", "0"])
-        .stderr(Stdio::null())
-        .status()
-        .context("start a process")?;
     Ok(())
 }
 
-/// In process 1: runs the scenario with the channel as its standard output.
-pub(crate) fn run(channel: &File, backend: Backend, name: &str, seed: u64) -> anyhow::Result<Verdict> {
-    let status = Command::new("/proc/self/exe")
-        .args(["scenario", name, &seed.to_string()])
-        .stdin(Stdio::null())
-        .stdout(channel.try_clone()?)
-        .status()
-        .context("start the scenario")?;
+/// A scenario's process that waits to be told which scenario it is to run. It is there before the point: to start a process takes an
+/// emulator longer than many a scenario.
+#[derive(Debug)]
+pub(crate) struct Waiting {
+    process: Child,
+    order: UnixStream,
+}
+
+impl Waiting {
+    /// In process 1: starts it, with the channel as its standard output, and waits until it waits.
+    pub(crate) fn start(channel: &File) -> anyhow::Result<Self> {
+        let (mut order, theirs) = UnixStream::pair()?;
+        let process = Command::new("/proc/self/exe")
+            .arg("scenario")
+            .stdin(OwnedFd::from(theirs))
+            .stdout(channel.try_clone()?)
+            .spawn()
+            .context("start the scenario's process")?;
+        order
+            .read_exact(&mut [0])
+            .context("the scenario's process ended before it was ready")?;
+        Ok(Self { process, order })
+    }
+
+    /// In process 1: has it run a scenario.
+    pub(crate) fn run(mut self, backend: Backend, order: &ToL1) -> anyhow::Result<Verdict> {
+        self.order
+            .write_all(encode(order).as_bytes())
+            .context("tell the scenario's process what to run")?;
+        let status = self.process.wait().context("wait for the scenario")?;
+        verdict(backend, &status.to_string())
+    }
+}
+
+impl Waiting {
+    /// In process 1: has it end, with nothing to run.
+    pub(crate) fn dismiss(self) -> anyhow::Result<()> {
+        let Self { mut process, order } = self;
+        drop(order);
+        process.wait().context("wait for the scenario's process to end")?;
+        Ok(())
+    }
+}
+
+/// In process 1, when the scenario's process has ended: what it came to.
+fn verdict(backend: Backend, status: &str) -> anyhow::Result<Verdict> {
     let verdict = match fs::read(VERDICT) {
         Ok(bytes) => serde_json::from_slice(&bytes)
             .with_context(|| format!("the verdict was not written whole, the scenario's process ended: {status}"))?,
@@ -48,10 +84,21 @@ pub(crate) fn run(channel: &File, backend: Backend, name: &str, seed: u64) -> an
 }
 
 /// In the scenario's process.
-pub(crate) fn scenario(name: &str, seed: u64) -> anyhow::Result<()> {
-    if name.is_empty() {
-        return Ok(());
+pub(crate) fn scenario() -> anyhow::Result<()> {
+    vmm::start_spare().map_err(|failure| anyhow::anyhow!("start a VMM: {failure:?}"))?;
+    let mut order = UnixStream::from(io::stdin().as_fd().try_clone_to_owned()?);
+    order.write_all(b"\n").context("say that this process is ready")?;
+    match LineReader::new(order).message().context("read what to run")? {
+        Some(ToL1::Run { scenario, seed }) => run(&scenario, seed),
+        // There is no scenario: L1 is switched off, or has a person at it.
+        Some(ToL1::Shell { .. }) | None => {
+            vmm::end_spare();
+            Ok(())
+        }
     }
+}
+
+fn run(name: &str, seed: u64) -> anyhow::Result<()> {
     let Some(scenario) = kvmi_lab_scenarios::all().iter().find(|s| s.name == name) else {
         bail!("no scenario `{name}`, `cargo xtask e2e --list` lists them");
     };
@@ -86,6 +133,7 @@ pub(crate) fn scenario(name: &str, seed: u64) -> anyhow::Result<()> {
     if let Verdict::Fail { .. } = verdict {
         wire::say_recent();
     }
+    vmm::end_spare();
     fs::write(VERDICT, serde_json::to_vec(&verdict)?).context("write the verdict")?;
     Ok(())
 }

@@ -4,6 +4,7 @@
 mod boot;
 mod machine;
 mod signals;
+mod slice;
 mod slots;
 mod state;
 mod vcpu;
@@ -15,9 +16,11 @@ use kvmi_lab_scenarios::vmm::{Answer, Refusal, Reply, Request, receive, send};
 
 use machine::Machine;
 
-/// Serves requests from standard input until [`Request::Exit`] or until the scenario is gone.
+/// Says that it is there, and serves requests from standard input until [`Request::Exit`] or until the scenario is gone.
 pub(crate) fn main() -> anyhow::Result<()> {
     let socket = std::io::stdin().as_fd().try_clone_to_owned()?;
+    let here: Reply = Ok(Answer::Done);
+    send(socket.as_fd(), &here, &[])?;
     let (first, fds) = receive::<Request>(socket.as_fd())?.context("the scenario ended before its first request")?;
     let Request::Create(config) = first else {
         bail!("the first request is {first:?}, not Create");

@@ -11,6 +11,9 @@ use std::path::{Path, PathBuf};
 
 use sha2::{Digest, Sha256};
 
+/// How the name of an entry begins that is being made, before its key.
+const UNFINISHED: &str = ".unfinished-";
+
 /// Why the cache could not serve.
 #[derive(Debug, thiserror::Error)]
 pub enum CacheError {
@@ -86,9 +89,7 @@ impl Cache {
     ///
     /// [`CacheError::Io`]
     pub fn lock(&self, name: &str) -> Result<Lock, CacheError> {
-        let dir = self.root.join("locks");
-        fs::create_dir_all(&dir).map_err(io_error("make", &dir))?;
-        let path = dir.join(name);
+        let path = self.lock_file(name)?;
         let file = File::create(&path).map_err(io_error("open", &path))?;
         file.lock().map_err(io_error("lock", &path))?;
         Ok(Lock { _file: file })
@@ -120,7 +121,7 @@ impl Cache {
             return Ok(place);
         }
         let place = self.place(kind, key);
-        let unfinished = self.root.join(kind).join(format!(".unfinished-{}", key.0));
+        let unfinished = self.root.join(kind).join(format!("{UNFINISHED}{}", key.0));
         // Left by a process that was killed: the lock says that nobody works on it.
         remove(&unfinished)?;
         fs::create_dir_all(&unfinished).map_err(io_error("make", &unfinished))?;
@@ -132,7 +133,7 @@ impl Cache {
         Ok(place)
     }
 
-    /// Removes entries of a kind but the `keep` that were made last.
+    /// Removes entries of a kind but the `keep` that were made last, and what killed processes left of others.
     ///
     /// # Errors
     ///
@@ -147,7 +148,32 @@ impl Cache {
             .collect();
         finished.sort();
         let surplus = finished.len().saturating_sub(keep);
-        finished[..surplus].iter().try_for_each(|(_, path)| remove(path))
+        finished[..surplus].iter().try_for_each(|(_, path)| remove(path))?;
+        self.sweep(kind)
+    }
+
+    /// Removes unfinished entries of a kind that nobody works on.
+    fn sweep(&self, kind: &str) -> Result<(), CacheError> {
+        let dir = self.root.join(kind);
+        for entry in fs::read_dir(&dir).map_err(io_error("look into", &dir))? {
+            let entry = entry.map_err(io_error("look into", &dir))?;
+            let name = entry.file_name().to_string_lossy().into_owned();
+            let Some(key) = name.strip_prefix(UNFINISHED) else {
+                continue;
+            };
+            let path = self.lock_file(&format!("{kind}-{key}"))?;
+            let file = File::create(&path).map_err(io_error("open", &path))?;
+            if file.try_lock().is_ok() {
+                remove(&entry.path())?;
+            }
+        }
+        Ok(())
+    }
+
+    fn lock_file(&self, name: &str) -> Result<PathBuf, CacheError> {
+        let dir = self.root.join("locks");
+        fs::create_dir_all(&dir).map_err(io_error("make", &dir))?;
+        Ok(dir.join(name))
     }
 
     fn place(&self, kind: &str, key: &Key) -> PathBuf {
@@ -321,6 +347,22 @@ mod tests {
         assert!(cache.find("kind", &key("a")).is_none());
         assert!(cache.find("kind", &key("b")).is_some() && cache.find("kind", &key("c")).is_some());
         cache.prune("no such kind", 2).unwrap();
+    }
+
+    #[test]
+    fn pruning_sweeps_what_nobody_works_on() {
+        let dir = tempfile::tempdir().unwrap();
+        let cache = Cache::at(dir.path());
+        let unfinished = |key: &Key| dir.path().join("kind").join(format!("{UNFINISHED}{}", key.as_str()));
+        let (left, in_work) = (key("left"), key("in work"));
+        fs::create_dir_all(unfinished(&left)).unwrap();
+        cache
+            .entry::<CacheError>("kind", &in_work, |into| {
+                cache.prune("kind", 2)?;
+                assert!(into.is_dir() && !unfinished(&left).exists());
+                Ok(())
+            })
+            .unwrap();
     }
 
     #[test]

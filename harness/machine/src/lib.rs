@@ -1,9 +1,9 @@
 // SPDX-License-Identifier: MIT OR Apache-2.0
 //! L1 as seen from L0: emulators, images, the control channel, snapshots, deadlines, logs. Knows nothing of KVMI.
 //!
-//! A lane is prepared once ([`qemu::prepare`], [`bochs::start`]): L1 boots until it stands at its point. Then each scenario has a
-//! machine of its own that goes on from there ([`scenario::run`]), and ends in a [`outcome::Record`]. A [`lab_run::LabRun`] tells the
-//! processes that run scenarios what was prepared.
+//! A lane is prepared once ([`qemu::prepare`], [`bochs::prepare`]): L1 boots until it stands at its point, and is saved there. Then each
+//! scenario has a machine of its own that goes on from there ([`scenario::run`]), and ends in a [`outcome::Record`]. A
+//! [`lab_run::LabRun`] tells the processes that run scenarios what was prepared.
 
 pub mod bochs;
 pub mod boot;

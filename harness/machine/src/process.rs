@@ -11,6 +11,7 @@ use std::path::{Path, PathBuf};
 use std::process::{Command, ExitStatus, Stdio};
 
 use nix::fcntl::{FcntlArg, FdFlag, fcntl};
+use nix::libc;
 use nix::sys::prctl;
 use nix::sys::signal::Signal;
 use nix::unistd::{Pid, getpid, getppid};
@@ -58,6 +59,34 @@ pub fn end_with_us(command: &mut Command) -> &mut Command {
     let parent = getpid();
     let set = move || end_with(parent);
     // SAFETY: between fork and exec `set` only makes the system calls prctl and getppid; it allocates nothing and takes no lock.
+    #[allow(unsafe_code)]
+    unsafe {
+        command.pre_exec(set)
+    }
+}
+
+/// How long a turn of [`in_short_turns`] is, in nanoseconds: the shortest there is.
+const SHORT_TURN_NS: u64 = 100_000;
+
+/// Makes the scheduler give the program's threads short turns, where it can (Linux 6.12): one that wakes then goes before a program that has
+/// kept the CPU busy, and does not wait for a tick. An emulator whose CPUs wake each other all the time is several times as fast by it
+/// beside others.
+pub fn in_short_turns(command: &mut Command) -> &mut Command {
+    let set = || {
+        // SAFETY: plain numbers; all zeros is a policy of SCHED_OTHER without any wish.
+        #[allow(unsafe_code)]
+        let mut wish: libc::sched_attr = unsafe { std::mem::zeroed() };
+        wish.size = size_of::<libc::sched_attr>() as u32;
+        wish.sched_runtime = SHORT_TURN_NS;
+        // It is a wish: what cannot be had changes nothing but the time that things take.
+        // SAFETY: the structure says how large it is and outlives the call, which concerns this process alone (0).
+        #[allow(unsafe_code)]
+        unsafe {
+            libc::syscall(libc::SYS_sched_setattr, 0, &raw const wish, 0)
+        };
+        Ok(())
+    };
+    // SAFETY: between fork and exec `set` only makes the system call sched_setattr.
     #[allow(unsafe_code)]
     unsafe {
         command.pre_exec(set)

@@ -19,7 +19,7 @@ use crate::cache::{Cache, Key};
 use crate::emulator::Emulators;
 use crate::news::{News, channel, listen};
 use crate::pace::Pace;
-use crate::process::end_with_us;
+use crate::process::{end_with_us, in_short_turns};
 use crate::progress::Progress;
 use crate::qmp::{Commands, Qmp, QmpError};
 use crate::run_folder;
@@ -37,8 +37,9 @@ const PACKAGE: &str = "qemu-system-x86";
 /// How long QEMU may take to show registers.
 const REGISTERS: Duration = Duration::from_secs(5);
 
-/// The file names in the cache's entry of a saved L1.
+/// The file names in the cache's entry of a saved L1: all but its memory, its memory, what it said.
 const STATE_FILE: &str = "state";
+const MEMORY_FILE: &str = "memory";
 const BOOT_LOG: &str = "boot.log";
 
 /// Kernel arguments where L1 runs in TCG.
@@ -82,7 +83,7 @@ fn machine() -> String {
     )
 }
 
-/// The machine's arguments; none of them names a file. In TCG, two of the three CPUs run guests: [`TCG_ARGUMENTS`].
+/// The machine's arguments; none of them names a file. Its memory is to be an object `memory`. In TCG, two of the three CPUs run guests: [`TCG_ARGUMENTS`].
 fn machine_arguments(lane: Lane, pace: Pace) -> Vec<String> {
     // One accelerator is named, so there is no falling back to another one.
     let (accelerator, cpu, cpus) = match lane.platform() {
@@ -90,13 +91,35 @@ fn machine_arguments(lane: Lane, pace: Pace) -> Vec<String> {
         _ => ("tcg", "EPYC,+svm,+npt", 3),
     };
     let words = format!(
-        "-nodefaults -no-user-config -machine pc-i440fx-10.0,accel={accelerator} -cpu {cpu} -m {MEMORY_MIB} -smp {cpus} \
+        "-nodefaults -no-user-config -machine pc-i440fx-10.0,accel={accelerator},memory-backend=memory -cpu {cpu} -m {MEMORY_MIB} -smp {cpus} \
          -display none -no-reboot \
          -chardev socket,id=qmp,fd=0 -mon chardev=qmp,mode=control -chardev socket,id=control,fd=1 \
          -serial chardev:console -serial chardev:control"
     );
     let words = words.split_whitespace().map(str::to_owned);
     words.chain(pace.arguments()).collect()
+}
+
+/// Where L1's memory is.
+#[derive(Clone, Copy, Debug)]
+enum Memory<'a> {
+    /// In a file, which is L1's memory when QEMU has ended.
+    In(&'a Path),
+    /// What is in a file, read from there when L1 first touches it; the file stays as it is.
+    From(&'a Path),
+}
+
+impl Memory<'_> {
+    fn object(self) -> String {
+        let (file, sharing) = match self {
+            Self::In(file) => (file, "share=on"),
+            Self::From(file) => (file, "share=off,readonly=on,rom=off"),
+        };
+        format!(
+            "memory-backend-file,id=memory,size={MEMORY_MIB}M,mem-path={},{sharing}",
+            file.display()
+        )
+    }
 }
 
 /// An L1 saved at its point, with what is needed to restore it.
@@ -106,7 +129,8 @@ pub struct Saved {
     pace: Pace,
     emulators: Emulators,
     boot: Boot,
-    state: PathBuf,
+    /// Holds [`STATE_FILE`] and [`MEMORY_FILE`].
+    folder: PathBuf,
 }
 
 /// Boots L1 and saves it at its point, unless the cache has that.
@@ -125,7 +149,7 @@ pub fn prepare(
     boot: &Boot,
     progress: &Progress,
 ) -> Result<Saved, BootError> {
-    let key = Key::of("qemu point 1")
+    let key = Key::of("qemu point 2")
         .text("emulators", emulators_key)
         .text("arguments", &machine_arguments(lane, pace).join(" "))
         .text("kernel arguments", &command_line(lane, boot))
@@ -144,7 +168,7 @@ pub fn prepare(
             boot,
             &console,
             &console.with_extension("emulator.log"),
-            &[],
+            &["-object", &Memory::In(&into.join(MEMORY_FILE)).object()],
         )?;
         let control = qemu
             .control
@@ -156,7 +180,7 @@ pub fn prepare(
         let mut qmp = qemu.qmp()?;
         require_acceleration(lane, &mut qmp)?;
         qmp.command("stop", json!({}))?;
-        qmp.command("migrate-set-capabilities", events())?;
+        qmp.command("migrate-set-capabilities", capabilities())?;
         qmp.command(
             "migrate",
             json!({ "uri": format!("file:{}", into.join(STATE_FILE).display()) }),
@@ -171,12 +195,14 @@ pub fn prepare(
         pace,
         emulators: emulators.clone(),
         boot: boot.clone(),
-        state: entry.join(STATE_FILE),
+        folder: entry,
     })
 }
 
-fn events() -> serde_json::Value {
-    json!({ "capabilities": [{ "capability": "events", "state": true }] })
+/// That its end is told, and that memory which is in a file stays there.
+fn capabilities() -> serde_json::Value {
+    let on = |capability: &str| json!({ "capability": capability, "state": true });
+    json!({ "capabilities": [on("events"), on("x-ignore-shared")] })
 }
 
 fn wait_for_migration(qmp: &mut Qmp) -> Result<(), BootError> {
@@ -252,7 +278,9 @@ impl Saved {
 
     /// A QEMU with the saved L1, which runs on; with this order, where one is given.
     fn resume(&self, folder: &Path, more: &[&str], order: Option<&Request>) -> Result<(Process, Qmp), BootError> {
-        let more: Vec<&str> = ["-incoming", "defer"].iter().chain(more).copied().collect();
+        let memory = Memory::From(&self.folder.join(MEMORY_FILE)).object();
+        let own = ["-object", memory.as_str(), "-incoming", "defer"];
+        let more: Vec<&str> = own.iter().chain(more).copied().collect();
         let qemu = Process::start(
             self.lane,
             self.pace,
@@ -266,10 +294,10 @@ impl Saved {
             .map_err(io_error("write down how qemu was started"))?;
         let mut qmp = qemu.qmp()?;
         require_acceleration(self.lane, &mut qmp)?;
-        qmp.command("migrate-set-capabilities", events())?;
+        qmp.command("migrate-set-capabilities", capabilities())?;
         qmp.command(
             "migrate-incoming",
-            json!({ "uri": format!("file:{}", self.state.display()) }),
+            json!({ "uri": format!("file:{}", self.folder.join(STATE_FILE).display()) }),
         )?;
         wait_for_migration(&mut qmp)?;
         if let Some(request) = order {
@@ -348,7 +376,9 @@ impl Process {
             .stdout(OwnedFd::from(qemu_control))
             .stderr(log_file);
         let described = emulators.describe(PACKAGE, &command, "");
-        let child = end_with_us(&mut command).spawn().map_err(io_error("run qemu"))?;
+        let child = in_short_turns(end_with_us(&mut command))
+            .spawn()
+            .map_err(io_error("run qemu"))?;
         Ok(Self {
             child,
             control,

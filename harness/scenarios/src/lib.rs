@@ -160,6 +160,16 @@ pub fn tool_process(vcpus: &str) -> Result<(), Failure> {
     destroy::tool_main(vcpus)
 }
 
+/// One line of a subject's table.
+const fn scenario(name: &'static str, summary: &'static str, run: fn(&mut Context) -> Result<(), Failure>) -> Scenario {
+    Scenario {
+        name,
+        summary,
+        needs: Needs::NOTHING,
+        run,
+    }
+}
+
 #[cfg(test)]
 mod tests {
     use std::collections::BTreeSet;
@@ -170,15 +180,5 @@ mod tests {
     fn scenarios_can_be_told_apart_in_brief() {
         let hashes: BTreeSet<u64> = super::all().iter().map(|s| brief::hash(s.name)).collect();
         assert_eq!(hashes.len(), super::all().len());
-    }
-}
-
-/// One line of a subject's table.
-const fn scenario(name: &'static str, summary: &'static str, run: fn(&mut Context) -> Result<(), Failure>) -> Scenario {
-    Scenario {
-        name,
-        summary,
-        needs: Needs::NOTHING,
-        run,
     }
 }

@@ -6,6 +6,7 @@ mod packet;
 mod process;
 mod request;
 mod slots;
+mod spare;
 
 pub use guest::Guest;
 pub(crate) use guest::field;
@@ -14,3 +15,4 @@ pub use process::Vm;
 pub use request::{
     Answer, HookFd, MAX_PACKET_BYTES, Mark, Permission, Refusal, Reply, Request, Until, VcpuStatus, VcpuWrite, VmConfig,
 };
+pub use spare::{end_spare, start_spare};

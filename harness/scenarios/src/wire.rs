@@ -4,6 +4,7 @@
 //! Scenarios that only do what a tool would do use the client library; those that look at the protocol itself (padding, sizes, order,
 //! sequence numbers) use this.
 
+mod event;
 mod transcript;
 
 use std::collections::VecDeque;
@@ -14,15 +15,19 @@ use std::os::unix::net::UnixStream;
 use std::time::Duration;
 
 use kvmi::Direction;
-use kvmi_uapi::{ErrorCode, EventHdr, MAX_PAYLOAD, MsgHdr, VcpuEvent, VcpuEventArch, VcpuEventReply, VcpuHdr, msg};
-use zerocopy::{FromBytes, Immutable, IntoBytes, KnownLayout};
+use kvmi_uapi::{ErrorCode, MAX_PAYLOAD, MsgHdr, VcpuEventReply, VcpuHdr, msg};
+use zerocopy::{FromBytes, Immutable, IntoBytes};
 
+pub use event::Event;
 pub use transcript::say_recent;
 
 use crate::{Failure, check, check_eq};
 
 /// How long a read may wait, in L1's time. The stage's deadline comes first; this only ends a wait that L0 could not.
 const PATIENCE: Duration = Duration::from_secs(300);
+
+/// The most that is read at once.
+const CHUNK_BYTES: usize = 16 * 1024;
 
 /// Any message from the kernel.
 #[derive(Clone, Debug, PartialEq, Eq)]
@@ -38,39 +43,6 @@ pub struct Message {
 /// What a command was answered with: data, or a positive value of [`kvmi_uapi::error`].
 pub type Answer = Result<Vec<u8>, i32>;
 
-/// An event from the kernel.
-#[derive(Clone, Debug)]
-pub struct Event {
-    /// Its id, one of [`kvmi_uapi::event`].
-    pub id: u16,
-    /// Its sequence number.
-    pub seq: u32,
-    /// The vCPU; 0 for a VM event.
-    pub vcpu: u16,
-    /// The vCPU's state; all zero for a VM event.
-    pub arch: VcpuEventArch,
-    /// What is particular to this event.
-    pub data: Vec<u8>,
-}
-
-impl Event {
-    /// The event's own data.
-    ///
-    /// # Errors
-    ///
-    /// Data that is not exactly as long as it must be.
-    pub fn data<T: FromBytes + KnownLayout + Immutable>(&self) -> Result<T, Failure> {
-        T::read_from_bytes(&self.data).map_err(|_| {
-            Failure::new(format!(
-                "event {} carries {} bytes, not {}",
-                self.id,
-                self.data.len(),
-                size_of::<T>()
-            ))
-        })
-    }
-}
-
 /// A tool's end of an introspection socket.
 #[derive(Debug)]
 pub struct Wire {
@@ -80,6 +52,8 @@ pub struct Wire {
     input: Vec<u8>,
     /// How many of them are taken.
     taken: usize,
+    /// Where the next ones come to. Kept, because to clear so much for each read would take longer than the read.
+    chunk: Box<[u8]>,
     replies: Vec<Message>,
     events: VecDeque<Event>,
     last_event_seq: u32,
@@ -99,6 +73,7 @@ impl Wire {
             next_seq: 1000,
             input: Vec::new(),
             taken: 0,
+            chunk: vec![0; CHUNK_BYTES].into(),
             replies: Vec::new(),
             events: VecDeque::new(),
             last_event_seq: 0,
@@ -367,7 +342,7 @@ impl Wire {
             _ => true,
         };
         if !is_refusal {
-            let event = parse_event(&message)?;
+            let event = event::parse(&message)?;
             check_eq!(
                 event.seq,
                 self.last_event_seq + 1,
@@ -411,11 +386,10 @@ impl Wire {
     fn fill(&mut self) -> Result<bool, Failure> {
         self.input.drain(..self.taken);
         self.taken = 0;
-        let mut chunk = [0; 16384];
-        match self.socket.read(&mut chunk) {
+        match self.socket.read(&mut self.chunk) {
             Ok(0) => Ok(false),
             Ok(n) => {
-                self.input.extend_from_slice(&chunk[..n]);
+                self.input.extend_from_slice(&self.chunk[..n]);
                 Ok(true)
             }
             // The other end closed with commands of ours unread.
@@ -460,41 +434,4 @@ fn parse_answer(reply: &Message) -> Result<Answer, Failure> {
     );
     check!(data.is_empty(), "an error reply to command {} carries data", reply.id);
     Ok(Err(-code.err))
-}
-
-fn parse_event(message: &Message) -> Result<Event, Failure> {
-    let Ok((header, rest)) = EventHdr::read_from_prefix(&message.payload) else {
-        return Err(Failure::new(format!("an event of {} bytes", message.payload.len())));
-    };
-    check_eq!(header.pad, [0; 3], "padding of the header of event {}", header.event);
-    if message.id == msg::VM_EVENT {
-        return Ok(Event {
-            id: header.event,
-            seq: message.seq,
-            vcpu: 0,
-            arch: VcpuEventArch::default(),
-            data: rest.to_vec(),
-        });
-    }
-    let Ok((vcpu, data)) = VcpuEvent::read_from_prefix(rest) else {
-        return Err(Failure::new(format!(
-            "event {} has {} bytes of vCPU state",
-            header.event,
-            rest.len()
-        )));
-    };
-    check_eq!(
-        usize::from(vcpu.size),
-        size_of::<VcpuEvent>(),
-        "size field of event {}",
-        header.event
-    );
-    check_eq!(vcpu.pad, 0, "padding of event {}", header.event);
-    Ok(Event {
-        id: header.event,
-        seq: message.seq,
-        vcpu: vcpu.vcpu,
-        arch: vcpu.arch,
-        data: data.to_vec(),
-    })
 }

@@ -12,7 +12,7 @@ use kvmi_lab_scenarios::say;
 use kvmi_lab_scenarios::vmm::{Mark, Refusal, VcpuStatus};
 use vmm_sys_util::signal::Killable;
 
-use super::{refuse, signals};
+use super::{refuse, signals, slice};
 
 type Job = Box<dyn FnOnce(&mut VcpuFd) + Send>;
 
@@ -167,6 +167,10 @@ impl Runner {
     fn run(mut self) {
         if let Err(e) = signals::block_kick().and_then(|()| signals::unblock_in_kvm_run(&self.vcpu)) {
             self.log(format!("vCPU {}: cannot arrange signals: {e}", self.index));
+            return;
+        }
+        if let Err(e) = slice::give_way() {
+            self.log(format!("vCPU {}: cannot ask for time slices: {e}", self.index));
             return;
         }
         while self.may_run() {

@@ -1,6 +1,7 @@
 // SPDX-License-Identifier: MIT OR Apache-2.0
 //! Packets with descriptors on a seqpacket socket.
 
+use std::cell::RefCell;
 use std::io::{self, IoSlice, IoSliceMut};
 use std::mem::MaybeUninit;
 use std::os::fd::{BorrowedFd, OwnedFd};
@@ -16,6 +17,11 @@ use super::request::MAX_PACKET_BYTES;
 
 /// The most descriptors beside one packet.
 const MAX_FDS: usize = 2;
+
+thread_local! {
+    /// Where packets come to. Kept, because to clear so much for each one would take longer than the rest.
+    static BUFFER: RefCell<Box<[u8]>> = RefCell::new(vec![0; MAX_PACKET_BYTES].into());
+}
 
 /// Sends one packet.
 ///
@@ -39,13 +45,19 @@ pub fn send<T: Serialize>(socket: BorrowedFd<'_>, packet: &T, fds: &[BorrowedFd<
 ///
 /// Those of recvmsg(2), and `InvalidData` for what is no packet of this type.
 pub fn receive<T: DeserializeOwned>(socket: BorrowedFd<'_>) -> io::Result<Option<(T, Vec<OwnedFd>)>> {
-    let mut bytes = vec![0; MAX_PACKET_BYTES];
+    BUFFER.with_borrow_mut(|bytes| receive_into(bytes, socket))
+}
+
+fn receive_into<T: DeserializeOwned>(
+    bytes: &mut [u8],
+    socket: BorrowedFd<'_>,
+) -> io::Result<Option<(T, Vec<OwnedFd>)>> {
     let mut space = [MaybeUninit::uninit(); rustix::cmsg_space!(ScmRights(MAX_FDS))];
     let mut beside = RecvAncillaryBuffer::new(&mut space);
     let got = rustix::io::retry_on_intr(|| {
         recvmsg(
             socket,
-            &mut [IoSliceMut::new(&mut bytes)],
+            &mut [IoSliceMut::new(bytes)],
             &mut beside,
             RecvFlags::CMSG_CLOEXEC,
         )

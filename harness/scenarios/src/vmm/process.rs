@@ -2,16 +2,16 @@
 //! Starting, asking and ending a VMM.
 
 use std::os::fd::{AsFd, BorrowedFd, OwnedFd};
-use std::process::{Child, Command, Stdio};
+use std::process::Child;
 
 use kvm_bindings::kvm_regs;
 use kvmi_guests::Op;
 use kvmi_uapi::ioctl;
-use rustix::net::{AddressFamily, SocketFlags, SocketType, socketpair};
 use rustix::process::{Pid, PidfdFlags, PidfdGetfdFlags, Signal, kill_process, pidfd_getfd, pidfd_open};
 
 use super::guest::field;
 use super::request::{Answer, HookFd, Permission, Reply, Request, Until, VcpuStatus, VcpuWrite, VmConfig};
+use super::spare::Vmm;
 use super::{Guest, packet};
 use crate::{Context, Failure, check_eq};
 
@@ -29,17 +29,13 @@ pub struct Vm {
 impl Vm {
     /// Starts a VMM and has it make a VM. The vCPUs do not run yet.
     pub(crate) fn start(config: &VmConfig) -> Result<Self, Failure> {
-        let (ours, theirs) = socketpair(AddressFamily::UNIX, SocketType::SEQPACKET, SocketFlags::CLOEXEC, None)?;
-        let process = Command::new("/proc/self/exe")
-            .arg("vmm")
-            .stdin(Stdio::from(theirs))
-            .spawn()?;
+        let Vmm { socket, process } = Vmm::spare_or_new()?;
         let guest = Guest::new()?;
         let mut vm = Self {
             guest,
             vcpus: config.vcpus,
             vm_fd: -1,
-            socket: ours,
+            socket,
             process,
         };
         let file = vm.guest.file().as_fd();
