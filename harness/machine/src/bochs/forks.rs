@@ -78,8 +78,7 @@ pub fn start(parts: &Parts, saved: &Path, folder: &Path, progress: &Progress) ->
     let described = parts.emulators.describe(PACKAGE, &command, &configuration);
     let mut bochs = Process::start(lane, command, folder, log, serial)?;
     let control = bochs.accept()?;
-    let serves = first_byte(&control).map_err(io_error("hear of Bochs's fork server"));
-    match serves? {
+    match first_byte(&control).map_err(io_error("hear of Bochs's fork server"))? {
         Some(POINT) => {}
         Some(other) => {
             return Err(BootError::Unready {

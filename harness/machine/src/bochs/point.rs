@@ -2,17 +2,22 @@
 //! Booting L1 in Bochs and saving it at its point, as the cache keeps it.
 
 use std::fs;
+use std::io;
+use std::net::TcpStream;
 use std::path::{Path, PathBuf};
 use std::time::Duration;
 
 use super::cd::{ISOLINUX, LDLINUX};
 use super::{Parts, Places, Process, bochsrc, kernel_arguments_on_cd, serial_port, write};
-use crate::boot::{Boot, BootError, io_error, wait_for_point};
+use crate::boot::{Boot, BootError, io_error, tail, wait_for_point};
 use crate::cache::{Cache, Key};
 use crate::progress::Progress;
 
 /// How long L1 may take from power-on to its point. It takes about 40 s on an idle machine, svm-bochs twice that.
 const BOOT: Duration = Duration::from_secs(400);
+
+/// How long saving L1 may take. It takes less than a second.
+const SAVE: Duration = Duration::from_secs(60);
 
 /// The file names in the cache's entry of a saved L1.
 pub(super) const STATE: &str = "state";
@@ -96,12 +101,31 @@ fn save(parts: &Parts, logs: &Path, state: &Path, progress: &Progress) -> Result
     let child = &mut bochs.child;
     wait_for_point(parts.lane, reader, &console, BOOT, &task, || child.wait().ok())?;
     task.note("save its state");
+    if !closes(&control).map_err(io_error("wait for Bochs to save L1"))? {
+        return Err(BootError::Late {
+            lane: parts.lane,
+            after: SAVE,
+            tail: tail(&bochs.log),
+            log: bochs.log.clone(),
+        });
+    }
     let status = bochs.child.wait().map_err(io_error("wait for Bochs"))?;
     if !status.success() {
         return Err(bochs.ended(&status.to_string()));
     }
     task.done();
     Ok(())
+}
+
+/// Whether the channel closes in time: Bochs ends when it has saved L1.
+fn closes(mut control: &TcpStream) -> io::Result<bool> {
+    control.set_read_timeout(Some(SAVE))?;
+    match io::copy(&mut control, &mut io::sink()) {
+        Ok(_) => Ok(true),
+        Err(e) if e.kind() == io::ErrorKind::ConnectionReset => Ok(true),
+        Err(e) if e.kind() == io::ErrorKind::WouldBlock => Ok(false),
+        Err(e) => Err(e),
+    }
 }
 
 /// Fails unless every part of a saved state is there to its end: Bochs does not look whether the disk took what it wrote.
@@ -117,14 +141,14 @@ fn require_whole(state: &Path) -> Result<(), BootError> {
         }
         let text = fs::read(entry.path()).map_err(io_error(format!("read what Bochs saved of {name}")))?;
         if !text.ends_with(b"}\n") {
-            return Err(cut(&name)(std::io::ErrorKind::UnexpectedEof.into()));
+            return Err(cut(&name)(io::ErrorKind::UnexpectedEof.into()));
         }
         lists += 1;
     }
     if lists > 0 && state.join(MEMORY).is_file() {
         return Ok(());
     }
-    Err(cut("its memory")(std::io::ErrorKind::NotFound.into()))
+    Err(cut("its memory")(io::ErrorKind::NotFound.into()))
 }
 
 #[cfg(test)]
