@@ -133,7 +133,7 @@ bool __kvm_introspection_page_fault(struct kvm_vcpu *vcpu, gpa_t gpa, u64 error_
 		return true;
 	}
 
-	pf.access = kind;
+	pf.detail = kind;
 	pf.b = kvm_x86_call(introspection_fault_gva)(vcpu);
 	tell(vi, &pf);
 	return true;
@@ -148,7 +148,7 @@ bool __kvm_introspection_emulates(struct kvm_vcpu *vcpu, gpa_t gpa, gva_t gva, b
 	struct kvm_vcpu_introspection *vi = kvmi_vcpu(vcpu);
 	struct kvmi_occurrence pf = {
 		.event = KVMI_VCPU_EVENT_PF, .a = gpa, .b = gva,
-		.access = write ? KVMI_PAGE_ACCESS_W : KVMI_PAGE_ACCESS_R,
+		.detail = write ? KVMI_PAGE_ACCESS_W : KVMI_PAGE_ACCESS_R,
 	};
 	gfn_t gfn = gpa_to_gfn(gpa);
 

@@ -5,8 +5,11 @@ mod control_registers;
 mod hypercall_and_breakpoint;
 mod hypercall_registers;
 mod legacy;
+mod msr;
 mod reply_errors;
 mod software_interrupts;
+mod system;
+mod trap;
 mod void;
 mod voided;
 mod waiting;
@@ -20,6 +23,9 @@ pub(crate) fn scenarios() -> Vec<Scenario> {
         software_interrupts::SCENARIOS,
         control_registers::SCENARIOS,
         legacy::SCENARIOS,
+        msr::SCENARIOS,
+        system::SCENARIOS,
+        trap::SCENARIOS,
         waiting::SCENARIOS,
         void::SCENARIOS,
         reply_errors::SCENARIOS,
