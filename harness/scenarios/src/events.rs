@@ -2,6 +2,7 @@
 //! Events and what the tool's reply does.
 
 mod control_registers;
+mod foreign_hypercalls;
 mod hypercall_and_breakpoint;
 mod hypercall_registers;
 mod legacy;
@@ -20,6 +21,7 @@ pub(crate) fn scenarios() -> Vec<Scenario> {
     [
         hypercall_and_breakpoint::SCENARIOS,
         hypercall_registers::SCENARIOS,
+        foreign_hypercalls::SCENARIOS,
         software_interrupts::SCENARIOS,
         control_registers::SCENARIOS,
         legacy::SCENARIOS,

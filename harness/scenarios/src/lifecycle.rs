@@ -1,6 +1,7 @@
 // SPDX-License-Identifier: MIT OR Apache-2.0
 //! Hooking and unhooking.
 
+mod cleanup;
 mod leaks;
 mod preunhook_full;
 mod refused;
@@ -48,6 +49,7 @@ pub(crate) fn scenarios() -> Vec<Scenario> {
         socket_lock::SCENARIOS,
         leaks::SCENARIOS,
         unhook::SCENARIOS,
+        cleanup::SCENARIOS,
         preunhook_full::SCENARIOS,
     ]
     .concat()
