@@ -154,10 +154,10 @@ bool __kvm_introspection_emulates(struct kvm_vcpu *vcpu, gpa_t gpa, gva_t gva, b
 
 	/* In real mode the emulator may be delivering an interrupt, which it cannot leave. */
 	if (!vi || is_guest_mode(vcpu) || is_smm(vcpu) || !is_protmode(vcpu) ||
-	    !(kvmi_denied_access(vcpu->kvm, KVMI_VIEW, gfn) & pf.access) ||
+	    !(kvmi_denied_access(vcpu->kvm, KVMI_VIEW, gfn) & pf.detail) ||
 	    !kvm_is_visible_gfn(vcpu->kvm, gfn))
 		return false;
-	if (is_let_through(vi, gfn, pf.access))
+	if (is_let_through(vi, gfn, pf.detail))
 		return false;
 
 	return !tell(vi, &pf);

@@ -112,7 +112,7 @@ fn what_the_vmm_revokes_is_not_wanted() {
 #[test]
 fn what_the_tool_switches_off_is_not_sent_after_the_answer() {
     let off = |guest: &mut Guest, id| guest.vcpu_call(msg::VCPU_CONTROL_EVENTS, &[id, 0u16, 0, 0]).0;
-    for what in &ALL[1..] {
+    for what in &ALL[2..] {
         let mut guest = watched();
         assert_eq!(guest.state.record(&guest.vm, what), Site::Defer);
         let other = if what.event() == event::CR {
