@@ -25,7 +25,7 @@ mod mailbox;
 pub mod runtime;
 
 pub use access::Access;
-pub use mailbox::{Mailbox, MemoryOp, Op, Slot};
+pub use mailbox::{DescriptorOp, Mailbox, MemoryOp, Op, RepeatOp, Slot};
 
 /// The port to which a guest writes text for the VMM's log, a byte at a time.
 pub const CONSOLE_PORT: u16 = 0x3f8;

@@ -52,6 +52,18 @@ pub struct Slot {
     pub counted_rip: AtomicU64,
     /// Guest: RDI after the last hypercall.
     pub hypercall_rdi: AtomicU64,
+    /// Scenario: bit n lets the guest take exception n, note it in the next five and go on where it was.
+    pub tolerated: AtomicU64,
+    /// Guest: exceptions taken that are tolerated.
+    pub exceptions: AtomicU64,
+    /// Guest: vector of the last of them.
+    pub exception: AtomicU64,
+    /// Guest: its error code, 0 for one without.
+    pub exception_error_code: AtomicU64,
+    /// Guest: CR2 when it came.
+    pub exception_cr2: AtomicU64,
+    /// Guest: RIP that it pushed.
+    pub exception_rip: AtomicU64,
 }
 
 /// The mailbox: one slot for each vCPU.
@@ -105,6 +117,21 @@ pub enum Op {
     Lmsw = 12,
     /// Reads 32 bits at argument 1 through the page directory pointer table at argument 0, under PAE paging; the result is what it read.
     ReadByPae = 13,
+    /// Writes argument 1 to the MSR of argument 0; behind KVM's prefix for emulation if argument 2 is not 0; #GP is counted and skipped.
+    WriteMsr = 14,
+    /// Reads the MSR of argument 0.
+    ReadMsr = 15,
+    /// Writes argument 0 to XCR0, behind KVM's prefix for emulation if argument 1 is not 0; the result is XCR0 after it; #GP is counted and
+    /// skipped.
+    WriteXcr0 = 16,
+    /// Puts argument 0 into the low half of XMM3.
+    WriteXmm = 17,
+    /// The low half of XMM3.
+    ReadXmm = 18,
+    /// Executes the instruction that argument 0, a [`DescriptorOp`], names; the result is what it stores, 0 for a load.
+    Descriptor = 19,
+    /// Executes what argument 0, a [`RepeatOp`], names as often as argument 1 says; the result is a value that shows the last time.
+    Repeat = 20,
     /// Accesses memory; argument 0 is an [`crate::Access`], 1 an address, the others what it says.
     Access = 40,
 }
@@ -127,6 +154,13 @@ impl Op {
             11 => Self::SendIpi,
             12 => Self::Lmsw,
             13 => Self::ReadByPae,
+            14 => Self::WriteMsr,
+            15 => Self::ReadMsr,
+            16 => Self::WriteXcr0,
+            17 => Self::WriteXmm,
+            18 => Self::ReadXmm,
+            19 => Self::Descriptor,
+            20 => Self::Repeat,
             40 => Self::Access,
             _ => return None,
         })
@@ -141,4 +175,63 @@ pub enum MemoryOp {
     Fill = 0,
     /// Adds all words up, wrapping; the sum is the result.
     Sum = 1,
+}
+
+/// What [`Op::Descriptor`] executes.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+#[repr(u64)]
+#[allow(missing_docs, reason = "each is an instruction's name")]
+pub enum DescriptorOp {
+    Sgdt = 0,
+    Sidt = 1,
+    Sldt = 2,
+    Str = 3,
+    Lgdt = 4,
+    Lidt = 5,
+    Lldt = 6,
+    Ltr = 7,
+}
+
+impl DescriptorOp {
+    /// Each of them, by its number.
+    pub const ALL: [Self; 8] = [
+        Self::Sgdt,
+        Self::Sidt,
+        Self::Sldt,
+        Self::Str,
+        Self::Lgdt,
+        Self::Lidt,
+        Self::Lldt,
+        Self::Ltr,
+    ];
+
+    /// The instruction with this number.
+    #[must_use]
+    pub fn from_number(number: u64) -> Option<Self> {
+        Self::ALL.into_iter().find(|op| *op as u64 == number)
+    }
+}
+
+/// What [`Op::Repeat`] executes: by itself none of it leaves the guest.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+#[repr(u64)]
+pub enum RepeatOp {
+    /// WRMSR of KERNEL_GS_BASE with the number of the round; the result is what it holds.
+    KernelGsBase = 0,
+    /// SGDT; the result is the base.
+    Sgdt = 1,
+    /// MOV to CR3, of one root and the other in turn; the result is what it holds.
+    Cr3 = 2,
+    /// INT3; the result is how many #BP the guest has taken in all.
+    Int3 = 3,
+}
+
+impl RepeatOp {
+    /// The operation with this number.
+    #[must_use]
+    pub fn from_number(number: u64) -> Option<Self> {
+        [Self::KernelGsBase, Self::Sgdt, Self::Cr3, Self::Int3]
+            .into_iter()
+            .find(|op| *op as u64 == number)
+    }
 }

@@ -6,6 +6,7 @@
 mod exceptions;
 mod instructions;
 mod legacy;
+mod system;
 
 use core::fmt::{self, Write};
 use core::sync::atomic::Ordering::{Acquire, Relaxed, Release};
@@ -14,6 +15,10 @@ pub use instructions::{
     Vendor, cpuid, hypercall, int3, mark, read_cr, send_ipi, software_interrupt, vendor, write_cr, write_cr_or_fault,
 };
 pub use legacy::{lmsw_or_fault, read_by_pae};
+pub use system::{
+    descriptor, enable_extended_state, read_msr, read_xcr0, read_xmm, write_msr_or_fault, write_xcr0_or_fault,
+    write_xmm,
+};
 
 use crate::{Mailbox, Op, Slot, layout};
 

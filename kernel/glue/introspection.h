@@ -15,6 +15,8 @@
 #define KVM_INTROSPECT_BP	BIT(0)
 #define KVM_INTROSPECT_CR0	BIT(1)
 #define KVM_INTROSPECT_CR3	BIT(2)
+#define KVM_INTROSPECT_MSR	BIT(3)	/* which: kvm_introspection_watches_msr() */
+#define KVM_INTROSPECT_DESC	BIT(4)
 
 /* kvm_set_cr0() and friends: neither done nor refused, the instruction is to be run again. */
 #define KVM_CR_DEFERRED	0x100
@@ -58,6 +60,12 @@ bool kvm_introspection_breakpoint(struct kvm_vcpu *vcpu, u8 insn_len);
 bool kvm_introspection_owns_breakpoint(struct kvm_vcpu *vcpu);
 int kvm_guest_write_cr(struct kvm_vcpu *vcpu, int cr, unsigned long val);
 bool kvm_introspection_has_reply(struct kvm_vcpu *vcpu);
+bool __kvm_introspection_defer_xsetbv(struct kvm_vcpu *vcpu, u64 old);
+bool kvm_introspection_descriptor(struct kvm_vcpu *vcpu, u8 descriptor, bool write);
+
+/* MSRs (msr.c) */
+bool __kvm_introspection_watches_msr(struct kvm_vcpu *vcpu, u32 msr);
+bool __kvm_introspection_defer_msr(struct kvm_vcpu *vcpu, u32 msr, u64 *data);
 
 static __always_inline bool kvm_is_introspected(struct kvm_vcpu *vcpu)
 {
@@ -127,6 +135,35 @@ static inline bool kvm_introspection_defer_cr(struct kvm_vcpu *vcpu, int cr,
 					      unsigned long old, unsigned long new)
 {
 	return kvm_is_introspected(vcpu) && __kvm_introspection_defer_cr(vcpu, cr, old, new);
+}
+
+/* Whether the hardware has to intercept writes of an MSR for the tool. */
+static inline bool kvm_introspection_watches_msr(struct kvm_vcpu *vcpu, u32 msr)
+{
+	return (vcpu->introspection_intercepts & KVM_INTROSPECT_MSR) &&
+	       __kvm_introspection_watches_msr(vcpu, msr);
+}
+
+/* False for intercepts that a session left: which MSRs they are about went with it. */
+static inline bool kvm_introspection_knows_msrs(struct kvm_vcpu *vcpu)
+{
+	return rcu_access_pointer(vcpu->introspection) ||
+	       !(vcpu->introspection_intercepts & KVM_INTROSPECT_MSR);
+}
+
+/*
+ * The guest's own WRMSR: true when it has to wait for the tool.  *data is what
+ * is to be written otherwise, to be checked like the guest's value.
+ */
+static inline bool kvm_introspection_defer_msr(struct kvm_vcpu *vcpu, u32 msr, u64 *data)
+{
+	return kvm_is_introspected(vcpu) && __kvm_introspection_defer_msr(vcpu, msr, data);
+}
+
+/* XCR0 is written: true when the instruction has to wait for the tool before it is through. */
+static inline bool kvm_introspection_defer_xsetbv(struct kvm_vcpu *vcpu, u64 old)
+{
+	return kvm_is_introspected(vcpu) && __kvm_introspection_defer_xsetbv(vcpu, old);
 }
 
 /* The VMM writes this vCPU's registers; vcpu->mutex is held. */

@@ -133,7 +133,7 @@ bool __kvm_introspection_page_fault(struct kvm_vcpu *vcpu, gpa_t gpa, u64 error_
 		return true;
 	}
 
-	pf.access = kind;
+	pf.detail = kind;
 	pf.b = kvm_x86_call(introspection_fault_gva)(vcpu);
 	tell(vi, &pf);
 	return true;
@@ -148,16 +148,16 @@ bool __kvm_introspection_emulates(struct kvm_vcpu *vcpu, gpa_t gpa, gva_t gva, b
 	struct kvm_vcpu_introspection *vi = kvmi_vcpu(vcpu);
 	struct kvmi_occurrence pf = {
 		.event = KVMI_VCPU_EVENT_PF, .a = gpa, .b = gva,
-		.access = write ? KVMI_PAGE_ACCESS_W : KVMI_PAGE_ACCESS_R,
+		.detail = write ? KVMI_PAGE_ACCESS_W : KVMI_PAGE_ACCESS_R,
 	};
 	gfn_t gfn = gpa_to_gfn(gpa);
 
 	/* In real mode the emulator may be delivering an interrupt, which it cannot leave. */
 	if (!vi || is_guest_mode(vcpu) || is_smm(vcpu) || !is_protmode(vcpu) ||
-	    !(kvmi_denied_access(vcpu->kvm, KVMI_VIEW, gfn) & pf.access) ||
+	    !(kvmi_denied_access(vcpu->kvm, KVMI_VIEW, gfn) & pf.detail) ||
 	    !kvm_is_visible_gfn(vcpu->kvm, gfn))
 		return false;
-	if (is_let_through(vi, gfn, pf.access))
+	if (is_let_through(vi, gfn, pf.detail))
 		return false;
 
 	return !tell(vi, &pf);

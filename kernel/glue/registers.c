@@ -83,6 +83,11 @@ int kvmi_glue_breakpoint_free(struct kvm_vcpu_introspection *vi)
 	return vi->vcpu->guest_debug & KVM_GUESTDBG_USE_SW_BP ? -KVM_EBUSY : 0;
 }
 
+int kvmi_glue_descriptor_exits(void)
+{
+	return kvm_caps.has_descriptor_exits ? 0 : -KVM_EOPNOTSUPP;
+}
+
 void kvmi_glue_intercepts_changed(struct kvm_vcpu_introspection *vi)
 {
 	unsigned long intercepts = 0;
@@ -93,6 +98,10 @@ void kvmi_glue_intercepts_changed(struct kvm_vcpu_introspection *vi)
 		intercepts |= KVM_INTROSPECT_CR0;
 	if (kvmi_wants_cr3_write(vi->state))
 		intercepts |= KVM_INTROSPECT_CR3;
+	if (kvmi_wants_any_msr(vi->state))
+		intercepts |= KVM_INTROSPECT_MSR;
+	if (kvmi_wants_descriptor(vi->state))
+		intercepts |= KVM_INTROSPECT_DESC;
 
 	WRITE_ONCE(vi->vcpu->introspection_intercepts, intercepts);
 	kvm_introspection_recalc_intercepts(vi->vcpu);

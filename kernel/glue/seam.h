@@ -100,12 +100,11 @@ enum kvmi_verdict kvmi_vcpu_message(struct kvmi_vm_state *vm,
 /* An occurrence in the guest, recorded by an event site. */
 struct kvmi_occurrence {
 	u16 event;	/* KVMI_VCPU_EVENT_* as in protocol.md section 5 */
-	u8  cr;		/* CR: 0, 3, 4 */
-	u8  insn_len;	/* BREAKPOINT: bytes */
-	u8  access;	/* PF: one of KVMI_PAGE_ACCESS_* */
-	u8  pad[3];
-	u64 a;		/* BREAKPOINT, PF: gpa; CR: old value */
-	u64 b;		/* CR: new value; PF: gva */
+	u8  which;	/* CR: 0, 3, 4; TRAP: vector; XSETBV: 0; DESCRIPTOR: KVMI_DESCRIPTOR_* */
+	u8  detail;	/* BREAKPOINT: bytes of the instruction; DESCRIPTOR: 1 for a load; PF: a KVMI_PAGE_ACCESS_* */
+	u32 code;	/* TRAP: error code; MSR: index */
+	u64 a;		/* BREAKPOINT, PF: gpa; TRAP: CR2; CR, XSETBV, MSR: old value */
+	u64 b;		/* CR, XSETBV, MSR: new value; PF: gva */
 };
 
 enum kvmi_site {
@@ -116,20 +115,23 @@ enum kvmi_site {
 };
 
 /*
- * site: wanted (allowed, enabled, for CR also the register) -> DEFER and remembered; with the
- * reply at hand for the same event -> CONTINUE or RETRY, reply consumed.
- * PAUSE is recorded through here as well (always wanted when allowed).
+ * site: wanted (allowed, enabled, for CR and MSR also the register) -> DEFER and remembered; with
+ * the reply at hand for the same event -> CONTINUE or RETRY, reply consumed.
+ * PAUSE and TRAP are recorded through here as well (always wanted when allowed).
  */
 enum kvmi_site kvmi_record(struct kvmi_vm_state *vm, struct kvmi_vcpu_state *state,
 			   const struct kvmi_occurrence *what);
-/* site: whether kvmi_record() of this event (and register) would return anything but PASS, coming from the guest. */
-bool kvmi_event_wanted(const struct kvmi_vm_state *vm, const struct kvmi_vcpu_state *state,
-		       u16 event, u8 cr);
 /*
- * site: the replacement value of a CR reply at hand for register cr: true and
+ * site: whether kvmi_record() of this event would return anything but PASS,
+ * coming from the guest; reg: CR number or MSR index, of no matter for others.
+ */
+bool kvmi_event_wanted(const struct kvmi_vm_state *vm, const struct kvmi_vcpu_state *state,
+		       u16 event, u32 reg);
+/*
+ * site: the replacement value of a CR or MSR reply at hand for that register: true and
  * *new_val when there is one.  Does not consume.
  */
-bool kvmi_reply_value(const struct kvmi_vcpu_state *state, u8 cr, u64 *new_val);
+bool kvmi_reply_value(const struct kvmi_vcpu_state *state, u16 event, u32 reg, u64 *new_val);
 
 /* Where a vCPU stands with its event. */
 enum kvmi_phase {
@@ -141,6 +143,8 @@ enum kvmi_phase {
 };
 enum kvmi_phase kvmi_phase(const struct kvmi_vcpu_state *state);		/* vcpu */
 u16 kvmi_phase_event(const struct kvmi_vcpu_state *state);		/* vcpu: id of the event it is about */
+/* vcpu: the reply is here and its exit is to be handled once more: not for PAUSE and TRAP. */
+bool kvmi_completes_exit(const struct kvmi_vcpu_state *state);
 /* vcpu: the recorded event as a message with sequence number seq; returns its length. Phase stays RECORDED. */
 size_t kvmi_build_event(struct kvmi_vcpu_state *state, struct kvm_vcpu_introspection *vcpu,
 			u32 seq, u8 *out);
@@ -165,10 +169,24 @@ void kvmi_crash(struct kvmi_vcpu_state *state);
  * true and the 144-byte struct kvm_regs in regs; taken once.
  */
 bool kvmi_take_registers(struct kvmi_vcpu_state *state, u8 *regs);
+/* An exception that the tool wants the guest to take; KVM knows the vector. */
+struct kvmi_injection {
+	u8  nr;
+	u8  has_error_code;
+	u16 pad;
+	u32 error_code;
+	u64 address;	/* #PF: CR2 */
+};
+/* vcpu: no event is open and an exception is to be injected; taken once. */
+bool kvmi_has_injection(const struct kvmi_vcpu_state *state);
+bool kvmi_take_injection(struct kvmi_vcpu_state *state, struct kvmi_injection *what);
 /* vcpu: which intercepts the tool asked for (the session may be gone: then ask with cleanup in mind). */
 bool kvmi_wants_breakpoint(const struct kvmi_vcpu_state *state);
 bool kvmi_wants_cr0_write(const struct kvmi_vcpu_state *state);
 bool kvmi_wants_cr3_write(const struct kvmi_vcpu_state *state);
+bool kvmi_wants_msr_write(const struct kvmi_vcpu_state *state, u32 msr);
+bool kvmi_wants_any_msr(const struct kvmi_vcpu_state *state);
+bool kvmi_wants_descriptor(const struct kvmi_vcpu_state *state);
 
 /* ---- C, called by Rust ------------------------------------------------- */
 /* Errors are 0 or a negated KVM_E* of protocol.md 3.4 unless said otherwise. */
@@ -204,6 +222,20 @@ u8   kvmi_glue_mode(struct kvm_vcpu_introspection *vcpu);	/* 2, 4, 8 */
 void kvmi_glue_get_regs(struct kvm_vcpu_introspection *vcpu, u8 *out);	/* 144: struct kvm_regs */
 void kvmi_glue_get_sregs(struct kvm_vcpu_introspection *vcpu, u8 *out);	/* 312: struct kvm_sregs */
 int  kvmi_glue_get_msr(struct kvm_vcpu_introspection *vcpu, u32 index, u64 *value); /* 0 or -KVM_EINVAL */
+/* EAX, EBX, ECX, EDX in regs; 0 or -KVM_ENOENT */
+int  kvmi_glue_cpuid(struct kvm_vcpu_introspection *vcpu, u32 function, u32 index, u32 *regs);
+u64  kvmi_glue_xcr0(struct kvm_vcpu_introspection *vcpu);
+/* 4096: struct kvm_xsave; 0, -KVM_EOPNOTSUPP (the vCPU may have more), setting also -KVM_EINVAL */
+int  kvmi_glue_get_xsave(struct kvm_vcpu_introspection *vcpu, u8 *out);
+int  kvmi_glue_set_xsave(struct kvm_vcpu_introspection *vcpu, const u8 *state);
+/* as a supervisor's read; all ones: no translation */
+u64  kvmi_glue_translate(struct kvm_vcpu_introspection *vcpu, u64 gva);
+/* before watching it: 0 or -KVM_EPERM (the VMM's MSR filter denies the write) */
+int  kvmi_glue_msr_write_allowed(struct kvm_vcpu_introspection *vcpu, u32 index);
+/* before switching the event: 0 or -KVM_EOPNOTSUPP */
+int  kvmi_glue_descriptor_exits(void);
+/* before accepting an exception: 0 or -KVM_EBUSY (something else is on its way into the guest) */
+int  kvmi_glue_injection_free(struct kvm_vcpu_introspection *vcpu);
 /* before enabling: 0 or -KVM_EBUSY (userspace guest-debug owns #BP) */
 int  kvmi_glue_breakpoint_free(struct kvm_vcpu_introspection *vcpu);
 /* kvmi_wants_*() may have changed: apply before the guest runs again.  The one function that may call back with the state. */

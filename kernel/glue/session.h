@@ -162,6 +162,10 @@ void kvmi_vcpu_put(struct kvm_vcpu_introspection *vi);
 void kvmi_vcpu_kick(struct kvm_vcpu_introspection *vi);
 enum kvmi_site kvmi_site(struct kvm_vcpu *vcpu, const struct kvmi_occurrence *what);
 
+/* injection.c */
+bool kvmi_injection_due(struct kvm_vcpu_introspection *vi);
+bool kvmi_inject(struct kvm_vcpu_introspection *vi);
+
 /* queue.c */
 int kvmi_queue(struct kvm_vcpu_introspection *vi, const u8 *msg, size_t bytes);
 struct kvmi_job *kvmi_dequeue(struct kvm_vcpu_introspection *vi);

@@ -26,20 +26,22 @@ static bool is_tool_hypercall(struct kvm_vcpu *vcpu)
 	       (u32)kvm_rbx_read(vcpu) == HYPERCALL_GUEST_REQUEST && !(u32)kvm_rcx_read(vcpu);
 }
 
-/* The tool may have changed the very registers by which the hypercall was known. */
-static bool is_being_answered(struct kvm_vcpu *vcpu)
+/* The reply to such an event is here. */
+static bool is_being_answered(struct kvm_vcpu *vcpu, u16 event)
 {
 	struct kvm_vcpu_introspection *vi = kvmi_vcpu(vcpu);
 
 	return vi && kvmi_phase(vi->state) == KVMI_REPLY_HERE &&
-	       kvmi_phase_event(vi->state) == KVMI_VCPU_EVENT_HYPERCALL;
+	       kvmi_phase_event(vi->state) == event;
 }
 
 bool __kvm_introspection_hypercall(struct kvm_vcpu *vcpu, int *r)
 {
 	static const struct kvmi_occurrence hypercall = { .event = KVMI_VCPU_EVENT_HYPERCALL };
 
-	if (is_guest_mode(vcpu) || !(is_being_answered(vcpu) || is_tool_hypercall(vcpu)))
+	/* The tool may have changed the very registers by which the hypercall was known. */
+	if (is_guest_mode(vcpu) ||
+	    !(is_being_answered(vcpu, hypercall.event) || is_tool_hypercall(vcpu)))
 		return false;
 
 	switch (kvmi_site(vcpu, &hypercall)) {
@@ -90,7 +92,7 @@ bool kvm_introspection_breakpoint(struct kvm_vcpu *vcpu, u8 insn_len)
 	if (vi && !is_guest_mode(vcpu) &&
 	    kvmi_event_wanted(vi->session->state, vi->state, bp.event, 0)) {
 		bp.a = kvm_mmu_gva_to_gpa_system(vcpu, kvm_get_linear_rip(vcpu), &ignored);
-		bp.insn_len = insn_len ? : decoded_insn_len(vcpu);
+		bp.detail = insn_len ? : decoded_insn_len(vcpu);
 		site = kvmi_site(vcpu, &bp);
 	}
 
@@ -139,7 +141,7 @@ bool __kvm_introspection_defer_cr(struct kvm_vcpu *vcpu, int cr,
 				  unsigned long old, unsigned long new)
 {
 	struct kvmi_occurrence write = {
-		.event = KVMI_VCPU_EVENT_CR, .cr = cr, .a = old, .b = new,
+		.event = KVMI_VCPU_EVENT_CR, .which = cr, .a = old, .b = new,
 	};
 	struct kvm_vcpu_introspection *vi = kvmi_vcpu(vcpu);
 
@@ -155,7 +157,7 @@ static unsigned long replaced_value(struct kvm_vcpu *vcpu, struct kvm_vcpu_intro
 {
 	u64 new;
 
-	if (!kvmi_reply_value(vi->state, cr, &new))
+	if (!kvmi_reply_value(vi->state, KVMI_VCPU_EVENT_CR, cr, &new))
 		return val;
 	/* The tool was not shown the guest's wish to keep the TLB. */
 	if (cr == 3 && kvm_is_cr4_bit_set(vcpu, X86_CR4_PCIDE))
@@ -209,6 +211,40 @@ bool kvm_introspection_has_reply(struct kvm_vcpu *vcpu)
 	return vi && kvmi_phase(vi->state) == KVMI_REPLY_HERE;
 }
 EXPORT_SYMBOL_GPL(kvm_introspection_has_reply);
+
+/*
+ * XCR0 holds the new value already, and the instruction will be run again: it
+ * changes nothing then.
+ */
+bool __kvm_introspection_defer_xsetbv(struct kvm_vcpu *vcpu, u64 old)
+{
+	struct kvmi_occurrence write = {
+		.event = KVMI_VCPU_EVENT_XSETBV, .a = old, .b = vcpu->arch.xcr0,
+	};
+
+	if (is_guest_mode(vcpu))
+		return false;
+	if (write.a == write.b && !is_being_answered(vcpu, write.event))
+		return false;
+
+	return kvmi_site(vcpu, &write) == KVMI_SITE_DEFER;
+}
+
+/* True when the exit is dealt with, false when the instruction is to be emulated. */
+bool kvm_introspection_descriptor(struct kvm_vcpu *vcpu, u8 descriptor, bool write)
+{
+	struct kvmi_occurrence access = {
+		.event = KVMI_VCPU_EVENT_DESCRIPTOR, .which = descriptor, .detail = write,
+	};
+	enum kvmi_site site;
+
+	if (!kvm_is_introspected(vcpu) || is_guest_mode(vcpu))
+		return false;
+
+	site = kvmi_site(vcpu, &access);
+	return site == KVMI_SITE_DEFER || site == KVMI_SITE_RETRY;
+}
+EXPORT_SYMBOL_GPL(kvm_introspection_descriptor);
 
 void __kvm_introspection_void_event(struct kvm_vcpu *vcpu)
 {

@@ -221,7 +221,7 @@ static int serve(struct kvm_vcpu_introspection *vi)
 			r = wait_for_tool(vi);
 			break;
 		case KVMI_IDLE:
-			if (!READ_ONCE(session->lost) && take_pause(vi))
+			if (!READ_ONCE(session->lost) && (kvmi_inject(vi) || take_pause(vi)))
 				continue;
 			if (!kvmi_wants_step(vi) || kvmi_become_stepper(vi->vcpu))
 				return 1;
@@ -241,8 +241,6 @@ static int let_happen(struct kvm_vcpu_introspection *vi)
 	int r;
 
 	switch (kvmi_phase_event(vi->state)) {
-	case KVMI_VCPU_EVENT_PAUSE:
-		return 1;
 	case KVMI_VCPU_EVENT_PF:
 		kvmi_complete_access(vi);
 		return 1;
@@ -274,7 +272,7 @@ static int complete_exit(struct kvm_vcpu_introspection *vi)
 	 * A tool that moved RIP has dealt with the instruction: to complete it
 	 * would skip or fault on another one.
 	 */
-	if (kvm_rip_read(vcpu) == rip)
+	if (kvmi_completes_exit(vi->state) && kvm_rip_read(vcpu) == rip)
 		r = let_happen(vi);
 	kvmi_event_done(vi->state);
 
@@ -285,7 +283,7 @@ static bool has_work(struct kvm_vcpu_introspection *vi)
 {
 	return !list_empty_careful(&vi->jobs) || atomic_read(&vi->pauses) || vi->unsent ||
 	       vi->owes_rest || kvmi_phase(vi->state) != KVMI_IDLE || kvmi_crashes(vi->session) ||
-	       kvmi_wants_step(vi);
+	       kvmi_wants_step(vi) || kvmi_injection_due(vi);
 }
 
 int __kvm_introspection_work(struct kvm_vcpu *vcpu)
@@ -331,4 +329,8 @@ int __kvm_introspection_work(struct kvm_vcpu *vcpu)
 void kvm_introspection_recalc_intercepts(struct kvm_vcpu *vcpu)
 {
 	kvm_x86_call(recalc_introspection_intercepts)(vcpu);
+
+	/* What the tool watches is looked at wherever userspace's filter is. */
+	if (kvm_introspection_knows_msrs(vcpu))
+		kvm_x86_call(msr_filter_changed)(vcpu);
 }

@@ -144,6 +144,13 @@ extern "C" fn handle(frame: &mut Frame) {
             count(&slot.protection_faults);
             frame.rip = slot.resume.load(Relaxed);
         }
+        vector @ 0..32 if slot.tolerated.load(Relaxed) >> vector & 1 == 1 => {
+            slot.exception.store(vector, Relaxed);
+            slot.exception_error_code.store(frame.error_code, Relaxed);
+            slot.exception_cr2.store(instructions::read_cr(2), Relaxed);
+            slot.exception_rip.store(frame.rip, Relaxed);
+            count(&slot.exceptions);
+        }
         vector => {
             slot.unexpected_rip.store(frame.rip, Relaxed);
             slot.unexpected.store(256 + vector, Release);

@@ -132,7 +132,7 @@ pub(super) fn end_of_interrupt() {
     write_msr(X2APIC_EOI, 0);
 }
 
-/// The value of CR0, CR3 or CR4; of any other register, 0.
+/// The value of CR0, CR2, CR3 or CR4; of any other register, 0.
 #[must_use]
 pub fn read_cr(cr: u64) -> u64 {
     let value;
@@ -140,6 +140,7 @@ pub fn read_cr(cr: u64) -> u64 {
     unsafe {
         match cr {
             0 => asm!("mov {}, cr0", out(reg) value),
+            2 => asm!("mov {}, cr2", out(reg) value),
             3 => asm!("mov {}, cr3", out(reg) value),
             4 => asm!("mov {}, cr4", out(reg) value),
             _ => value = 0,

@@ -2,11 +2,13 @@
 //! The L2 VMM: a process that makes one VM and does with it what the scenario asks.
 
 mod boot;
+mod hypercalls;
 mod machine;
 mod signals;
 mod slice;
 mod slots;
 mod state;
+mod statistics;
 mod vcpu;
 
 use std::os::fd::{AsFd, OwnedFd};

@@ -6,6 +6,8 @@ mod framing;
 mod memory;
 mod queue;
 mod vcpu;
+mod vcpu_query;
+mod vcpu_switch;
 
 use std::time::Duration;
 
@@ -45,6 +47,8 @@ pub(crate) fn scenarios() -> Vec<Scenario> {
         &own[..],
         memory::SCENARIOS,
         vcpu::SCENARIOS,
+        vcpu_query::SCENARIOS,
+        vcpu_switch::SCENARIOS,
         framing::SCENARIOS,
         queue::SCENARIOS,
         charged::SCENARIOS,
@@ -99,13 +103,19 @@ fn get_version(context: &mut Context) -> Result<(), Failure> {
 }
 
 fn check_commands(context: &mut Context) -> Result<(), Failure> {
-    const COMMANDS: [u16; 16] = [2, 3, 4, 5, 6, 7, 8, 9, 10, 12, 13, 14, 16, 18, 20, 128];
-    const EVENTS: [u16; 5] = [
+    const COMMANDS: [u16; 24] = [
+        2, 3, 4, 5, 6, 7, 8, 9, 10, 11, 12, 13, 14, 15, 16, 17, 18, 19, 20, 21, 23, 25, 29, 128,
+    ];
+    const EVENTS: [u16; 9] = [
         event::UNHOOK,
         event::PAUSE,
         event::HYPERCALL,
         event::BREAKPOINT,
         event::CR,
+        event::TRAP,
+        event::XSETBV,
+        event::DESCRIPTOR,
+        event::MSR,
     ];
     let query = |id: u16| [id.to_ne_bytes(), [0; 2], [0; 2], [0; 2]].concat();
     context.stage("start", Duration::from_secs(20));

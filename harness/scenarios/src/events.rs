@@ -2,11 +2,15 @@
 //! Events and what the tool's reply does.
 
 mod control_registers;
+mod foreign_hypercalls;
 mod hypercall_and_breakpoint;
 mod hypercall_registers;
 mod legacy;
+mod msr;
 mod reply_errors;
 mod software_interrupts;
+mod system;
+mod trap;
 mod void;
 mod voided;
 mod waiting;
@@ -17,9 +21,13 @@ pub(crate) fn scenarios() -> Vec<Scenario> {
     [
         hypercall_and_breakpoint::SCENARIOS,
         hypercall_registers::SCENARIOS,
+        foreign_hypercalls::SCENARIOS,
         software_interrupts::SCENARIOS,
         control_registers::SCENARIOS,
         legacy::SCENARIOS,
+        msr::SCENARIOS,
+        system::SCENARIOS,
+        trap::SCENARIOS,
         waiting::SCENARIOS,
         void::SCENARIOS,
         reply_errors::SCENARIOS,

@@ -1,6 +1,7 @@
 // SPDX-License-Identifier: MIT OR Apache-2.0
 //! Hooking and unhooking.
 
+mod cleanup;
 mod leaks;
 mod preunhook_full;
 mod refused;
@@ -50,6 +51,7 @@ pub(crate) fn scenarios() -> Vec<Scenario> {
         leaks::SCENARIOS,
         unhook::SCENARIOS,
         unhook_at_any_moment::SCENARIOS,
+        cleanup::SCENARIOS,
         preunhook_full::SCENARIOS,
     ]
     .concat()

@@ -153,6 +153,15 @@ pub fn without_nested_paging(backend: Backend) -> io::Result<()> {
     load_vendor(Origin::under_test(), backend, parameters)
 }
 
+/// Has KVM emulate each instruction that stands behind the prefix for it, in any guest.
+///
+/// # Errors
+///
+/// Those of write(2) to kvm.ko's parameter.
+pub fn emulate_by_prefix() -> io::Result<()> {
+    fs::write("/sys/module/kvm/parameters/force_emulation_prefix", "1")
+}
+
 /// Unloads the vendor module and kvm.ko; fails if a VM still exists.
 ///
 /// # Errors

@@ -2,8 +2,9 @@
 //! The requests that scenarios make again and again, in one word each.
 
 use kvmi_uapi::{
-    VcpuControlCr, VcpuControlEvents, VcpuGetRegisters, VcpuGetRegistersReply, VmControlEvents, VmGetInfoReply,
-    VmPauseVcpu, VmReadPhysical, VmWritePhysical, msg,
+    VcpuControlCr, VcpuControlEvents, VcpuControlMsr, VcpuGetRegisters, VcpuGetRegistersReply, VcpuGetXcr,
+    VcpuGetXcrReply, VcpuInjectException, VmControlEvents, VmGetInfoReply, VmPauseVcpu, VmReadPhysical,
+    VmWritePhysical, msg,
 };
 use zerocopy::{FromBytes, IntoBytes};
 
@@ -52,6 +53,36 @@ impl Wire {
         let answer = self.vcpu(vcpu, msg::VCPU_CONTROL_CR, &request)?;
         check_eq!(answer, Ok(vec![]), "VCPU_CONTROL_CR of CR{cr} on vCPU {vcpu}");
         Ok(())
+    }
+
+    /// Switches MSR events of one MSR on or off.
+    pub(crate) fn control_msr(&mut self, vcpu: u16, msr: u32, on: bool) -> Result<Answer, Failure> {
+        let request = VcpuControlMsr {
+            enable: on.into(),
+            msr,
+            ..Default::default()
+        };
+        self.vcpu(vcpu, kvmi_uapi::msg::VCPU_CONTROL_MSR, &request)
+    }
+
+    /// Asks for an exception.
+    pub(crate) fn inject(&mut self, vcpu: u16, nr: u8, error_code: u32, address: u64) -> Result<Answer, Failure> {
+        let request = VcpuInjectException {
+            nr,
+            error_code,
+            address,
+            ..Default::default()
+        };
+        self.vcpu(vcpu, kvmi_uapi::msg::VCPU_INJECT_EXCEPTION, &request)
+    }
+
+    /// XCR0, as the tool reads it.
+    pub(crate) fn xcr0(&mut self, vcpu: u16) -> Result<u64, Failure> {
+        let data = expect_data(
+            self.vcpu(vcpu, msg::VCPU_GET_XCR, &VcpuGetXcr::default())?,
+            "VCPU_GET_XCR",
+        )?;
+        Ok(read_exactly::<VcpuGetXcrReply>(&data, "VCPU_GET_XCR")?.value)
     }
 
     /// Asks for a PAUSE event.

@@ -1,6 +1,7 @@
 // SPDX-License-Identifier: MIT OR Apache-2.0
 //! The VMM as a scenario sees it: a process of its own, asked over a socket, killed at will.
 
+mod exits;
 mod guest;
 mod packet;
 mod process;
@@ -13,6 +14,7 @@ pub(crate) use guest::field;
 pub use packet::{receive, send};
 pub use process::Vm;
 pub use request::{
-    Answer, HookFd, MAX_PACKET_BYTES, Mark, Permission, Refusal, Reply, Request, Until, VcpuStatus, VcpuWrite, VmConfig,
+    Answer, HookFd, Hypercalls, MAX_PACKET_BYTES, Mark, Permission, Refusal, Reply, Request, Until, VcpuStatus,
+    VcpuWrite, VmConfig,
 };
 pub use spare::{end_spare, start_spare};

@@ -5,6 +5,8 @@
 pub(crate) const REGS_BYTES: usize = 144;
 /// Bytes of struct kvm_sregs.
 pub(crate) const SREGS_BYTES: usize = 312;
+/// Bytes of the fixed part of struct kvm_xsave.
+pub(crate) const XSAVE_BYTES: usize = 4096;
 /// Bytes of the x86 part of a vCPU event.
 pub(crate) const ARCH_BYTES: usize = 536;
 
@@ -89,6 +91,48 @@ pub trait VcpuEffects {
     /// # Errors
     /// EINVAL for one that the vCPU does not have.
     fn msr(&mut self, index: u32) -> Result<u64, KvmError>;
+
+    /// EAX, EBX, ECX, EDX of a leaf of the vCPU's CPUID table.
+    ///
+    /// # Errors
+    /// ENOENT for one that is not there.
+    fn cpuid(&mut self, function: u32, index: u32) -> Result<[u32; 4], KvmError>;
+
+    /// XCR0.
+    fn xcr0(&mut self) -> u64;
+
+    /// Fills in [`kvmi_uapi::Xsave`].
+    ///
+    /// # Errors
+    /// EOPNOTSUPP when the vCPU's extended state may be larger.
+    fn xsave(&mut self, out: &mut [u8; XSAVE_BYTES]) -> Result<(), KvmError>;
+
+    /// Takes the extended state over.
+    ///
+    /// # Errors
+    /// EINVAL for what KVM does not accept, EOPNOTSUPP as [`Self::xsave`].
+    fn set_xsave(&mut self, state: &[u8; XSAVE_BYTES]) -> Result<(), KvmError>;
+
+    /// The guest physical address that a supervisor's read of `gva` goes to; all ones when there is none.
+    fn translate(&mut self, gva: u64) -> u64;
+
+    /// Whether the VMM lets the guest write this MSR.
+    ///
+    /// # Errors
+    /// EPERM when its filter denies that.
+    fn msr_write_allowed(&mut self, index: u32) -> Result<(), KvmError>;
+
+    /// Whether the CPU can tell of instructions about descriptor table registers.
+    ///
+    /// # Errors
+    /// EOPNOTSUPP.
+    fn descriptor_exits(&mut self) -> Result<(), KvmError>;
+
+    /// Whether nothing else is on its way into the guest.
+    ///
+    /// # Errors
+    /// EBUSY when an exception, an interrupt or an NMI is.
+    fn injection_free(&mut self) -> Result<(), KvmError>;
 
     /// Whether #BP is free to be intercepted.
     ///

@@ -3,7 +3,7 @@
 
 use kvmi_uapi::{
     EventHdr, MsgHdr, VcpuEvent,
-    event::{self, Breakpoint, Cr, Pf},
+    event::{self, Breakpoint, Cr, Descriptor, Msr, Pf, Trap, Xsetbv},
     msg,
 };
 use zerocopy::{Immutable, IntoBytes};
@@ -63,6 +63,46 @@ fn build<E: VcpuEffects>(what: &Occurrence, effects: &mut E, seq: u32, out: &mut
                 pad1: 0,
                 pad2: 0,
                 pad3: 0,
+            },
+        ),
+        Occurrence::Trap {
+            nr,
+            error_code,
+            address,
+        } => data(
+            out,
+            &Trap {
+                nr,
+                pad1: 0,
+                pad2: 0,
+                error_code,
+                address,
+            },
+        ),
+        Occurrence::Xsetbv { old, new } => data(
+            out,
+            &Xsetbv {
+                xcr: 0,
+                pad: [0; 7],
+                old_value: old,
+                new_value: new,
+            },
+        ),
+        Occurrence::Descriptor { descriptor, write } => data(
+            out,
+            &Descriptor {
+                descriptor,
+                write: u8::from(write),
+                pad: [0; 6],
+            },
+        ),
+        Occurrence::Msr { msr, old, new } => data(
+            out,
+            &Msr {
+                msr,
+                pad: 0,
+                old_value: old,
+                new_value: new,
             },
         ),
     }?;

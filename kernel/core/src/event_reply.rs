@@ -82,7 +82,7 @@ fn answer(state: &mut VcpuState, what: Occurrence, reply: VcpuEventReply, data: 
         }
         _ => return VcpuVerdict::Close,
     }
-    state.value = matches!(what, Occurrence::Cr { .. }).then(|| {
+    state.value = what.takes_value().then(|| {
         let mut value = CrReply::new_zeroed();
         copy(value.as_mut_bytes(), data);
         value.new_val

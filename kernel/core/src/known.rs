@@ -20,7 +20,15 @@ pub const COMMANDS: &[u16] = &[
     msg::VCPU_CONTROL_EVENTS,
     msg::VCPU_GET_REGISTERS,
     msg::VCPU_SET_REGISTERS,
+    msg::VCPU_GET_CPUID,
     msg::VCPU_CONTROL_CR,
+    msg::VCPU_INJECT_EXCEPTION,
+    msg::VCPU_GET_XCR,
+    msg::VCPU_GET_XSAVE,
+    msg::VCPU_SET_XSAVE,
+    msg::VCPU_GET_MTRR_TYPE,
+    msg::VCPU_CONTROL_MSR,
+    msg::VCPU_TRANSLATE_GVA,
 ];
 
 /// Events that this kernel sends.
@@ -30,6 +38,10 @@ pub const EVENTS: &[u16] = &[
     event::HYPERCALL,
     event::BREAKPOINT,
     event::CR,
+    event::TRAP,
+    event::XSETBV,
+    event::DESCRIPTOR,
+    event::MSR,
     event::PF,
 ];
 

@@ -35,6 +35,38 @@ pub enum Occurrence {
         /// The kind of access: one bit of [`kvmi_uapi::PageAccessEntry`].
         access: u8,
     },
+    /// The exception that the tool wanted, or another in its place, is about to be delivered.
+    Trap {
+        /// Vector.
+        nr: u8,
+        /// Error code; 0 for an exception without one.
+        error_code: u32,
+        /// CR2, for a page fault.
+        address: u64,
+    },
+    /// The guest changed XCR0.
+    Xsetbv {
+        /// Value before.
+        old: u64,
+        /// Value that is in place now.
+        new: u64,
+    },
+    /// The guest is about to read or load a descriptor table register.
+    Descriptor {
+        /// Which one: KVMI_DESCRIPTOR_*.
+        descriptor: u8,
+        /// Load rather than read.
+        write: bool,
+    },
+    /// The guest is about to change an MSR.
+    Msr {
+        /// Which one.
+        msr: u32,
+        /// Value now.
+        old: u64,
+        /// Value that the guest writes.
+        new: u64,
+    },
 }
 
 impl Occurrence {
@@ -46,13 +78,18 @@ impl Occurrence {
             Self::Breakpoint { .. } => event::BREAKPOINT,
             Self::Cr { .. } => event::CR,
             Self::Pf { .. } => event::PF,
+            Self::Trap { .. } => event::TRAP,
+            Self::Xsetbv { .. } => event::XSETBV,
+            Self::Descriptor { .. } => event::DESCRIPTOR,
+            Self::Msr { .. } => event::MSR,
         }
     }
 
-    /// The control register that it is about; 0 for other events.
-    pub(crate) fn cr(&self) -> u8 {
+    /// The control register or MSR that it is about; 0 for events that are switched on as a whole.
+    pub(crate) fn register(&self) -> u32 {
         match self {
-            Self::Cr { cr, .. } => *cr,
+            Self::Cr { cr, .. } => u32::from(*cr),
+            Self::Msr { msr, .. } => *msr,
             _ => 0,
         }
     }
@@ -63,19 +100,33 @@ impl Occurrence {
             Self::Pf { gpa, access, .. } => (gpa >> 12, access),
             _ => (0, 0),
         };
-        self.event() == other.event() && self.cr() == other.cr() && page(self) == page(other)
+        self.event() == other.event() && self.register() == other.register() && page(self) == page(other)
+    }
+
+    /// Whether the reply holds a value that replaces the guest's.
+    pub(crate) fn takes_value(&self) -> bool {
+        matches!(self, Self::Cr { .. } | Self::Msr { .. })
     }
 
     /// Most bytes of event reply data.
     pub(crate) fn reply_bytes(&self) -> usize {
-        match self {
-            Self::Cr { .. } => size_of::<event::CrReply>(),
-            _ => 0,
-        }
+        if self.takes_value() { VALUE_BYTES } else { 0 }
     }
 
     /// Whether the tool may answer RETRY.
     pub(crate) fn may_retry(&self) -> bool {
-        matches!(self, Self::Breakpoint { .. } | Self::Pf { .. })
+        matches!(
+            self,
+            Self::Breakpoint { .. } | Self::Descriptor { .. } | Self::Pf { .. }
+        )
+    }
+
+    /// Whether it is about an instruction, which is completed when the reply is here.
+    pub(crate) fn is_of_instruction(&self) -> bool {
+        !matches!(self, Self::Pause | Self::Trap { .. })
     }
 }
+
+/// Bytes of a reply that holds a value.
+const VALUE_BYTES: usize = size_of::<event::CrReply>();
+const _: () = assert!(size_of::<event::MsrReply>() == VALUE_BYTES);

@@ -2,8 +2,8 @@
 //! vCPU commands. Each was known and allowed when it came in, and its vCPU header was checked.
 
 use kvmi_uapi::{
-    MAX_MSRS, MsrEntry, MsrsHdr, Regs, VcpuControlCr, VcpuControlEvents, VcpuGetInfoReply, VcpuGetRegisters,
-    VcpuGetRegistersReply,
+    MAX_MSRS, MsrEntry, MsrsHdr, Regs, VcpuControlCr, VcpuControlEvents, VcpuControlMsr, VcpuGetInfoReply,
+    VcpuGetRegisters, VcpuGetRegistersReply,
     error::{EBUSY, EINVAL, EOPNOTSUPP, EPERM},
     event, msg,
 };
@@ -11,7 +11,7 @@ use kvmi_uapi::{
 use crate::{
     KvmError, VcpuEffects, VcpuState, VmState,
     effects::{REGS_BYTES, SREGS_BYTES},
-    known,
+    injection, known, msr_set, vcpu_query,
     vcpu_state::Phase,
     wire::{self, Message, REPLY_HEAD, area, put},
 };
@@ -37,7 +37,18 @@ pub(crate) fn run<E: VcpuEffects>(
         msg::VCPU_CONTROL_EVENTS => wire::reply(out, hdr, control_events(vm, state, effects, message.request())),
         msg::VCPU_GET_REGISTERS => get_registers(effects, message, out),
         msg::VCPU_SET_REGISTERS => wire::reply(out, hdr, set_registers(state, message)),
+        msg::VCPU_GET_CPUID => wire::reply(out, hdr, vcpu_query::get_cpuid(effects, message.request())),
         msg::VCPU_CONTROL_CR => wire::reply(out, hdr, control_cr(state, message.request())),
+        msg::VCPU_INJECT_EXCEPTION => {
+            let outcome = injection::inject_exception(vm, state, effects, message.request());
+            wire::reply(out, hdr, outcome)
+        }
+        msg::VCPU_GET_XCR => wire::reply(out, hdr, vcpu_query::get_xcr(effects, message.request())),
+        msg::VCPU_GET_XSAVE => vcpu_query::get_xsave(effects, message, out),
+        msg::VCPU_SET_XSAVE => wire::reply(out, hdr, vcpu_query::set_xsave(effects, message)),
+        msg::VCPU_GET_MTRR_TYPE => wire::reply(out, hdr, vcpu_query::get_mtrr_type(effects, message.request())),
+        msg::VCPU_CONTROL_MSR => wire::reply(out, hdr, control_msr(state, effects, message.request())),
+        msg::VCPU_TRANSLATE_GVA => wire::reply(out, hdr, Ok(vcpu_query::translate_gva(effects, message.request()))),
         _ => None,
     }
 }
@@ -56,6 +67,9 @@ fn control_events<E: VcpuEffects>(
         return Err(KvmError(EPERM));
     }
     let enable = request.enable == 1;
+    if id == event::DESCRIPTOR {
+        effects.descriptor_exits()?;
+    }
     if id == event::BREAKPOINT {
         match (enable, state.event_enabled(id)) {
             (true, false) => effects.breakpoint_free()?,
@@ -73,6 +87,23 @@ fn control_cr(state: &mut VcpuState, request: VcpuControlCr) -> Result<(), KvmEr
         return Err(KvmError(EINVAL));
     }
     state.enable_cr(request.cr, request.enable == 1);
+    Ok(())
+}
+
+fn control_msr<E: VcpuEffects>(
+    state: &mut VcpuState,
+    effects: &mut E,
+    request: VcpuControlMsr,
+) -> Result<(), KvmError> {
+    let padded = request.pad1 != 0 || request.pad2 != 0;
+    if padded || request.enable > 1 || !msr_set::is_watchable(request.msr) {
+        return Err(KvmError(EINVAL));
+    }
+    let enable = request.enable == 1;
+    if enable {
+        effects.msr_write_allowed(request.msr)?;
+    }
+    state.enable_msr(request.msr, enable);
     Ok(())
 }
 

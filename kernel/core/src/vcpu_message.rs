@@ -21,8 +21,8 @@ pub enum VcpuVerdict {
 pub struct VcpuOutcome {
     /// What becomes of the message.
     pub verdict: VcpuVerdict,
-    /// [`VcpuState::wants_breakpoint`] or [`VcpuState::wants_cr_write`] may say something else now: it is to be in
-    /// force before the guest runs again.
+    /// [`VcpuState::wants_breakpoint`] or one of its neighbours may say something else now: it is to be in force before
+    /// the guest runs again.
     pub intercepts_changed: bool,
 }
 

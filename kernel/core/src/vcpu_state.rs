@@ -3,7 +3,7 @@
 
 use kvmi_uapi::{Regs, event};
 
-use crate::{Occurrence, VmState, event_reply::Voided};
+use crate::{Injection, Occurrence, VmState, event_reply::Voided, msr_set::MsrSet};
 
 /// How far a vCPU's event has come.
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
@@ -55,6 +55,10 @@ pub struct VcpuState {
     enabled: u32,
     /// Bit n: CR event for control register n is switched on.
     cr_mask: u8,
+    /// MSRs whose writes are MSR events.
+    msrs: MsrSet,
+    /// Accepted by VCPU_INJECT_EXCEPTION and not in KVM's hands yet.
+    pub(crate) injection: Option<Injection>,
 }
 
 impl VcpuState {
@@ -85,7 +89,7 @@ impl VcpuState {
             Phase::Recorded | Phase::Sent | Phase::Crashed => return Site::Defer,
             Phase::Idle | Phase::ReplyHere => {}
         }
-        if !self.enabled_and_allowed(vm, what.event(), what.cr()) {
+        if !self.enabled_and_allowed(vm, what.event(), what.register()) {
             return Site::Pass;
         }
         self.forget_reply();
@@ -94,20 +98,27 @@ impl VcpuState {
         Site::Defer
     }
 
-    /// Whether the tool wants to know of this event (and control register), or its reply to it is at hand: without
-    /// either, [`Self::record`] returns [`Site::Pass`] when the vCPU comes from the guest.
-    pub fn wanted(&self, vm: &VmState, event: u16, cr: u8) -> bool {
-        let answered = self.phase == Phase::ReplyHere && self.answers(event, cr);
-        answered || self.enabled_and_allowed(vm, event, cr)
+    /// Whether the tool wants to know of this event (and control register or MSR), or its reply to it is at hand:
+    /// without either, [`Self::record`] returns [`Site::Pass`] when the vCPU comes from the guest.
+    pub fn wanted(&self, vm: &VmState, event: u16, register: u32) -> bool {
+        let answered = self.phase == Phase::ReplyHere && self.answers(event, register);
+        answered || self.enabled_and_allowed(vm, event, register)
     }
 
-    /// The value that the tool wants in control register `cr`, when its reply is at hand. Taking the reply with
-    /// [`Self::record`] leaves it readable until [`Self::event_done`].
-    pub fn reply_value(&self, cr: u8) -> Option<u64> {
+    /// The value that the tool wants in this register, CR or MSR as the event says, when its reply is at hand. Taking
+    /// the reply with [`Self::record`] leaves it readable until [`Self::event_done`].
+    pub fn reply_value(&self, event: u16, register: u32) -> Option<u64> {
         match self.occurrence {
-            Some(Occurrence::Cr { cr: about, .. }) if self.phase == Phase::ReplyHere && about == cr => self.value,
+            Some(about) if self.phase == Phase::ReplyHere && (about.event(), about.register()) == (event, register) => {
+                self.value
+            }
             _ => None,
         }
+    }
+
+    /// Whether the exit that the reply at hand is about has to be handled once more.
+    pub fn completes_exit(&self) -> bool {
+        self.phase == Phase::ReplyHere && self.occurrence.is_some_and(|what| what.is_of_instruction())
     }
 
     /// The event was sent as `seq`.
@@ -119,9 +130,12 @@ impl VcpuState {
     }
 
     /// The VMM wrote the vCPU's registers: the instruction happens anew, and a reply that is under way is to be
-    /// taken and ignored (P1). A PAUSE belongs to no instruction and stays open; registers set during it are dropped.
+    /// taken and ignored (P1). A PAUSE or TRAP belongs to no instruction and stays open; registers set during it are
+    /// dropped. So is an exception that KVM has not got yet: it was meant for the vCPU as it was.
     pub fn event_void(&mut self) {
-        if matches!(self.phase, Phase::Recorded | Phase::Sent) && self.phase_event() == event::PAUSE {
+        self.injection = None;
+        let of_instruction = self.occurrence.is_none_or(|what| what.is_of_instruction());
+        if matches!(self.phase, Phase::Recorded | Phase::Sent) && !of_instruction {
             self.registers = None;
             return;
         }
@@ -142,6 +156,7 @@ impl VcpuState {
 
     /// The tool is gone and the session fails open: as if answered CONTINUE with the guest's values.
     pub fn event_fail_open(&mut self) {
+        self.injection = None;
         if matches!(self.phase, Phase::Recorded | Phase::Sent) {
             self.forget_reply();
             self.phase = Phase::ReplyHere;
@@ -150,6 +165,7 @@ impl VcpuState {
 
     /// The vCPU runs no further instruction.
     pub fn crash(&mut self) {
+        self.injection = None;
         self.forget_reply();
         self.phase = Phase::Crashed;
     }
@@ -171,12 +187,46 @@ impl VcpuState {
     /// Whether writes to a control register (0, 3 or 4) are to be intercepted. The VMM may revoke and grant the event
     /// at any time, so its permission makes no difference here.
     pub fn wants_cr_write(&self, cr: u8) -> bool {
-        self.event_enabled(event::CR) && self.cr_enabled(cr)
+        self.event_enabled(event::CR) && self.cr_enabled(u32::from(cr))
+    }
+
+    /// Whether writes of this MSR are to be intercepted.
+    pub fn wants_msr_write(&self, msr: u32) -> bool {
+        self.event_enabled(event::MSR) && self.msrs.has(msr)
+    }
+
+    /// Whether writes of any MSR are to be intercepted.
+    pub fn wants_any_msr(&self) -> bool {
+        self.event_enabled(event::MSR) && !self.msrs.is_empty()
+    }
+
+    /// Whether instructions about descriptor table registers are to be intercepted.
+    pub fn wants_descriptor(&self) -> bool {
+        self.event_enabled(event::DESCRIPTOR)
+    }
+
+    /// Whether an exception waits for [`Self::take_injection`].
+    pub fn has_injection(&self) -> bool {
+        self.phase == Phase::Idle && self.injection.is_some()
+    }
+
+    /// The exception that is to be injected, once, when no event is open any more.
+    pub fn take_injection(&mut self) -> Option<Injection> {
+        if self.phase == Phase::Idle {
+            self.injection.take()
+        } else {
+            None
+        }
+    }
+
+    /// Whether an exception is under way that no TRAP has told of.
+    pub(crate) fn owes_trap(&self) -> bool {
+        self.injection.is_some() || (self.phase == Phase::Recorded && self.phase_event() == event::TRAP)
     }
 
     /// What the intercepts follow from; compared before and after a command.
-    pub(crate) fn switches(&self) -> (u32, u8) {
-        (self.enabled, self.cr_mask)
+    pub(crate) fn switches(&self) -> (u32, u8, u32) {
+        (self.enabled, self.cr_mask, self.msrs.changes())
     }
 
     pub(crate) fn event_enabled(&self, id: u16) -> bool {
@@ -199,37 +249,42 @@ impl VcpuState {
         }
     }
 
-    fn cr_enabled(&self, cr: u8) -> bool {
-        self.cr_mask & cr_bit(cr) != 0
+    pub(crate) fn enable_msr(&mut self, msr: u32, enable: bool) {
+        self.msrs.set(msr, enable);
+    }
+
+    fn cr_enabled(&self, cr: u32) -> bool {
+        u8::try_from(cr).is_ok_and(|cr| self.cr_mask & cr_bit(cr) != 0)
     }
 
     /// The tool switched something off. An event of it that is not sent yet would follow the answer: the guest comes
     /// upon it anew instead, and nobody is told.
     pub(crate) fn forget_unwanted(&mut self) {
-        let is_wanted = |what: Occurrence| self.enabled(what.event(), what.cr());
+        let is_wanted = |what: Occurrence| self.enabled(what.event(), what.register());
         if self.phase == Phase::Recorded && !self.occurrence.is_some_and(is_wanted) {
             self.idle();
         }
     }
 
-    fn enabled(&self, id: u16, cr: u8) -> bool {
+    fn enabled(&self, id: u16, register: u32) -> bool {
         match id {
-            event::PAUSE => true,
-            event::CR => self.event_enabled(id) && self.cr_enabled(cr),
+            event::PAUSE | event::TRAP => true,
+            event::CR => self.event_enabled(id) && self.cr_enabled(register),
+            event::MSR => self.wants_msr_write(register),
             _ => self.event_enabled(id),
         }
     }
 
-    fn enabled_and_allowed(&self, vm: &VmState, id: u16, cr: u8) -> bool {
-        self.enabled(id, cr) && vm.event_allowed(id)
+    fn enabled_and_allowed(&self, vm: &VmState, id: u16, register: u32) -> bool {
+        self.enabled(id, register) && vm.event_allowed(id)
     }
 
     /// Whether the reply at hand is to this event and not used yet.
-    fn answers(&self, event: u16, cr: u8) -> bool {
+    fn answers(&self, event: u16, register: u32) -> bool {
         !self.taken
             && self
                 .occurrence
-                .is_some_and(|what| what.event() == event && what.cr() == cr_of(event, cr))
+                .is_some_and(|what| what.event() == event && what.register() == register_of(event, register))
     }
 
     fn forget_reply(&mut self) {
@@ -246,9 +301,13 @@ impl VcpuState {
     }
 }
 
-/// The control register of a question about an event: of no matter for all but CR.
-fn cr_of(event: u16, cr: u8) -> u8 {
-    if event == event::CR { cr } else { 0 }
+/// The register of a question about an event: of no matter for all but CR and MSR.
+fn register_of(event: u16, register: u32) -> u32 {
+    if matches!(event, event::CR | event::MSR) {
+        register
+    } else {
+        0
+    }
 }
 
 fn event_bit(id: u16) -> u32 {

@@ -6,7 +6,7 @@ mod fake;
 use fake::{Guest, reply_bytes, vcpu_bytes};
 use kvmi_core::{Occurrence, Phase, Site, VcpuVerdict, build_event};
 use kvmi_uapi::{
-    VcpuControlCr, VcpuControlEvents, VcpuEvent,
+    VcpuControlCr, VcpuControlEvents, VcpuControlMsr, VcpuEvent,
     event::{self, CONTINUE, CRASH, RETRY},
     msg,
 };
@@ -21,12 +21,45 @@ const CR3: Occurrence = Occurrence::Cr {
     old: 0x1000,
     new: 0x2000,
 };
-const ALL: [Occurrence; 4] = [Occurrence::Pause, Occurrence::Hypercall, BREAKPOINT, CR3];
+const TRAP: Occurrence = Occurrence::Trap {
+    nr: 14,
+    error_code: 2,
+    address: 0x5000,
+};
+const XSETBV: Occurrence = Occurrence::Xsetbv { old: 1, new: 3 };
+const DESCRIPTOR: Occurrence = Occurrence::Descriptor {
+    descriptor: event::DESCRIPTOR_LDTR,
+    write: true,
+};
+/// An MSR whose number is also that of a control register.
+const MSR3: Occurrence = Occurrence::Msr {
+    msr: 3,
+    old: 0x11,
+    new: 0x22,
+};
+/// The first two need no enabling.
+const ALL: [Occurrence; 8] = [
+    Occurrence::Pause,
+    TRAP,
+    Occurrence::Hypercall,
+    BREAKPOINT,
+    CR3,
+    XSETBV,
+    DESCRIPTOR,
+    MSR3,
+];
 
 /// A guest whose tool wants everything.
 fn watched() -> Guest {
     let mut guest = Guest::default();
-    for event_id in [event::HYPERCALL, event::BREAKPOINT, event::CR] {
+    for event_id in [
+        event::HYPERCALL,
+        event::BREAKPOINT,
+        event::CR,
+        event::XSETBV,
+        event::DESCRIPTOR,
+        event::MSR,
+    ] {
         let request = VcpuControlEvents {
             event_id,
             enable: 1,
@@ -42,18 +75,27 @@ fn watched() -> Guest {
         };
         assert_eq!(guest.vcpu_call(msg::VCPU_CONTROL_CR, &request).0, 0);
     }
+    let request = VcpuControlMsr {
+        enable: 1,
+        msr: 3,
+        ..Default::default()
+    };
+    assert_eq!(guest.vcpu_call(msg::VCPU_CONTROL_MSR, &request).0, 0);
     guest
 }
 
 #[test]
-fn nothing_is_wanted_of_a_new_vcpu_but_pauses() {
+fn nothing_is_wanted_of_a_new_vcpu_but_pauses_and_traps() {
     let mut guest = Guest::default();
-    for what in &ALL[1..] {
+    for what in &ALL[2..] {
         assert_eq!(guest.state.record(&guest.vm, what), Site::Pass);
         assert!(!guest.state.wanted(&guest.vm, what.event(), 3));
     }
     assert_eq!(guest.state.phase(), Phase::Idle);
-    assert_eq!(guest.state.record(&guest.vm, &Occurrence::Pause), Site::Defer);
+    for what in &ALL[..2] {
+        let mut guest = Guest::default();
+        assert_eq!(guest.state.record(&guest.vm, what), Site::Defer);
+    }
 }
 
 #[test]
@@ -70,7 +112,7 @@ fn what_the_vmm_revokes_is_not_wanted() {
 #[test]
 fn what_the_tool_switches_off_is_not_sent_after_the_answer() {
     let off = |guest: &mut Guest, id| guest.vcpu_call(msg::VCPU_CONTROL_EVENTS, &[id, 0u16, 0, 0]).0;
-    for what in &ALL[1..] {
+    for what in &ALL[2..] {
         let mut guest = watched();
         assert_eq!(guest.state.record(&guest.vm, what), Site::Defer);
         let other = if what.event() == event::CR {
@@ -114,12 +156,18 @@ fn what_the_tool_switches_off_is_not_sent_after_the_answer() {
 
 #[test]
 fn events_are_laid_out_as_the_protocol_says() {
-    let data: [&[u8]; 4] = [
+    let data: [&[u8]; 8] = [
         &[],
+        &[14, 0, 0, 0, 2, 0, 0, 0, 0, 0x50, 0, 0, 0, 0, 0, 0],
         &[],
         &[0x34, 0x12, 0, 0, 0, 0, 0, 0, 1, 0, 0, 0, 0, 0, 0, 0],
         &[
             3, 0, 0, 0, 0, 0, 0, 0, 0, 0x10, 0, 0, 0, 0, 0, 0, 0, 0x20, 0, 0, 0, 0, 0, 0,
+        ],
+        &[0, 0, 0, 0, 0, 0, 0, 0, 1, 0, 0, 0, 0, 0, 0, 0, 3, 0, 0, 0, 0, 0, 0, 0],
+        &[3, 1, 0, 0, 0, 0, 0, 0],
+        &[
+            3, 0, 0, 0, 0, 0, 0, 0, 0x11, 0, 0, 0, 0, 0, 0, 0, 0x22, 0, 0, 0, 0, 0, 0, 0,
         ],
     ];
     for (what, data) in ALL.into_iter().zip(data) {
@@ -181,12 +229,12 @@ fn another_occurrence_than_the_answered_one_is_a_new_event() {
     guest.send_event(CR3, 1);
     assert_eq!(guest.reply(1, event::CR, CONTINUE, &[1; 8]), VcpuVerdict::Replied);
     let other = Occurrence::Cr { cr: 0, old: 1, new: 2 };
-    assert_eq!(guest.state.reply_value(0), None);
+    assert_eq!(guest.state.reply_value(event::CR, 0), None);
     assert_eq!(guest.state.record(&guest.vm, &other), Site::Defer);
     // The handler is through; the new event is not lost by that.
     guest.state.event_done();
     assert_eq!(guest.state.phase(), Phase::Recorded);
-    assert_eq!(guest.state.reply_value(3), None);
+    assert_eq!(guest.state.reply_value(event::CR, 3), None);
 }
 
 #[test]
@@ -203,15 +251,15 @@ fn control_registers_get_the_reply_s_value() {
     for (data, value) in [(&0x3000u64.to_ne_bytes()[..], 0x3000), (&[0x44], 0x44), (&[], 0)] {
         let mut guest = watched();
         guest.send_event(CR3, 1);
-        assert_eq!(guest.state.reply_value(3), None);
+        assert_eq!(guest.state.reply_value(event::CR, 3), None);
         assert_eq!(guest.reply(1, event::CR, CONTINUE, data), VcpuVerdict::Replied);
-        assert_eq!(guest.state.reply_value(3), Some(value));
-        assert_eq!(guest.state.reply_value(0), None);
+        assert_eq!(guest.state.reply_value(event::CR, 3), Some(value));
+        assert_eq!(guest.state.reply_value(event::CR, 0), None);
         // The value may be another than the guest's; it is still the same event.
         assert_eq!(guest.state.record(&guest.vm, &CR3), Site::Continue);
-        assert_eq!(guest.state.reply_value(3), Some(value));
+        assert_eq!(guest.state.reply_value(event::CR, 3), Some(value));
         guest.state.event_done();
-        assert_eq!(guest.state.reply_value(3), None);
+        assert_eq!(guest.state.reply_value(event::CR, 3), None);
     }
 }
 
@@ -225,7 +273,7 @@ fn failing_open_leaves_the_guest_s_value() {
         }
         guest.state.event_fail_open();
         assert_eq!(
-            (guest.state.phase(), guest.state.reply_value(3)),
+            (guest.state.phase(), guest.state.reply_value(event::CR, 3)),
             (Phase::ReplyHere, None)
         );
         assert_eq!(guest.state.record(&guest.vm, &CR3), Site::Continue);
@@ -237,7 +285,7 @@ fn failing_open_leaves_the_guest_s_value() {
     guest.send_event(CR3, 1);
     guest.reply(1, event::CR, CONTINUE, &[1]);
     guest.state.event_fail_open();
-    assert_eq!(guest.state.reply_value(3), Some(1));
+    assert_eq!(guest.state.reply_value(event::CR, 3), Some(1));
 }
 
 #[test]
@@ -265,11 +313,11 @@ fn a_crash_is_for_good() {
 fn only_legal_replies_are_taken() {
     for what in ALL {
         let id = what.event() as u8;
-        let data = if what == CR3 { 8 } else { 0 };
-        let retry = what == BREAKPOINT;
+        let data = if [CR3, MSR3].contains(&what) { 8 } else { 0 };
+        let retry = [BREAKPOINT, DESCRIPTOR].contains(&what);
         let mut bad = vec![
             reply_bytes(2, id, CONTINUE, &[]),
-            reply_bytes(1, id ^ 2, CONTINUE, &[]),
+            reply_bytes(1, id ^ 4, CONTINUE, &[]),
             reply_bytes(1, 0, CONTINUE, &[]),
             reply_bytes(1, id, CRASH + 1, &[]),
             reply_bytes(1, id, 255, &[]),
@@ -312,7 +360,7 @@ fn replies_to_voided_events_are_ignored_once() {
     assert_eq!(guest.state.phase(), Phase::Sent);
     assert_eq!(guest.reply(5, event::CR, CONTINUE, &[]), VcpuVerdict::Close);
     assert_eq!(guest.reply(8, event::CR, CONTINUE, &[2]), VcpuVerdict::Replied);
-    assert_eq!(guest.state.reply_value(3), Some(2));
+    assert_eq!(guest.state.reply_value(event::CR, 3), Some(2));
 }
 
 #[test]
@@ -334,15 +382,39 @@ fn any_number_of_events_can_be_voided() {
 }
 
 #[test]
-fn a_pause_outlives_a_write_of_registers() {
+fn pauses_and_traps_outlive_a_write_of_registers() {
+    for what in [Occurrence::Pause, TRAP] {
+        let mut guest = watched();
+        assert_eq!(guest.state.record(&guest.vm, &what), Site::Defer);
+        guest.state.event_void();
+        assert_eq!(guest.state.phase(), Phase::Recorded);
+        guest.state.event_sent(1);
+        guest.state.event_void();
+        assert_eq!(guest.state.phase(), Phase::Sent);
+        assert_eq!(guest.reply(1, what.event(), CONTINUE, &[]), VcpuVerdict::Replied);
+    }
+}
+
+#[test]
+fn a_control_register_and_an_msr_of_one_number_are_told_apart() {
     let mut guest = watched();
-    assert_eq!(guest.state.record(&guest.vm, &Occurrence::Pause), Site::Defer);
-    guest.state.event_void();
-    assert_eq!(guest.state.phase(), Phase::Recorded);
-    guest.state.event_sent(1);
-    guest.state.event_void();
-    assert_eq!(guest.state.phase(), Phase::Sent);
-    assert_eq!(guest.reply(1, event::PAUSE, CONTINUE, &[]), VcpuVerdict::Replied);
+    guest.send_event(MSR3, 1);
+    assert_eq!(guest.reply(1, event::MSR, CONTINUE, &[7]), VcpuVerdict::Replied);
+    assert_eq!(guest.state.reply_value(event::CR, 3), None);
+    assert_eq!(guest.state.reply_value(event::MSR, 0), None);
+    assert_eq!(guest.state.reply_value(event::MSR, 3), Some(7));
+    assert_eq!(guest.state.record(&guest.vm, &CR3), Site::Defer);
+}
+
+#[test]
+fn what_belongs_to_no_instruction_completes_none() {
+    for what in ALL {
+        let mut guest = watched();
+        guest.send_event(what, 1);
+        assert!(!guest.state.completes_exit());
+        assert_eq!(guest.reply(1, what.event(), CONTINUE, &[]), VcpuVerdict::Replied);
+        assert_eq!(guest.state.completes_exit(), ![Occurrence::Pause, TRAP].contains(&what));
+    }
 }
 
 #[test]
@@ -355,5 +427,8 @@ fn an_event_that_was_not_sent_is_voided_without_a_trace() {
     guest.send_event(CR3, 1);
     guest.reply(1, event::CR, CONTINUE, &[]);
     guest.state.event_void();
-    assert_eq!((guest.state.phase(), guest.state.reply_value(3)), (Phase::Idle, None));
+    assert_eq!(
+        (guest.state.phase(), guest.state.reply_value(event::CR, 3)),
+        (Phase::Idle, None)
+    );
 }

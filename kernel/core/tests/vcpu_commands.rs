@@ -6,7 +6,8 @@ mod fake;
 use fake::{Guest, NO_MSR, message, vcpu_bytes};
 use kvmi_core::{KvmError, Occurrence, VcpuVerdict};
 use kvmi_uapi::{
-    MAX_MSRS, MsrEntry, Regs, VcpuControlCr, VcpuControlEvents, VcpuGetRegisters, VcpuGetRegistersReply,
+    MAX_MSRS, MsrEntry, Regs, VcpuControlCr, VcpuControlEvents, VcpuControlMsr, VcpuGetRegisters,
+    VcpuGetRegistersReply,
     error::{EBUSY, EINVAL, EOPNOTSUPP, EPERM},
     event, msg,
 };
@@ -40,7 +41,7 @@ fn events_are_switched() {
     }
     for bad in [
         control(event::UNHOOK, 1),
-        control(event::MSR, 1),
+        control(event::PF, 1),
         control(2, 0),
         control(33, 1),
         control(event::HYPERCALL, 2),
@@ -135,6 +136,64 @@ fn control_registers_are_switched() {
         (wanted(&guest), guest.state.wants_cr_write(3)),
         ([false, false, true], false)
     );
+}
+
+#[test]
+fn msrs_are_switched() {
+    let mut guest = Guest::default();
+    let msr = |msr, enable| VcpuControlMsr {
+        msr,
+        enable,
+        ..Default::default()
+    };
+    for bad in [
+        msr(0x2000, 1),
+        msr(0x4000_0000, 0),
+        msr(0xbfff_ffff, 1),
+        msr(0xc000_2000, 1),
+        msr(u32::MAX, 0),
+        msr(0x174, 2),
+        VcpuControlMsr {
+            pad1: 1,
+            ..msr(0x174, 1)
+        },
+        VcpuControlMsr {
+            pad2: 1,
+            ..msr(0x174, 1)
+        },
+    ] {
+        assert_eq!(guest.vcpu_call(msg::VCPU_CONTROL_MSR, &bad).0, -EINVAL, "{bad:?}");
+    }
+    let switch = |guest: &mut Guest, index, enable| {
+        let outcome = guest.vcpu_message(&vcpu_bytes(msg::VCPU_CONTROL_MSR, 7, 0, &msr(index, enable)));
+        assert_eq!(outcome.verdict, VcpuVerdict::Answered(16));
+        let err = i32::from_ne_bytes(guest.out[8..12].try_into().unwrap());
+        (err, outcome.intercepts_changed)
+    };
+    assert_eq!(switch(&mut guest, 0x174, 1), (0, true));
+    // The event must be on too.
+    assert!(!guest.state.wants_msr_write(0x174) && !guest.state.wants_any_msr());
+    assert_eq!(guest.vcpu_call(msg::VCPU_CONTROL_EVENTS, &control(event::MSR, 1)).0, 0);
+    assert!(guest.state.wants_msr_write(0x174) && guest.state.wants_any_msr());
+    assert_eq!(switch(&mut guest, 0x174, 1), (0, false));
+    // What the VMM denies is not watched, and can be let go.
+    guest.fake_vcpu.msr_answer = Err(KvmError(EPERM));
+    assert_eq!(switch(&mut guest, 0xc000_0080, 1), (-EPERM, false));
+    assert!(!guest.state.wants_msr_write(0xc000_0080));
+    assert_eq!(switch(&mut guest, 0x174, 0), (0, true));
+    assert!(!guest.state.wants_any_msr());
+}
+
+#[test]
+fn descriptor_tables_are_watched_where_the_cpu_can() {
+    let mut guest = Guest::default();
+    guest.fake_vcpu.descriptor_answer = Err(KvmError(EOPNOTSUPP));
+    let on = control(event::DESCRIPTOR, 1);
+    assert_eq!(guest.vcpu_call(msg::VCPU_CONTROL_EVENTS, &on).0, -EOPNOTSUPP);
+    assert!(!guest.state.wants_descriptor());
+    guest.fake_vcpu.descriptor_answer = Ok(());
+    assert_eq!(guest.vcpu_call(msg::VCPU_CONTROL_EVENTS, &on).0, 0);
+    assert!(guest.state.wants_descriptor());
 }
 
 fn get_registers(nmsrs: u16, msrs: &[u32]) -> Vec<u8> {

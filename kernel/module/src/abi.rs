@@ -3,7 +3,7 @@
 
 use core::slice;
 
-use kvmi_core::{KvmError, Occurrence, Phase, Site, VcpuVerdict, VmVerdict};
+use kvmi_core::{Injection, KvmError, Occurrence, Phase, Site, VcpuVerdict, VmVerdict};
 use kvmi_uapi::{MAX_MESSAGE, event};
 
 /// struct kvm_introspection.
@@ -22,23 +22,22 @@ pub(crate) struct Vcpu {
 #[repr(C)]
 pub(crate) struct COccurrence {
     pub(crate) event: u16,
-    pub(crate) cr: u8,
-    pub(crate) insn_len: u8,
-    pub(crate) access: u8,
-    pub(crate) pad: [u8; 3],
+    pub(crate) which: u8,
+    pub(crate) detail: u8,
+    pub(crate) code: u32,
     pub(crate) a: u64,
     pub(crate) b: u64,
 }
 
 impl COccurrence {
-    /// None for an event that is no occurrence in the guest, and for another register than CR0, CR3 and CR4.
+    /// None for an event that is no occurrence in the guest, and for a register that it cannot be about.
     pub(crate) fn parse(&self) -> Option<Occurrence> {
-        Some(match (self.event, self.cr) {
+        Some(match (self.event, self.which) {
             (event::PAUSE, _) => Occurrence::Pause,
             (event::HYPERCALL, _) => Occurrence::Hypercall,
             (event::BREAKPOINT, _) => Occurrence::Breakpoint {
                 gpa: self.a,
-                insn_len: self.insn_len,
+                insn_len: self.detail,
             },
             (event::CR, cr @ (0 | 3 | 4)) => Occurrence::Cr {
                 cr,
@@ -48,10 +47,50 @@ impl COccurrence {
             (event::PF, _) => Occurrence::Pf {
                 gpa: self.a,
                 gva: self.b,
-                access: self.access,
+                access: self.detail,
+            },
+            (event::TRAP, nr) => Occurrence::Trap {
+                nr,
+                error_code: self.code,
+                address: self.a,
+            },
+            (event::XSETBV, 0) => Occurrence::Xsetbv {
+                old: self.a,
+                new: self.b,
+            },
+            (event::DESCRIPTOR, descriptor @ event::DESCRIPTOR_IDTR..=event::DESCRIPTOR_TR) => Occurrence::Descriptor {
+                descriptor,
+                write: self.detail != 0,
+            },
+            (event::MSR, _) => Occurrence::Msr {
+                msr: self.code,
+                old: self.a,
+                new: self.b,
             },
             _ => return None,
         })
+    }
+}
+
+/// struct kvmi_injection.
+#[repr(C)]
+pub(crate) struct CInjection {
+    nr: u8,
+    has_error_code: u8,
+    pad: u16,
+    error_code: u32,
+    address: u64,
+}
+
+impl From<Injection> for CInjection {
+    fn from(what: Injection) -> Self {
+        Self {
+            nr: what.nr,
+            has_error_code: u8::from(what.error_code.is_some()),
+            pad: 0,
+            error_code: what.error_code.unwrap_or(0),
+            address: what.address,
+        }
     }
 }
 
@@ -162,28 +201,20 @@ mod tests {
             ("sizeof(enum kvmi_site)", 4),
             ("sizeof(enum kvmi_phase)", 4),
             ("sizeof(struct kvmi_occurrence)", size_of::<COccurrence>() as u32),
-            (
-                "offsetof(struct kvmi_occurrence, event)",
-                offset_of!(COccurrence, event) as u32,
-            ),
-            (
-                "offsetof(struct kvmi_occurrence, cr)",
-                offset_of!(COccurrence, cr) as u32,
-            ),
-            (
-                "offsetof(struct kvmi_occurrence, insn_len)",
-                offset_of!(COccurrence, insn_len) as u32,
-            ),
-            (
-                "offsetof(struct kvmi_occurrence, access)",
-                offset_of!(COccurrence, access) as u32,
-            ),
-            (
-                "offsetof(struct kvmi_occurrence, pad)",
-                offset_of!(COccurrence, pad) as u32,
-            ),
-            ("offsetof(struct kvmi_occurrence, a)", offset_of!(COccurrence, a) as u32),
-            ("offsetof(struct kvmi_occurrence, b)", offset_of!(COccurrence, b) as u32),
+            ("sizeof(struct kvmi_injection)", size_of::<CInjection>() as u32),
+        ];
+        let fields = [
+            ("occurrence, event", offset_of!(COccurrence, event)),
+            ("occurrence, which", offset_of!(COccurrence, which)),
+            ("occurrence, detail", offset_of!(COccurrence, detail)),
+            ("occurrence, code", offset_of!(COccurrence, code)),
+            ("occurrence, a", offset_of!(COccurrence, a)),
+            ("occurrence, b", offset_of!(COccurrence, b)),
+            ("injection, nr", offset_of!(CInjection, nr)),
+            ("injection, has_error_code", offset_of!(CInjection, has_error_code)),
+            ("injection, pad", offset_of!(CInjection, pad)),
+            ("injection, error_code", offset_of!(CInjection, error_code)),
+            ("injection, address", offset_of!(CInjection, address)),
         ];
         let dir = tempfile::tempdir().unwrap();
         // What seam.h takes from the kernel's <linux/types.h>.
@@ -194,6 +225,10 @@ mod tests {
         let mut source = "#include \"seam.h\"\n".to_owned();
         for (what, value) in constants {
             writeln!(source, "_Static_assert({what} == {value}, \"{what}\");").unwrap();
+        }
+        for (field, at) in fields {
+            let what = format!("offsetof(struct kvmi_{field})");
+            writeln!(source, "_Static_assert({what} == {at}, \"{what}\");").unwrap();
         }
         let file = dir.path().join("checks.c");
         fs::write(&file, source).unwrap();
@@ -210,35 +245,60 @@ mod tests {
 
     #[test]
     fn occurrences_are_checked() {
-        let what = |event, cr| COccurrence {
+        let what = |event, which| COccurrence {
             event,
-            cr,
-            insn_len: 2,
-            access: 4,
-            pad: [0; 3],
+            which,
+            detail: 2,
+            code: 7,
             a: 5,
             b: 6,
         };
-        assert_eq!(what(event::PAUSE, 9).parse(), Some(Occurrence::Pause));
-        assert_eq!(what(event::HYPERCALL, 9).parse(), Some(Occurrence::Hypercall));
-        assert_eq!(
-            what(event::BREAKPOINT, 9).parse(),
-            Some(Occurrence::Breakpoint { gpa: 5, insn_len: 2 })
-        );
-        assert_eq!(
-            what(event::CR, 4).parse(),
-            Some(Occurrence::Cr { cr: 4, old: 5, new: 6 })
-        );
-        assert_eq!(
-            what(event::PF, 9).parse(),
-            Some(Occurrence::Pf {
-                gpa: 5,
-                gva: 6,
-                access: 4
-            })
-        );
-        for (event, cr) in [(event::CR, 8), (event::UNHOOK, 0), (event::MSR, 0), (9999, 0)] {
-            assert_eq!(what(event, cr).parse(), None);
+        let wanted = [
+            (event::PAUSE, 9, Occurrence::Pause),
+            (event::HYPERCALL, 9, Occurrence::Hypercall),
+            (event::BREAKPOINT, 9, Occurrence::Breakpoint { gpa: 5, insn_len: 2 }),
+            (event::CR, 4, Occurrence::Cr { cr: 4, old: 5, new: 6 }),
+            (
+                event::TRAP,
+                14,
+                Occurrence::Trap {
+                    nr: 14,
+                    error_code: 7,
+                    address: 5,
+                },
+            ),
+            (event::XSETBV, 0, Occurrence::Xsetbv { old: 5, new: 6 }),
+            (
+                event::DESCRIPTOR,
+                4,
+                Occurrence::Descriptor {
+                    descriptor: 4,
+                    write: true,
+                },
+            ),
+            (event::MSR, 9, Occurrence::Msr { msr: 7, old: 5, new: 6 }),
+            (
+                event::PF,
+                9,
+                Occurrence::Pf {
+                    gpa: 5,
+                    gva: 6,
+                    access: 2,
+                },
+            ),
+        ];
+        for (event, which, occurrence) in wanted {
+            assert_eq!(what(event, which).parse(), Some(occurrence));
+        }
+        for (event, which) in [
+            (event::CR, 8),
+            (event::XSETBV, 1),
+            (event::DESCRIPTOR, 0),
+            (event::DESCRIPTOR, 5),
+            (event::UNHOOK, 0),
+            (9999, 0),
+        ] {
+            assert_eq!(what(event, which).parse(), None);
         }
     }
 

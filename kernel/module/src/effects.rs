@@ -122,6 +122,48 @@ impl VcpuEffects for ThisVcpu {
         Ok(value)
     }
 
+    fn cpuid(&mut self, function: u32, index: u32) -> Result<[u32; 4], KvmError> {
+        let mut regs = [0; 4];
+        // SAFETY: promise 4; `regs` outlives the call, which writes no more than it holds.
+        outcome(unsafe { glue::kvmi_glue_cpuid(self.0, function, index, regs.as_mut_ptr()) })?;
+        Ok(regs)
+    }
+
+    fn xcr0(&mut self) -> u64 {
+        // SAFETY: promise 4.
+        unsafe { glue::kvmi_glue_xcr0(self.0) }
+    }
+
+    fn xsave(&mut self, out: &mut [u8; 4096]) -> Result<(), KvmError> {
+        // SAFETY: promise 4; the C side writes no more than 4096 bytes.
+        outcome(unsafe { glue::kvmi_glue_get_xsave(self.0, out.as_mut_ptr()) })
+    }
+
+    fn set_xsave(&mut self, state: &[u8; 4096]) -> Result<(), KvmError> {
+        // SAFETY: promise 4; the C side reads no more than 4096 bytes.
+        outcome(unsafe { glue::kvmi_glue_set_xsave(self.0, state.as_ptr()) })
+    }
+
+    fn translate(&mut self, gva: u64) -> u64 {
+        // SAFETY: promise 4.
+        unsafe { glue::kvmi_glue_translate(self.0, gva) }
+    }
+
+    fn msr_write_allowed(&mut self, index: u32) -> Result<(), KvmError> {
+        // SAFETY: promise 4.
+        outcome(unsafe { glue::kvmi_glue_msr_write_allowed(self.0, index) })
+    }
+
+    fn descriptor_exits(&mut self) -> Result<(), KvmError> {
+        // SAFETY: takes no argument.
+        outcome(unsafe { glue::kvmi_glue_descriptor_exits() })
+    }
+
+    fn injection_free(&mut self) -> Result<(), KvmError> {
+        // SAFETY: promise 4.
+        outcome(unsafe { glue::kvmi_glue_injection_free(self.0) })
+    }
+
     fn breakpoint_free(&mut self) -> Result<(), KvmError> {
         // SAFETY: promise 4.
         outcome(unsafe { glue::kvmi_glue_breakpoint_free(self.0) })

@@ -22,6 +22,14 @@ unsafe extern "C" {
     pub(crate) fn kvmi_glue_get_regs(vcpu: *mut Vcpu, out: *mut u8);
     pub(crate) fn kvmi_glue_get_sregs(vcpu: *mut Vcpu, out: *mut u8);
     pub(crate) fn kvmi_glue_get_msr(vcpu: *mut Vcpu, index: u32, value: *mut u64) -> i32;
+    pub(crate) fn kvmi_glue_cpuid(vcpu: *mut Vcpu, function: u32, index: u32, regs: *mut u32) -> i32;
+    pub(crate) fn kvmi_glue_xcr0(vcpu: *mut Vcpu) -> u64;
+    pub(crate) fn kvmi_glue_get_xsave(vcpu: *mut Vcpu, out: *mut u8) -> i32;
+    pub(crate) fn kvmi_glue_set_xsave(vcpu: *mut Vcpu, state: *const u8) -> i32;
+    pub(crate) fn kvmi_glue_translate(vcpu: *mut Vcpu, gva: u64) -> u64;
+    pub(crate) fn kvmi_glue_msr_write_allowed(vcpu: *mut Vcpu, index: u32) -> i32;
+    pub(crate) fn kvmi_glue_descriptor_exits() -> i32;
+    pub(crate) fn kvmi_glue_injection_free(vcpu: *mut Vcpu) -> i32;
     pub(crate) fn kvmi_glue_breakpoint_free(vcpu: *mut Vcpu) -> i32;
     pub(crate) fn kvmi_glue_intercepts_changed(vcpu: *mut Vcpu);
 }

@@ -5,7 +5,7 @@ use kvmi_core::{VcpuState, VmState};
 use zerocopy::IntoBytes;
 
 use crate::{
-    abi::{self, COccurrence, Vcpu},
+    abi::{self, CInjection, COccurrence, Vcpu},
     effects::ThisVcpu,
     glue,
 };
@@ -72,18 +72,18 @@ unsafe extern "C" fn kvmi_record(vm: *mut VmState, state: *mut VcpuState, what: 
 /// # Safety
 /// Promises 1 and 2.
 #[unsafe(no_mangle)]
-unsafe extern "C" fn kvmi_event_wanted(vm: *const VmState, state: *const VcpuState, event: u16, cr: u8) -> bool {
+unsafe extern "C" fn kvmi_event_wanted(vm: *const VmState, state: *const VcpuState, event: u16, reg: u32) -> bool {
     // SAFETY: promises 1 and 2.
     let (vm, state) = unsafe { (&*vm, &*state) };
-    state.wanted(vm, event, cr)
+    state.wanted(vm, event, reg)
 }
 
 /// # Safety
 /// Promises 1 and 2; `new_val` points to a u64.
 #[unsafe(no_mangle)]
-unsafe extern "C" fn kvmi_reply_value(state: *const VcpuState, cr: u8, new_val: *mut u64) -> bool {
+unsafe extern "C" fn kvmi_reply_value(state: *const VcpuState, event: u16, reg: u32, new_val: *mut u64) -> bool {
     // SAFETY: promises 1 and 2.
-    let Some(value) = unsafe { &*state }.reply_value(cr) else {
+    let Some(value) = unsafe { &*state }.reply_value(event, reg) else {
         return false;
     };
     // SAFETY: the caller's promise.
@@ -157,6 +157,35 @@ unsafe extern "C" fn kvmi_crash(state: *mut VcpuState) {
 }
 
 /// # Safety
+/// Promises 1 and 2.
+#[unsafe(no_mangle)]
+unsafe extern "C" fn kvmi_completes_exit(state: *const VcpuState) -> bool {
+    // SAFETY: promises 1 and 2.
+    unsafe { &*state }.completes_exit()
+}
+
+/// # Safety
+/// Promises 1 and 2.
+#[unsafe(no_mangle)]
+unsafe extern "C" fn kvmi_has_injection(state: *const VcpuState) -> bool {
+    // SAFETY: promises 1 and 2.
+    unsafe { &*state }.has_injection()
+}
+
+/// # Safety
+/// Promises 1 and 2; `what` points to a value.
+#[unsafe(no_mangle)]
+unsafe extern "C" fn kvmi_take_injection(state: *mut VcpuState, what: *mut CInjection) -> bool {
+    // SAFETY: promises 1 and 2.
+    let Some(taken) = unsafe { &mut *state }.take_injection() else {
+        return false;
+    };
+    // SAFETY: the caller's promise.
+    unsafe { what.write(taken.into()) };
+    true
+}
+
+/// # Safety
 /// Promises 1 and 2; `regs` points to 144 bytes.
 #[unsafe(no_mangle)]
 unsafe extern "C" fn kvmi_take_registers(state: *mut VcpuState, regs: *mut u8) -> bool {
@@ -192,4 +221,28 @@ unsafe extern "C" fn kvmi_wants_cr0_write(state: *const VcpuState) -> bool {
 unsafe extern "C" fn kvmi_wants_cr3_write(state: *const VcpuState) -> bool {
     // SAFETY: promises 1 and 2.
     unsafe { &*state }.wants_cr_write(3)
+}
+
+/// # Safety
+/// Promises 1 and 2.
+#[unsafe(no_mangle)]
+unsafe extern "C" fn kvmi_wants_msr_write(state: *const VcpuState, msr: u32) -> bool {
+    // SAFETY: promises 1 and 2.
+    unsafe { &*state }.wants_msr_write(msr)
+}
+
+/// # Safety
+/// Promises 1 and 2.
+#[unsafe(no_mangle)]
+unsafe extern "C" fn kvmi_wants_any_msr(state: *const VcpuState) -> bool {
+    // SAFETY: promises 1 and 2.
+    unsafe { &*state }.wants_any_msr()
+}
+
+/// # Safety
+/// Promises 1 and 2.
+#[unsafe(no_mangle)]
+unsafe extern "C" fn kvmi_wants_descriptor(state: *const VcpuState) -> bool {
+    // SAFETY: promises 1 and 2.
+    unsafe { &*state }.wants_descriptor()
 }

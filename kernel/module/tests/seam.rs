@@ -24,6 +24,7 @@ fn rust_name(c: &str) -> String {
         "struct kvm_introspection" => "Session",
         "struct kvm_vcpu_introspection" => "Vcpu",
         "struct kvmi_occurrence" => "COccurrence",
+        "struct kvmi_injection" => "CInjection",
         same @ ("bool" | "u8" | "u16" | "u32" | "u64") => same,
         other => panic!("type {other:?} of seam.h is not known here"),
     }

@@ -1,12 +1,18 @@
 // SPDX-License-Identifier: MIT OR Apache-2.0
 //! Commands as values, for [`crate::Session::submit`] and [`crate::Session::call`].
 
+mod vcpu_control;
+mod vcpu_query;
+
 use kvmi_uapi::{
     ErrorCode, GetVersionReply, MsrEntry, Regs, VcpuControlCr, VcpuControlEvents, VcpuGetInfoReply, VcpuGetRegisters,
     VcpuGetRegistersReply, VcpuHdr, VmCheckCommand, VmCheckEvent, VmControlCleanup, VmControlEvents, VmGetInfoReply,
     VmPauseVcpu, VmReadPhysical, VmWritePhysical, msg,
 };
 use zerocopy::{FromBytes, Immutable, IntoBytes};
+
+pub use vcpu_control::{ControlMsr, InjectException};
+pub use vcpu_query::{GetCpuid, GetMtrrType, GetXcr, GetXsave, SetXsave, TranslateGva};
 
 use crate::{Message, ProtocolError, Registers};
 

@@ -223,6 +223,10 @@ expectations! {
     hypercall, Hypercall, Open<Hypercall>, "HYPERCALL";
     breakpoint, Breakpoint, Open<Breakpoint>, "BREAKPOINT";
     cr, Cr, Open<Cr>, "CR";
+    trap, Trap, Open<Trap>, "TRAP";
+    xsetbv, Xsetbv, Open<Xsetbv>, "XSETBV";
+    descriptor, Descriptor, Open<Descriptor>, "DESCRIPTOR";
+    msr, Msr, Open<Msr>, "MSR";
     pf, Pf, Open<Pf>, "PF";
 }
 

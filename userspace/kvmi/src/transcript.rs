@@ -5,7 +5,7 @@ use std::fmt;
 
 use kvmi_uapi::{
     ErrorCode, EventHdr, MsgHdr, VcpuEvent, VcpuEventReply, VcpuHdr,
-    event::{self, Breakpoint, Cr, CrReply},
+    event::{self, Breakpoint, Cr, CrReply, Descriptor, Msr, Trap, Xsetbv},
     msg,
 };
 use zerocopy::FromBytes;
@@ -105,18 +105,46 @@ fn vcpu_event(f: &mut fmt::Formatter<'_>, payload: &[u8]) -> fmt::Result {
         vcpu.vcpu,
         vcpu.arch.regs.rip
     )?;
-    match hdr.event {
-        event::CR => match read::<Cr>(data) {
-            Some((cr, _)) => write!(f, " cr{} {:#x} -> {:#x}", cr.cr, cr.old_value, cr.new_value),
-            None => write!(f, " {}", Hex(data)),
-        },
-        event::BREAKPOINT => match read::<Breakpoint>(data) {
-            Some((bp, _)) => write!(f, " gpa {:#x} insn_len {}", bp.gpa, bp.insn_len),
-            None => write!(f, " {}", Hex(data)),
-        },
-        _ if data.is_empty() => Ok(()),
-        _ => write!(f, " {}", Hex(data)),
+    match event_data(hdr.event, data) {
+        Some(text) => write!(f, " {text}"),
+        None if data.is_empty() => Ok(()),
+        None => write!(f, " {}", Hex(data)),
     }
+}
+
+/// What an event carries, in words; `None` for one that has none, or too few.
+fn event_data(id: u16, data: &[u8]) -> Option<String> {
+    Some(match id {
+        event::CR => {
+            let (cr, _) = read::<Cr>(data)?;
+            format!("cr{} {:#x} -> {:#x}", cr.cr, cr.old_value, cr.new_value)
+        }
+        event::BREAKPOINT => {
+            let (bp, _) = read::<Breakpoint>(data)?;
+            format!("gpa {:#x} insn_len {}", bp.gpa, bp.insn_len)
+        }
+        event::TRAP => {
+            let (trap, _) = read::<Trap>(data)?;
+            format!(
+                "exception {} error code {:#x} address {:#x}",
+                trap.nr, trap.error_code, trap.address
+            )
+        }
+        event::XSETBV => {
+            let (write, _) = read::<Xsetbv>(data)?;
+            format!("xcr{} {:#x} -> {:#x}", write.xcr, write.old_value, write.new_value)
+        }
+        event::DESCRIPTOR => {
+            let (access, _) = read::<Descriptor>(data)?;
+            let what = if access.write == 0 { "read" } else { "loaded" };
+            format!("register {} {what}", access.descriptor)
+        }
+        event::MSR => {
+            let (write, _) = read::<Msr>(data)?;
+            format!("msr {:#x} {:#x} -> {:#x}", write.msr, write.old_value, write.new_value)
+        }
+        _ => return None,
+    })
 }
 
 fn read<T: FromBytes>(bytes: &[u8]) -> Option<(T, &[u8])> {
@@ -190,6 +218,36 @@ mod tests {
             line(Received, &encode(1, 5, &event)),
             "< #5 event HYPERCALL vcpu 0 rip 0x0"
         );
+        for (id, data, text) in [
+            (
+                event::MSR,
+                &[
+                    0x74, 1, 0, 0, 0, 0, 0, 0, 1, 0, 0, 0, 0, 0, 0, 0, 2, 0, 0, 0, 0, 0, 0, 0,
+                ][..],
+                "MSR vcpu 0 rip 0x0 msr 0x174 0x1 -> 0x2",
+            ),
+            (
+                event::XSETBV,
+                &[0, 0, 0, 0, 0, 0, 0, 0, 1, 0, 0, 0, 0, 0, 0, 0, 3, 0, 0, 0, 0, 0, 0, 0],
+                "XSETBV vcpu 0 rip 0x0 xcr0 0x1 -> 0x3",
+            ),
+            (
+                event::DESCRIPTOR,
+                &[2, 1, 0, 0, 0, 0, 0, 0],
+                "DESCRIPTOR vcpu 0 rip 0x0 register 2 loaded",
+            ),
+            (
+                event::TRAP,
+                &[14, 0, 0, 0, 2, 0, 0, 0, 0, 0x50, 0, 0, 0, 0, 0, 0],
+                "TRAP vcpu 0 rip 0x0 exception 14 error code 0x2 address 0x5000",
+            ),
+            (event::CR, &[3], "CR vcpu 0 rip 0x0 03"),
+        ] {
+            let mut bytes = vec![0; 552];
+            bytes[0] = id as u8;
+            bytes.extend_from_slice(data);
+            assert_eq!(line(Received, &encode(1, 6, &bytes)), format!("< #6 event {text}"));
+        }
         assert_eq!(line(Sent, &[1, 2, 3]), "> 3 bytes: 010203");
     }
 }

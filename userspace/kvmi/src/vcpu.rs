@@ -1,11 +1,14 @@
 // SPDX-License-Identifier: MIT OR Apache-2.0
 //! vCPU commands as calls.
 
-use kvmi_uapi::{MsrEntry, Regs, Sregs};
+use kvmi_uapi::{MsrEntry, Regs, Sregs, VcpuGetCpuidReply, Xsave};
 
 use crate::{
     Error, Session,
-    command::{ControlCr, ControlEvents, GetRegisters, GetVcpuInfo, SetRegisters},
+    command::{
+        ControlCr, ControlEvents, ControlMsr, GetCpuid, GetMtrrType, GetRegisters, GetVcpuInfo, GetXcr, GetXsave,
+        InjectException, SetRegisters, SetXsave, TranslateGva,
+    },
 };
 
 /// What VCPU_GET_REGISTERS answers.
@@ -67,6 +70,32 @@ impl Vcpu<'_> {
         })
     }
 
+    /// VCPU_CONTROL_MSR: whether changes of an MSR are MSR events.
+    ///
+    /// # Errors
+    /// As [`Session::call`]: EINVAL for one that cannot be watched, EPERM when the VMM denies the guest to write it.
+    pub fn control_msr(&self, msr: u32, enable: bool) -> Result<(), Error> {
+        self.session.call(ControlMsr {
+            vcpu: self.index,
+            msr,
+            enable,
+        })
+    }
+
+    /// VCPU_INJECT_EXCEPTION: has the guest take an exception; a TRAP event tells which it took in the end. The error code
+    /// is used by those that have one, the address by #PF.
+    ///
+    /// # Errors
+    /// As [`Session::call`]: EINVAL for what cannot be injected, EPERM, EBUSY while something else is on its way.
+    pub fn inject_exception(&self, nr: u8, error_code: u32, address: u64) -> Result<(), Error> {
+        self.session.call(InjectException {
+            vcpu: self.index,
+            nr,
+            error_code,
+            address,
+        })
+    }
+
     /// VCPU_GET_REGISTERS: registers and the MSRs that are asked for, at most [`kvmi_uapi::MAX_MSRS`].
     ///
     /// # Errors
@@ -84,5 +113,62 @@ impl Vcpu<'_> {
             vcpu: self.index,
             regs: *regs,
         })
+    }
+
+    /// VCPU_GET_CPUID: a leaf as the guest's CPUID table has it.
+    ///
+    /// # Errors
+    /// As [`Session::call`]: ENOENT when it is not there.
+    pub fn cpuid(&self, function: u32, index: u32) -> Result<VcpuGetCpuidReply, Error> {
+        self.session.call(GetCpuid {
+            vcpu: self.index,
+            function,
+            index,
+        })
+    }
+
+    /// VCPU_GET_XCR: XCR0.
+    ///
+    /// # Errors
+    /// As [`Session::call`].
+    pub fn xcr0(&self) -> Result<u64, Error> {
+        let vcpu = self.index;
+        Ok(self.session.call(GetXcr { vcpu, xcr: 0 })?.value)
+    }
+
+    /// VCPU_GET_XSAVE: the extended state.
+    ///
+    /// # Errors
+    /// As [`Session::call`]: EOPNOTSUPP when it may be larger.
+    pub fn xsave(&self) -> Result<Box<Xsave>, Error> {
+        self.session.call(GetXsave { vcpu: self.index })
+    }
+
+    /// VCPU_SET_XSAVE: gives the vCPU this extended state.
+    ///
+    /// # Errors
+    /// As [`Session::call`]: EINVAL for a state that the CPU cannot have, EOPNOTSUPP as [`Self::xsave`].
+    pub fn set_xsave(&self, state: &Xsave) -> Result<(), Error> {
+        let vcpu = self.index;
+        self.session.call(SetXsave { vcpu, state })
+    }
+
+    /// VCPU_GET_MTRR_TYPE: the memory type of a page, as MTRRs encode it.
+    ///
+    /// # Errors
+    /// As [`Session::call`].
+    pub fn memory_type(&self, gpa: u64) -> Result<u8, Error> {
+        let vcpu = self.index;
+        Ok(self.session.call(GetMtrrType { vcpu, gpa })?.type_)
+    }
+
+    /// VCPU_TRANSLATE_GVA: where a supervisor's read of this guest virtual address would go; `None` when nowhere.
+    ///
+    /// # Errors
+    /// As [`Session::call`].
+    pub fn translate(&self, gva: u64) -> Result<Option<u64>, Error> {
+        let vcpu = self.index;
+        let gpa = self.session.call(TranslateGva { vcpu, gva })?.gpa;
+        Ok((gpa != u64::MAX).then_some(gpa))
     }
 }

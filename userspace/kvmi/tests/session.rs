@@ -88,6 +88,59 @@ fn commands_are_answered() {
 }
 
 #[test]
+fn msrs_are_watched_and_exceptions_injected() {
+    let (kernel, session) = hooked(1);
+    let vcpu = session.vcpu(0);
+    vcpu.control_event(event::MSR, true).unwrap();
+    vcpu.control_msr(0x174, true).unwrap();
+    assert_eq!(
+        vcpu.control_msr(0x2000, true).unwrap_err().kernel(),
+        Some(KvmError::Invalid)
+    );
+    let write = Occurrence::Msr {
+        msr: 0x174,
+        old: 1,
+        new: 2,
+    };
+    let completed = kernel.happen(0, write);
+    let event = session.next_event().unwrap().msr().unwrap();
+    assert_eq!(
+        (event.data.msr, event.data.old_value, event.data.new_value),
+        (0x174, 1, 2)
+    );
+    event.reply(Value::Continue(3)).unwrap();
+    assert_eq!(completed.recv().unwrap().value, Some(3));
+    vcpu.inject_exception(14, 2, 0x5000).unwrap();
+    assert_eq!(
+        vcpu.inject_exception(14, 2, 0x5000).unwrap_err().kernel(),
+        Some(KvmError::Busy)
+    );
+    assert_eq!(
+        vcpu.inject_exception(3, 0, 0).unwrap_err().kernel(),
+        Some(KvmError::Invalid)
+    );
+}
+
+#[test]
+fn a_vcpu_is_asked_for_more_than_registers() {
+    let (_kernel, session) = hooked(1);
+    let vcpu = session.vcpu(0);
+    let leaf = vcpu.cpuid(7, 8).unwrap();
+    assert_eq!([leaf.eax, leaf.ebx, leaf.ecx, leaf.edx], [7, 8, 9, 10]);
+    assert_eq!(vcpu.cpuid(9, 0).unwrap_err().kernel(), Some(KvmError::NotFound));
+    assert_eq!(vcpu.xcr0().unwrap(), 3);
+    let mut state = vcpu.xsave().unwrap();
+    assert_eq!(state.region, [0; 1024]);
+    state.region[1023] = 5;
+    vcpu.set_xsave(&state).unwrap();
+    assert_eq!(vcpu.xsave().unwrap(), state);
+    // Without MTRRs.
+    assert_eq!(vcpu.memory_type(0x5000).unwrap(), 6);
+    assert_eq!(vcpu.translate(5).unwrap(), Some(4101));
+    assert_eq!(vcpu.translate(4096).unwrap(), None);
+}
+
+#[test]
 fn errors_are_typed() {
     let (kernel, session) = hooked(1);
     let kernel_error = |outcome: Result<(), Error>| outcome.unwrap_err().kernel().unwrap();

@@ -4,15 +4,15 @@
 use std::os::fd::{AsRawFd, BorrowedFd, OwnedFd};
 
 use kvm_bindings::{CpuId, KVM_CAP_SPLIT_IRQCHIP, KVM_MAX_CPUID_ENTRIES, kvm_enable_cap, kvm_guest_debug, kvm_msi};
-use kvm_ioctls::{Kvm, VmFd};
+use kvm_ioctls::{Kvm, MsrFilterDefaultAction, MsrFilterRange, MsrFilterRangeFlags, VmFd};
 use kvmi_guests::{DOORBELL_VECTOR, layout};
 use kvmi_lab_scenarios::ioctls;
-use kvmi_lab_scenarios::vmm::{Answer, HookFd, Permission, Refusal, Reply, Request, Until, VmConfig};
+use kvmi_lab_scenarios::vmm::{Answer, HookFd, Hypercalls, Permission, Refusal, Reply, Request, Until, VmConfig};
 use rustix::net::{AddressFamily, SocketFlags, SocketType, socketpair};
 
 use super::slots::{RAM_SLOT, Slots};
 use super::vcpu::Vcpu;
-use super::{Refused, boot, refuse, state};
+use super::{Refused, boot, hypercalls, refuse, state};
 
 /// Names the VM in the kernel's log.
 const UUID: [u8; 16] = *b"kvmi lab's guest";
@@ -47,12 +47,18 @@ impl Machine {
         } else {
             vm.create_irq_chip().refused("KVM_CREATE_IRQCHIP")?;
         }
+        let mut cpuid = kvm
+            .get_supported_cpuid(KVM_MAX_CPUID_ENTRIES)
+            .refused("KVM_GET_SUPPORTED_CPUID")?;
+        match config.hypercalls {
+            Hypercalls::Kvm => {}
+            Hypercalls::Xen => hypercalls::as_xen(&vm)?,
+            Hypercalls::HyperV => hypercalls::as_hyperv(&mut cpuid),
+        }
         let mut machine = Self {
             vcpus: Vec::new(),
             entry: boot::prepare(&slots.ram, &config.guest)?,
-            cpuid: kvm
-                .get_supported_cpuid(KVM_MAX_CPUID_ENTRIES)
-                .refused("KVM_GET_SUPPORTED_CPUID")?,
+            cpuid,
             vm,
             slots,
             uninitialised_aps: config.uninitialised_aps,
@@ -120,6 +126,8 @@ impl Machine {
                     .while_out(|vcpu| vcpu.get_mp_state().refused("KVM_GET_MP_STATE"))?;
                 return Ok(Answer::Number(state.mp_state.into()));
             }
+            Request::Exits { vcpu } => return Ok(Answer::Number(self.vcpu(vcpu)?.exits()? as i64)),
+            Request::DenyMsrWrite { msr } => self.deny_msr_write(msr)?,
             Request::SetGuestDebug { vcpu, control } => {
                 let debug = kvm_guest_debug {
                     control,
@@ -189,6 +197,18 @@ impl Machine {
             ioctls::unhook(self.borrow_vm()).refused("KVM_INTROSPECTION_UNHOOK")?;
         }
         Ok(())
+    }
+
+    fn deny_msr_write(&self, msr: Option<u32>) -> Result<(), Refusal> {
+        let denied = msr.map(|base| MsrFilterRange {
+            flags: MsrFilterRangeFlags::WRITE,
+            base,
+            msr_count: 1,
+            bitmap: &[0],
+        });
+        self.vm
+            .set_msr_filter(MsrFilterDefaultAction::ALLOW, denied.as_slice())
+            .refused("KVM_X86_SET_MSR_FILTER")
     }
 
     fn ring(&self, vcpu: usize) -> Result<(), Refusal> {

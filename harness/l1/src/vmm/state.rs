@@ -1,5 +1,5 @@
 // SPDX-License-Identifier: MIT OR Apache-2.0
-//! The ioctls by which a VMM writes a vCPU's state, each with what was there before.
+//! The ioctls by which a VMM writes a vCPU's state, most with what was there before.
 
 #![allow(unsafe_code)]
 
@@ -44,6 +44,21 @@ pub(super) fn write(vcpu: &mut VcpuFd, by: VcpuWrite) -> Result<(), Refusal> {
             let mut state = KvmNestedStateBuffer::empty();
             vcpu.nested_state(&mut state).refused("KVM_GET_NESTED_STATE")?;
             vcpu.set_nested_state(&state).refused("KVM_SET_NESTED_STATE")
+        }
+        VcpuWrite::InjectedInterrupt(vector) => {
+            let mut events = vcpu.get_vcpu_events().refused("KVM_GET_VCPU_EVENTS")?;
+            (events.interrupt.injected, events.interrupt.nr, events.interrupt.soft) = (1, vector, 0);
+            vcpu.set_vcpu_events(&events).refused("KVM_SET_VCPU_EVENTS")
+        }
+        VcpuWrite::PendingException(vector) => {
+            let mut events = vcpu.get_vcpu_events().refused("KVM_GET_VCPU_EVENTS")?;
+            // Without the capability for pending ones, an exception to be delivered is one that is injected.
+            (
+                events.exception.injected,
+                events.exception.nr,
+                events.exception.has_error_code,
+            ) = (1, vector, 0);
+            vcpu.set_vcpu_events(&events).refused("KVM_SET_VCPU_EVENTS")
         }
         VcpuWrite::Interrupt(vector) => interrupt(vcpu, vector).refused("KVM_INTERRUPT"),
     }

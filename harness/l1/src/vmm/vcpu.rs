@@ -12,6 +12,7 @@ use kvmi_lab_scenarios::say;
 use kvmi_lab_scenarios::vmm::{Mark, Refusal, VcpuStatus};
 use vmm_sys_util::signal::Killable;
 
+use super::statistics::Exits;
 use super::{refuse, signals, slice};
 
 type Job = Box<dyn FnOnce(&mut VcpuFd) + Send>;
@@ -49,11 +50,13 @@ impl Shared {
 pub(super) struct Vcpu {
     shared: Arc<Shared>,
     thread: Option<JoinHandle<()>>,
+    exits: Exits,
 }
 
 impl Vcpu {
     /// Starts the thread; it stays out of `KVM_RUN` until [`Vcpu::resume`].
     pub(super) fn start(index: usize, vcpu: VcpuFd) -> Result<Self, Refusal> {
+        let exits = Exits::of(&vcpu)?;
         let shared = Arc::new(Shared {
             state: Mutex::new(State {
                 wanted: Wanted::StayOut,
@@ -78,7 +81,12 @@ impl Vcpu {
         Ok(Self {
             shared,
             thread: Some(thread),
+            exits,
         })
+    }
+
+    pub(super) fn exits(&self) -> Result<u64, Refusal> {
+        self.exits.count()
     }
 
     pub(super) fn resume(&self) {

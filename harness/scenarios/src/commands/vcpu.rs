@@ -13,7 +13,7 @@ use zerocopy::{FromBytes, IntoBytes};
 
 use super::padding_is_checked;
 use crate::requests::{expect_data, read_exactly};
-use crate::vmm::{Permission, VmConfig};
+use crate::vmm::{Permission, Vm, VmConfig};
 use crate::wire::{Wire, vcpu_payload};
 use crate::{Context, Failure, Scenario, check, check_eq, scenario};
 
@@ -97,7 +97,7 @@ fn pause_errors(context: &mut Context) -> Result<(), Failure> {
 }
 
 /// What every vCPU command checks before its own data: permission, padding of the vCPU header, index.
-fn check_vcpu_header(wire: &mut Wire, id: u16, request: &[u8], vcpus: u16) -> Result<(), Failure> {
+pub(super) fn check_vcpu_header(wire: &mut Wire, id: u16, request: &[u8], vcpus: u16) -> Result<(), Failure> {
     for at in 2..8 {
         let mut payload = vcpu_payload(0, request);
         payload[at] = 1;
@@ -118,8 +118,20 @@ fn check_vcpu_header(wire: &mut Wire, id: u16, request: &[u8], vcpus: u16) -> Re
 }
 
 /// Padding within a vCPU command's own data.
-fn check_vcpu_padding(wire: &mut Wire, id: u16, request: &[u8], pads: std::ops::Range<usize>) -> Result<(), Failure> {
+pub(super) fn check_vcpu_padding(
+    wire: &mut Wire,
+    id: u16,
+    request: &[u8],
+    pads: std::ops::Range<usize>,
+) -> Result<(), Failure> {
     padding_is_checked(wire, id, &vcpu_payload(0, request), pads.start + 8..pads.end + 8)
+}
+
+/// Revokes a vCPU command: EPERM comes before everything else that could be wrong with it.
+pub(super) fn check_revoked(vm: &Vm, wire: &mut Wire, id: u16, request: &[u8]) -> Result<(), Failure> {
+    check_eq!(vm.permit(Permission::Command, 0, id.into())?, 0, "errno of revoking");
+    check_eq!(wire.vcpu(0xffff, id, request)?, Err(EPERM), "command {id}, revoked");
+    Ok(())
 }
 
 fn get_info(context: &mut Context) -> Result<(), Failure> {
@@ -167,7 +179,16 @@ fn control_events(context: &mut Context) -> Result<(), Failure> {
     context.stage("start", Duration::from_secs(20));
     let (vm, mut wire) = context.hooked_vm("halt", 1)?;
     context.stage("answers", Duration::from_secs(10));
-    for event in [event::PAUSE, event::HYPERCALL, event::BREAKPOINT, event::CR] {
+    for event in [
+        event::PAUSE,
+        event::HYPERCALL,
+        event::BREAKPOINT,
+        event::CR,
+        event::TRAP,
+        event::XSETBV,
+        event::DESCRIPTOR,
+        event::MSR,
+    ] {
         for on in [true, true, false] {
             wire.control_event(0, event, on)?;
         }

@@ -59,7 +59,9 @@ pub(super) fn expected(id: u16, payload: &[u8], allowed: bool, vcpus: u16) -> Ex
         msg::VCPU_EVENT => Expected::Closed,
         msg::GET_VERSION | msg::VM_GET_INFO => Expected::Either(16, &[]),
         msg::VM_CHECK_COMMAND | msg::VM_CHECK_EVENT => Expected::Either(0, &[EINVAL, ENOENT, EPERM]),
-        msg::VM_CONTROL_EVENTS | msg::VM_CONTROL_CLEANUP | msg::VCPU_CONTROL_CR => Expected::Either(0, &[EINVAL]),
+        msg::VM_CONTROL_EVENTS | msg::VM_CONTROL_CLEANUP | msg::VCPU_CONTROL_CR | msg::VCPU_CONTROL_MSR => {
+            Expected::Either(0, &[EINVAL])
+        }
         msg::VM_READ_PHYSICAL => Expected::Either(word(payload, 8).into(), &[EINVAL, ENOENT]),
         msg::VM_WRITE_PHYSICAL if usize::from(word(payload, 8)) > payload.len().saturating_sub(16) => Expected::Closed,
         msg::VM_WRITE_PHYSICAL => Expected::Either(0, &[EINVAL, ENOENT, EPERM]),
@@ -79,6 +81,11 @@ pub(super) fn expected(id: u16, payload: &[u8], allowed: bool, vcpus: u16) -> Ex
         }
         // Never long enough.
         msg::VCPU_SET_REGISTERS => Expected::Either(0, &[EINVAL, EOPNOTSUPP]),
+        msg::VCPU_GET_CPUID => Expected::Either(16, &[ENOENT]),
+        msg::VCPU_GET_XCR => Expected::Either(8, &[EINVAL]),
+        msg::VCPU_GET_XSAVE => Expected::Either(4096, &[]),
+        msg::VCPU_SET_XSAVE => Expected::Either(0, &[EINVAL]),
+        msg::VCPU_GET_MTRR_TYPE | msg::VCPU_TRANSLATE_GVA => Expected::Either(8, &[]),
         _ => Expected::Error(ENOSYS),
     }
 }

@@ -23,7 +23,7 @@ pub(super) enum Material {
 const PAGE_ENTRY: usize = size_of::<PageAccessEntry>();
 
 /// Commands and how long their data are, without the vCPU header.
-const SHAPES: [(u16, usize); 16] = [
+const SHAPES: [(u16, usize); 23] = [
     (msg::GET_VERSION, 0),
     (msg::VM_CHECK_COMMAND, 8),
     (msg::VM_CHECK_EVENT, 8),
@@ -39,7 +39,14 @@ const SHAPES: [(u16, usize); 16] = [
     (msg::VCPU_CONTROL_EVENTS, 8),
     (msg::VCPU_GET_REGISTERS, 8),
     (msg::VCPU_SET_REGISTERS, 100),
+    (msg::VCPU_GET_CPUID, 8),
     (msg::VCPU_CONTROL_CR, 8),
+    (msg::VCPU_GET_XCR, 8),
+    (msg::VCPU_GET_XSAVE, 0),
+    (msg::VCPU_SET_XSAVE, 4096),
+    (msg::VCPU_GET_MTRR_TYPE, 8),
+    (msg::VCPU_CONTROL_MSR, 8),
+    (msg::VCPU_TRANSLATE_GVA, 8),
 ];
 
 /// Whether the kernel carries this command out today.

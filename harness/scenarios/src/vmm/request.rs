@@ -21,6 +21,19 @@ pub struct VmConfig {
     pub uninitialised_aps: bool,
     /// Leave the 8259 and the I/O APIC to the VMM, which then brings interrupts from them with `KVM_INTERRUPT`.
     pub split_irqchip: bool,
+    /// Whose hypercalls the guest makes, beside KVM's own.
+    pub hypercalls: Hypercalls,
+}
+
+/// A hypervisor that KVM passes itself off as, where a guest's hypercalls are concerned.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Serialize, Deserialize)]
+pub enum Hypercalls {
+    /// None.
+    Kvm,
+    /// Xen, whose hypercalls go to the VMM.
+    Xen,
+    /// Hyper-V, once the guest has written its MSR for the guest's name.
+    HyperV,
 }
 
 impl VmConfig {
@@ -32,6 +45,7 @@ impl VmConfig {
             vcpus,
             uninitialised_aps: false,
             split_irqchip: false,
+            hypercalls: Hypercalls::Kvm,
         }
     }
 }
@@ -54,7 +68,7 @@ pub enum Permission {
     Event,
 }
 
-/// An ioctl by which a VMM writes a vCPU's state. Each but the last writes what it has just read.
+/// An ioctl by which a VMM writes a vCPU's state. Each but those with a vector writes what it has just read.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, Serialize, Deserialize)]
 pub enum VcpuWrite {
     /// `KVM_SET_REGS`
@@ -69,6 +83,10 @@ pub enum VcpuWrite {
     MpState,
     /// `KVM_SET_NESTED_STATE`
     NestedState,
+    /// `KVM_SET_VCPU_EVENTS` with an interrupt of this vector that was on its way into the guest, as after a migration.
+    InjectedInterrupt(u8),
+    /// `KVM_SET_VCPU_EVENTS` with an exception of this vector, without error code, that is to be delivered.
+    PendingException(u8),
     /// `KVM_INTERRUPT` with this vector.
     Interrupt(u32),
 }
@@ -160,6 +178,16 @@ pub enum Request {
     GetMpState {
         /// Its index.
         vcpu: usize,
+    },
+    /// How often a vCPU has left the guest, by KVM's statistics. Answer: [`Answer::Number`].
+    Exits {
+        /// Its index.
+        vcpu: usize,
+    },
+    /// `KVM_X86_SET_MSR_FILTER`: the guest may not write this MSR, or may write each again.
+    DenyMsrWrite {
+        /// Which one.
+        msr: Option<u32>,
     },
     /// `KVM_SET_GUEST_DEBUG` of a vCPU that is out.
     SetGuestDebug {

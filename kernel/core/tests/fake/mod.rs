@@ -133,6 +133,15 @@ fn assert_one_page(gpa: u64, len: usize) {
 pub struct FakeVcpu {
     pub index: u16,
     pub breakpoint_answer: Result<(), KvmError>,
+    /// EDX of CPUID leaf 1, the one leaf that there is.
+    pub cpuid_edx: u32,
+    /// MSRs that hold something else than what [`FakeVcpu::msr`] makes up.
+    pub msrs: BTreeMap<u32, u64>,
+    pub xsave: [u8; 4096],
+    pub xsave_answer: Result<(), KvmError>,
+    pub msr_answer: Result<(), KvmError>,
+    pub descriptor_answer: Result<(), KvmError>,
+    pub injection_answer: Result<(), KvmError>,
 }
 
 impl Default for FakeVcpu {
@@ -140,6 +149,13 @@ impl Default for FakeVcpu {
         Self {
             index: 0,
             breakpoint_answer: Ok(()),
+            cpuid_edx: 0,
+            msrs: BTreeMap::new(),
+            xsave: [0xdd; 4096],
+            xsave_answer: Ok(()),
+            msr_answer: Ok(()),
+            descriptor_answer: Ok(()),
+            injection_answer: Ok(()),
         }
     }
 }
@@ -174,8 +190,46 @@ impl VcpuEffects for FakeVcpu {
         if index == NO_MSR {
             Err(KvmError(EINVAL))
         } else {
-            Ok(u64::from(index) << 8)
+            Ok(self.msrs.get(&index).copied().unwrap_or(u64::from(index) << 8))
         }
+    }
+
+    fn cpuid(&mut self, function: u32, index: u32) -> Result<[u32; 4], KvmError> {
+        if (function, index) == (1, 0) {
+            Ok([1, 2, 3, self.cpuid_edx])
+        } else {
+            Err(KvmError(ENOENT))
+        }
+    }
+
+    fn xcr0(&mut self) -> u64 {
+        7
+    }
+
+    fn xsave(&mut self, out: &mut [u8; 4096]) -> Result<(), KvmError> {
+        *out = self.xsave;
+        self.xsave_answer
+    }
+
+    fn set_xsave(&mut self, state: &[u8; 4096]) -> Result<(), KvmError> {
+        self.xsave = *state;
+        self.xsave_answer
+    }
+
+    fn translate(&mut self, gva: u64) -> u64 {
+        if gva < MEMORY { gva + 0x1000 } else { u64::MAX }
+    }
+
+    fn msr_write_allowed(&mut self, _: u32) -> Result<(), KvmError> {
+        self.msr_answer
+    }
+
+    fn descriptor_exits(&mut self) -> Result<(), KvmError> {
+        self.descriptor_answer
+    }
+
+    fn injection_free(&mut self) -> Result<(), KvmError> {
+        self.injection_answer
     }
 
     fn breakpoint_free(&mut self) -> Result<(), KvmError> {

@@ -2,6 +2,8 @@
 //! Section 4 of docs/protocol.md as a table: what each command looks like, checks and does. A new command gets a row.
 
 mod vcpu;
+mod vcpu_control;
+mod vcpu_query;
 mod vm;
 
 use kvmi_uapi::error::EINVAL;
@@ -97,7 +99,11 @@ fn event_id() -> impl Strategy<Value = u16> {
 
 impl Command {
     pub(crate) fn all() -> impl Iterator<Item = &'static Self> {
-        vm::COMMANDS.iter().chain(vcpu::COMMANDS)
+        vm::COMMANDS
+            .iter()
+            .chain(vcpu::COMMANDS)
+            .chain(vcpu_query::COMMANDS)
+            .chain(vcpu_control::COMMANDS)
     }
 
     pub(crate) fn by_id(id: u16) -> Option<&'static Self> {

@@ -4,10 +4,7 @@
 use std::{collections::BTreeMap, fmt};
 
 use kvmi_core::Occurrence;
-use kvmi_uapi::{
-    error::{EAGAIN, EBUSY, EINVAL, ENOSYS, EPERM},
-    event,
-};
+use kvmi_uapi::error::{EAGAIN, EBUSY, EINVAL, ENOSYS, EPERM};
 
 use crate::{
     commands::{Command, Run},
@@ -38,6 +35,10 @@ pub(crate) enum Seen {
     CommandWhenCrashed,
     CrashedByLoss,
     PausesForbidden,
+    /// An exception that was accepted came to be delivered without its event.
+    TrapForbidden,
+    /// An exception went with the event in which it was asked for.
+    InjectionDropped,
     CreatedWhileHooked,
     ReplacedFailClosed,
 }
@@ -82,7 +83,7 @@ pub(crate) enum Fate {
     VoidDue,
     VoidOpen,
     VoidAnswered,
-    /// The VMM wrote registers, and it is a PAUSE.
+    /// The VMM wrote registers, and it belongs to no instruction.
     Outlasted,
     /// The tool did not want it any more when it was to be sent.
     SwitchedOff,
@@ -154,6 +155,8 @@ fn expected() -> Vec<Seen> {
         Seen::CommandWhenCrashed,
         Seen::CrashedByLoss,
         Seen::PausesForbidden,
+        Seen::TrapForbidden,
+        Seen::InjectionDropped,
         Seen::CreatedWhileHooked,
         Seen::ReplacedFailClosed,
     ];
@@ -168,7 +171,6 @@ fn expected() -> Vec<Seen> {
         }
     }
     for row in EVENTS {
-        let is_pause = row.id == event::PAUSE;
         let mut fates = vec![
             Fate::Sent,
             Fate::Continue,
@@ -180,10 +182,10 @@ fn expected() -> Vec<Seen> {
             Fate::Undecided,
         ];
         fates.extend(row.retry.then_some(Fate::Retry));
-        fates.extend(if is_pause {
-            &[Fate::Outlasted][..]
+        fates.extend(if row.of_instruction {
+            &[Fate::Stock, Fate::VoidDue, Fate::VoidOpen, Fate::SwitchedOff][..]
         } else {
-            &[Fate::Stock, Fate::VoidDue, Fate::VoidOpen, Fate::SwitchedOff]
+            &[Fate::Outlasted]
         });
         all.extend(fates.into_iter().map(|fate| Seen::Event(row.name, fate)));
     }

@@ -14,14 +14,27 @@ pub(crate) struct Switches {
     pub(crate) events: BTreeSet<u16>,
     /// By VCPU_CONTROL_CR.
     pub(crate) crs: BTreeSet<u8>,
+    /// By VCPU_CONTROL_MSR.
+    pub(crate) msrs: BTreeSet<u32>,
 }
 
+/// The MSRs that guests write. One has the number of a control register.
+pub(crate) const MSRS: &[u32] = &[3, 0x174, 0xc000_0080];
+
 impl Switches {
-    /// A bit each for #BP and for writes of CR0, CR3 and CR4: what the CPU has to intercept for the tool.
+    /// A bit each for #BP, for writes of CR0, CR3 and CR4, for descriptor tables, for any MSR and for each of [`MSRS`]: what the
+    /// CPU has to intercept for the tool.
     pub(crate) fn intercepts(&self) -> u32 {
         let mut bits = u32::from(self.events.contains(&event::BREAKPOINT));
         if self.events.contains(&event::CR) {
             bits |= self.crs.iter().map(|cr| 2 << cr).sum::<u32>();
+        }
+        bits |= u32::from(self.events.contains(&event::DESCRIPTOR)) << 6;
+        if self.events.contains(&event::MSR) {
+            bits |= u32::from(!self.msrs.is_empty()) << 7;
+            for (at, msr) in MSRS.iter().enumerate() {
+                bits |= u32::from(self.msrs.contains(msr)) << (8 + at);
+            }
         }
         bits
     }
@@ -35,6 +48,8 @@ pub(crate) struct Event {
     pub(crate) retry: bool,
     /// Bytes of the event's reply structure.
     pub(crate) reply_bytes: usize,
+    /// Whether it is about an instruction, which is completed by the reply and happens anew when the VMM writes registers.
+    pub(crate) of_instruction: bool,
     /// Whether the tool switched on what this is about; the VMM's permission is another matter.
     pub(crate) enabled: fn(&Switches, &Occurrence) -> bool,
     /// The event's data; None for an occurrence of another event.
@@ -51,12 +66,17 @@ const fn cr(cr: u8) -> Occurrence {
     Occurrence::Cr { cr, old: 0, new: 0 }
 }
 
+const fn msr(msr: u32) -> Occurrence {
+    Occurrence::Msr { msr, old: 0, new: 0 }
+}
+
 pub(crate) const EVENTS: &[Event] = &[
     Event {
         id: event::PAUSE,
         name: "PAUSE",
         retry: false,
         reply_bytes: 0,
+        of_instruction: false,
         enabled: |_, _| true,
         data: |what| matches!(what, Occurrence::Pause).then(Vec::new),
         happens: || None,
@@ -68,6 +88,7 @@ pub(crate) const EVENTS: &[Event] = &[
         name: "HYPERCALL",
         retry: false,
         reply_bytes: 0,
+        of_instruction: true,
         enabled: |on, _| on.events.contains(&event::HYPERCALL),
         data: |what| matches!(what, Occurrence::Hypercall).then(Vec::new),
         happens: || Some(Just(Occurrence::Hypercall).boxed()),
@@ -79,6 +100,7 @@ pub(crate) const EVENTS: &[Event] = &[
         name: "BREAKPOINT",
         retry: true,
         reply_bytes: 0,
+        of_instruction: true,
         enabled: |on, _| on.events.contains(&event::BREAKPOINT),
         data: |what| match *what {
             Occurrence::Breakpoint { gpa, insn_len } => Some(bytes(&[gpa, u64::from(insn_len)])),
@@ -97,6 +119,7 @@ pub(crate) const EVENTS: &[Event] = &[
         name: "CR",
         retry: false,
         reply_bytes: 8,
+        of_instruction: true,
         enabled: |on, what| match what {
             Occurrence::Cr { cr, .. } => on.events.contains(&event::CR) && on.crs.contains(cr),
             _ => false,
@@ -119,10 +142,103 @@ pub(crate) const EVENTS: &[Event] = &[
         examples: &[cr(0), cr(3), cr(4)],
     },
     Event {
+        id: event::TRAP,
+        name: "TRAP",
+        retry: false,
+        reply_bytes: 0,
+        of_instruction: false,
+        enabled: |_, _| true,
+        data: |what| match *what {
+            Occurrence::Trap {
+                nr,
+                error_code,
+                address,
+            } => Some(bytes(&[u64::from(nr) | u64::from(error_code) << 32, address])),
+            _ => None,
+        },
+        happens: || None,
+        ask: &[],
+        examples: &[Occurrence::Trap {
+            nr: 6,
+            error_code: 0,
+            address: 0,
+        }],
+    },
+    Event {
+        id: event::XSETBV,
+        name: "XSETBV",
+        retry: false,
+        reply_bytes: 0,
+        of_instruction: true,
+        enabled: |on, _| on.events.contains(&event::XSETBV),
+        data: |what| match *what {
+            Occurrence::Xsetbv { old, new } => Some(bytes(&[0, old, new])),
+            _ => None,
+        },
+        happens: || {
+            let what = (0u64..9, 0u64..9).prop_map(|(old, new)| Occurrence::Xsetbv { old, new });
+            Some(what.boxed())
+        },
+        ask: &[(msg::VCPU_CONTROL_EVENTS, &[event::XSETBV as u8, 0, 1])],
+        examples: &[Occurrence::Xsetbv { old: 0, new: 0 }],
+    },
+    Event {
+        id: event::DESCRIPTOR,
+        name: "DESCRIPTOR",
+        retry: true,
+        reply_bytes: 0,
+        of_instruction: true,
+        enabled: |on, _| on.events.contains(&event::DESCRIPTOR),
+        data: |what| match *what {
+            Occurrence::Descriptor { descriptor, write } => {
+                Some(bytes(&[u64::from(descriptor) | u64::from(write) << 8]))
+            }
+            _ => None,
+        },
+        happens: || {
+            let what =
+                (1u8..5, any::<bool>()).prop_map(|(descriptor, write)| Occurrence::Descriptor { descriptor, write });
+            Some(what.boxed())
+        },
+        ask: &[(msg::VCPU_CONTROL_EVENTS, &[event::DESCRIPTOR as u8, 0, 1])],
+        examples: &[Occurrence::Descriptor {
+            descriptor: 1,
+            write: false,
+        }],
+    },
+    Event {
+        id: event::MSR,
+        name: "MSR",
+        retry: false,
+        reply_bytes: 8,
+        of_instruction: true,
+        enabled: |on, what| match what {
+            Occurrence::Msr { msr, .. } => on.events.contains(&event::MSR) && on.msrs.contains(msr),
+            _ => false,
+        },
+        data: |what| match *what {
+            Occurrence::Msr { msr, old, new } => Some(bytes(&[u64::from(msr), old, new])),
+            _ => None,
+        },
+        happens: || {
+            let msr = proptest::sample::select(MSRS);
+            let what = (msr, 0u64..9, 0u64..9).prop_map(|(msr, old, new)| Occurrence::Msr { msr, old, new });
+            Some(what.boxed())
+        },
+        ask: &[
+            (msg::VCPU_CONTROL_EVENTS, &[event::MSR as u8, 0, 1]),
+            (msg::VCPU_CONTROL_MSR, &[1, 0, 0, 0, 3, 0, 0, 0]),
+            (msg::VCPU_CONTROL_MSR, &[1, 0, 0, 0, 0x74, 1, 0, 0]),
+            (msg::VCPU_CONTROL_MSR, &[1, 0, 0, 0, 0x80, 0, 0, 0xc0]),
+        ],
+        examples: &[msr(3), msr(0x174), msr(0xc000_0080)],
+    },
+    Event {
         id: event::PF,
         name: "PF",
         retry: true,
         reply_bytes: 0,
+        of_instruction: true,
         enabled: |on, _| on.events.contains(&event::PF),
         data: |what| match *what {
             Occurrence::Pf { gpa, gva, access } => Some(bytes(&[gva, gpa, u64::from(access)])),

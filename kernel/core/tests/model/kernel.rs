@@ -349,11 +349,16 @@ impl Session {
 
 /// The glue's question before it goes to the trouble of an event.
 fn wanted(vm: &VmState, state: &VcpuState, what: &Occurrence) -> bool {
-    let cr = match what {
-        Occurrence::Cr { cr, .. } => *cr,
-        _ => 0,
-    };
-    state.wanted(vm, what.event(), cr)
+    state.wanted(vm, what.event(), register(what).unwrap_or(0))
+}
+
+/// The control register or MSR that it is about.
+fn register(what: &Occurrence) -> Option<u32> {
+    match what {
+        Occurrence::Cr { cr, .. } => Some(u32::from(*cr)),
+        Occurrence::Msr { msr, .. } => Some(*msr),
+        _ => None,
+    }
 }
 
 fn ioctl(r: Result<(), i32>) -> Outcome {

@@ -46,7 +46,6 @@ pub(crate) struct Spec {
 }
 
 /// What a vCPU is without a session.
-#[derive(Default)]
 pub(crate) struct Cpu {
     pub(crate) uninitialised: bool,
     /// The VMM has software breakpoints.
@@ -56,6 +55,8 @@ pub(crate) struct Cpu {
     exit: Option<Occurrence>,
     /// In force.
     intercepts: u32,
+    /// Extended state.
+    pub(crate) xsave: Vec<u8>,
 }
 
 pub(crate) struct Session {
@@ -84,6 +85,22 @@ pub(crate) struct Vcpu {
     unanswered: usize,
     late: Late,
     pub(crate) pauses: usize,
+    /// An exception that was accepted, as the TRAP that will tell of it.
+    pub(crate) injection: Option<Occurrence>,
+}
+
+impl Default for Cpu {
+    fn default() -> Self {
+        Self {
+            uninitialised: false,
+            debugged: false,
+            in_guest: false,
+            exit: None,
+            intercepts: 0,
+            // As the fake vCPU begins.
+            xsave: vec![0xdd; 4096],
+        }
+    }
 }
 
 /// How far a vCPU's event has come.

@@ -280,6 +280,7 @@ fn vmm() -> impl Strategy<Value = Input> {
     let allow = prop_oneof![
         4 => (Just(1u32), Just(-1)),
         1 => (Just(0u32), Just(i32::from(event::PAUSE))),
+        1 => (Just(0u32), Just(i32::from(event::TRAP))),
         1 => (0u32..3, Just(-1)),
         6 => (0u32..2, 0i32..32),
         1 => (0u32..3, -2i32..260),

@@ -77,7 +77,10 @@ impl MockKernel {
             let vcpu = Vcpu {
                 shared: shared.clone(),
                 state: VcpuState::new(),
-                effects: Effects { index: index as u16 },
+                effects: Effects {
+                    index: index as u16,
+                    xsave: [0; 4096],
+                },
                 queue: VecDeque::new(),
                 receiver,
             };
@@ -227,6 +230,7 @@ impl VmEffects for VmSide<'_> {
 
 struct Effects {
     index: u16,
+    xsave: [u8; 4096],
 }
 
 impl VcpuEffects for Effects {
@@ -256,6 +260,44 @@ impl VcpuEffects for Effects {
 
     fn msr(&mut self, index: u32) -> Result<u64, KvmError> {
         Ok(u64::from(index) * 2)
+    }
+
+    fn cpuid(&mut self, function: u32, index: u32) -> Result<[u32; 4], KvmError> {
+        if function == 7 {
+            Ok([7, index, 9, 10])
+        } else {
+            Err(KvmError(ENOENT))
+        }
+    }
+
+    fn xcr0(&mut self) -> u64 {
+        3
+    }
+
+    fn xsave(&mut self, out: &mut [u8; 4096]) -> Result<(), KvmError> {
+        *out = self.xsave;
+        Ok(())
+    }
+
+    fn set_xsave(&mut self, state: &[u8; 4096]) -> Result<(), KvmError> {
+        self.xsave = *state;
+        Ok(())
+    }
+
+    fn translate(&mut self, gva: u64) -> u64 {
+        if gva < 4096 { gva + 4096 } else { u64::MAX }
+    }
+
+    fn msr_write_allowed(&mut self, _: u32) -> Result<(), KvmError> {
+        Ok(())
+    }
+
+    fn descriptor_exits(&mut self) -> Result<(), KvmError> {
+        Ok(())
+    }
+
+    fn injection_free(&mut self) -> Result<(), KvmError> {
+        Ok(())
     }
 
     fn breakpoint_free(&mut self) -> Result<(), KvmError> {
@@ -322,9 +364,11 @@ impl Vcpu {
                     self.state.event_fail_open();
                 }
             }
-            if let Occurrence::Cr { cr, .. } = what {
-                value = self.state.reply_value(*cr);
-            }
+            value = match what {
+                Occurrence::Cr { cr, .. } => self.state.reply_value(what.event(), u32::from(*cr)),
+                Occurrence::Msr { msr, .. } => self.state.reply_value(what.event(), *msr),
+                _ => None,
+            };
             regs = self.state.take_registers();
             site = self.state.record(&self.shared.vm, what);
             self.state.event_done();

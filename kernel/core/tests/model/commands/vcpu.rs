@@ -29,12 +29,12 @@ pub(super) const COMMANDS: &[Command] = &[
     Command {
         id: msg::VCPU_CONTROL_EVENTS,
         name: "VCPU_CONTROL_EVENTS",
-        weight: 20,
+        weight: 70,
         bytes: 8,
         request: || {
             let ids: Vec<u16> = EVENTS.iter().map(|event| event.id).collect();
             let id = prop_oneof![9 => proptest::sample::select(ids), 1 => event_id()];
-            (id, prop_oneof![4 => Just(1), 1 => switch()])
+            (id, prop_oneof![3 => Just(1), 2 => switch()])
                 .prop_map(|(id, enable)| [&id.to_le_bytes()[..], &[enable]].concat())
                 .boxed()
         },

@@ -2,11 +2,11 @@
 //! A vCPU's thread between exits: vcpu.c.
 
 use kvmi_core::{Occurrence, Phase, Site, VcpuState, VcpuVerdict, build_event, is_event_reply, vcpu_message};
-use kvmi_uapi::event;
 use zerocopy::IntoBytes;
 
-use super::{Kernel, Part, Session};
+use super::{Kernel, Part, Session, register};
 use crate::{
+    events::MSRS,
     steps::{Again, RIP, Signal},
     view::Turn,
 };
@@ -26,6 +26,7 @@ impl Kernel {
             || part.pauses > 0
             || part.unsent.is_some()
             || part.state.phase() != Phase::Idle
+            || (part.state.has_injection() && !session.lost)
             || crashes;
         if !has_work {
             return self.enter(vcpu, signal);
@@ -55,6 +56,18 @@ impl Kernel {
             Phase::Sent => Turn::Waits,
             Phase::ReplyHere => self.complete_exit(vcpu, again),
             Phase::Idle => {
+                if !session.lost
+                    && let Some(injection) = part.state.take_injection()
+                {
+                    let trap = Occurrence::Trap {
+                        nr: injection.nr,
+                        error_code: injection.error_code.unwrap_or(0),
+                        address: injection.address,
+                    };
+                    if part.state.record(&session.vm, &trap) == Site::Defer {
+                        return Turn::TrapIsDue;
+                    }
+                }
                 while !session.lost && part.pauses > 0 {
                     part.pauses -= 1;
                     if part.state.record(&session.vm, &Occurrence::Pause) == Site::Defer {
@@ -123,14 +136,11 @@ impl Kernel {
         assert!(state.take_registers().is_none(), "registers are taken once");
         let moved = registers.is_some_and(|regs| regs.rip != RIP);
         let mut sites = Vec::new();
-        if state.phase_event() != event::PAUSE && !moved {
+        if state.completes_exit() && !moved {
             let exit = self.cpus[vcpu].exit.expect("an exit was left");
             for what in again.told(&exit) {
                 let state = &self.session.as_ref().expect("there is a session").parts[vcpu].state;
-                let value = match what {
-                    Occurrence::Cr { cr, .. } => state.reply_value(cr),
-                    _ => None,
-                };
+                let value = register(&what).and_then(|register| state.reply_value(what.event(), register));
                 let site = self.site(vcpu, &what);
                 sites.push((site, value));
                 if site == Site::Defer {
@@ -182,6 +192,11 @@ fn intercepts(state: &VcpuState) -> u32 {
     let mut bits = u32::from(state.wants_breakpoint());
     for cr in [0, 3, 4] {
         bits |= u32::from(state.wants_cr_write(cr)) << (cr + 1);
+    }
+    bits |= u32::from(state.wants_descriptor()) << 6;
+    bits |= u32::from(state.wants_any_msr()) << 7;
+    for (at, msr) in MSRS.iter().enumerate() {
+        bits |= u32::from(state.wants_msr_write(*msr)) << (8 + at);
     }
     bits
 }

@@ -56,22 +56,21 @@ impl Spec {
         matches!(&self.session, Some(session) if matches!(session.vcpus[vcpu].stage, Stage::Answered { .. }))
     }
 
-    /// The VMM writes registers. A PAUSE belongs to no instruction (7).
+    /// The VMM writes registers. A PAUSE or TRAP belongs to no instruction (7). An exception that waits is dropped (4.2).
     pub(super) fn void(&mut self, index: usize) -> Outcome {
         self.cpus[index].in_guest = false;
         let Some(session) = &mut self.session else {
             return Outcome::Nothing;
         };
         let vcpu = &mut session.vcpus[index];
+        if vcpu.injection.take().is_some() {
+            self.seen.add(Seen::InjectionDropped);
+        }
         match vcpu.stage {
             Stage::Crashed => return Outcome::Nothing,
-            Stage::Due(Occurrence::Pause)
-            | Stage::Open {
-                what: Occurrence::Pause,
-                ..
-            } => {
+            Stage::Due(what) | Stage::Open { what, .. } if !Event::of(&what).of_instruction => {
                 vcpu.registers = None;
-                self.seen.fate(&Occurrence::Pause, Fate::Outlasted);
+                self.seen.fate(&what, Fate::Outlasted);
                 return Outcome::Nothing;
             }
             Stage::Open { seq, what } => {
@@ -119,6 +118,7 @@ impl Spec {
             Stage::Due(_) if signal == Signal::AtSend => Turn::Interrupted,
             Stage::Due(what) => self.send_event(index, what),
             Stage::Open { .. } => Turn::Waits,
+            Stage::None if !session.lost && session.vcpus[index].injection.is_some() => self.inject(index, again),
             Stage::None if session.vcpus[index].pauses == 0 => self.enter(index),
             Stage::None if session.events.contains(&event::PAUSE) => {
                 session.vcpus[index].pauses -= 1;
@@ -134,6 +134,20 @@ impl Spec {
         }
     }
 
+    /// The exception is KVM's from now on, told of or not.
+    fn inject(&mut self, index: usize, again: &Again) -> Turn {
+        let is_allowed = self.hooked().events.contains(&event::TRAP);
+        let vcpu = self.vcpu(index);
+        let trap = vcpu.injection.take().expect("an exception waits");
+        if !is_allowed {
+            self.seen.add(Seen::TrapForbidden);
+            return self.turn(index, Signal::None, again);
+        }
+        vcpu.registers = None;
+        vcpu.stage = Stage::Due(trap);
+        Turn::TrapIsDue
+    }
+
     fn enter(&mut self, index: usize) -> Turn {
         self.cpus[index].in_guest = true;
         self.cpus[index].exit = None;
@@ -147,6 +161,9 @@ impl Spec {
         let vcpu = &mut session.vcpus[index];
         vcpu.queue.clear();
         vcpu.unsent = None;
+        if crashes || opens {
+            vcpu.injection = None;
+        }
         match vcpu.stage {
             Stage::Crashed => {}
             _ if crashes => {
@@ -258,6 +275,7 @@ impl Spec {
         let vcpu = self.vcpu(index);
         if fate == Fate::Crash {
             vcpu.registers = None;
+            vcpu.injection = None;
             vcpu.stage = Stage::Crashed;
         } else {
             let value = (row.reply_bytes > 0).then(|| reply.u64(16));
@@ -305,7 +323,7 @@ impl Spec {
         let mut sites = Vec::new();
         if moved {
             self.seen.add(Seen::TookOver);
-        } else if *what != Occurrence::Pause {
+        } else if Event::of(what).of_instruction {
             let told = again.told(self.cpus[index].exit.as_ref().expect("an exit was left"));
             for what in told {
                 let (value, site) = self.happen_again(index, &what);
@@ -365,7 +383,7 @@ impl Late {
     }
 }
 
-/// A CR event is about its register, a PF event about its page and kind, any other about its kind.
+/// A CR or MSR event is about its register, a PF event about its page and kind, any other about its kind.
 fn same_site(a: &Occurrence, b: &Occurrence) -> bool {
     let page = |what: &Occurrence| match *what {
         Occurrence::Pf { gpa, access, .. } => Some((gpa / 4096, access)),
@@ -378,6 +396,7 @@ fn same_site(a: &Occurrence, b: &Occurrence) -> bool {
 pub(super) fn same_switch(a: &Occurrence, b: &Occurrence) -> bool {
     match (a, b) {
         (Occurrence::Cr { cr: a, .. }, Occurrence::Cr { cr: b, .. }) => a == b,
+        (Occurrence::Msr { msr: a, .. }, Occurrence::Msr { msr: b, .. }) => a == b,
         _ => Event::of(a).id == Event::of(b).id,
     }
 }

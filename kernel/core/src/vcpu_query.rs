@@ -1,0 +1,53 @@
+// SPDX-License-Identifier: GPL-2.0-only
+//! vCPU commands about what a vCPU holds beside its registers: CPUID, XCR0, extended state, memory types, translations.
+
+use kvmi_uapi::{
+    VcpuGetCpuid, VcpuGetCpuidReply, VcpuGetMtrrType, VcpuGetMtrrTypeReply, VcpuGetXcr, VcpuGetXcrReply,
+    VcpuTranslateGva, VcpuTranslateGvaReply, Xsave, error::EINVAL,
+};
+
+use crate::{
+    KvmError, VcpuEffects,
+    effects::XSAVE_BYTES,
+    mtrr,
+    wire::{self, Message, REPLY_HEAD, area},
+};
+
+pub(crate) fn get_cpuid<E: VcpuEffects>(effects: &mut E, request: VcpuGetCpuid) -> Result<VcpuGetCpuidReply, KvmError> {
+    let [eax, ebx, ecx, edx] = effects.cpuid(request.function, request.index)?;
+    Ok(VcpuGetCpuidReply { eax, ebx, ecx, edx })
+}
+
+pub(crate) fn get_xcr<E: VcpuEffects>(effects: &mut E, request: VcpuGetXcr) -> Result<VcpuGetXcrReply, KvmError> {
+    if request.pad != [0; 7] || request.xcr != 0 {
+        return Err(KvmError(EINVAL));
+    }
+    Ok(VcpuGetXcrReply { value: effects.xcr0() })
+}
+
+/// Has the state written where it lies in the reply.
+pub(crate) fn get_xsave<E: VcpuEffects>(effects: &mut E, message: Message<'_>, out: &mut [u8]) -> Option<usize> {
+    let outcome = effects.xsave(area::<XSAVE_BYTES>(out, REPLY_HEAD)?);
+    wire::finish(out, message.hdr, outcome, XSAVE_BYTES)
+}
+
+pub(crate) fn set_xsave<E: VcpuEffects>(effects: &mut E, message: Message<'_>) -> Result<(), KvmError> {
+    let state = message.payload.first_chunk::<XSAVE_BYTES>().ok_or(KvmError(EINVAL))?;
+    effects.set_xsave(state)
+}
+
+pub(crate) fn get_mtrr_type<E: VcpuEffects>(
+    effects: &mut E,
+    request: VcpuGetMtrrType,
+) -> Result<VcpuGetMtrrTypeReply, KvmError> {
+    let type_ = mtrr::memory_type(effects, request.gpa)?;
+    Ok(VcpuGetMtrrTypeReply { type_, pad: [0; 7] })
+}
+
+pub(crate) fn translate_gva<E: VcpuEffects>(effects: &mut E, request: VcpuTranslateGva) -> VcpuTranslateGvaReply {
+    VcpuTranslateGvaReply {
+        gpa: effects.translate(request.gva),
+    }
+}
+
+const _: () = assert!(size_of::<Xsave>() == XSAVE_BYTES);
