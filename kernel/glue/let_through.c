@@ -92,7 +92,7 @@ static u8 access_kind(u64 error_code)
 static bool tell(struct kvm_vcpu_introspection *vi, const struct kvmi_occurrence *pf)
 {
 	if (kvmi_site(vi->vcpu, pf) == KVMI_SITE_PASS) {
-		let_through(vi, gpa_to_gfn(pf->a), pf->access);
+		let_through(vi, gpa_to_gfn(pf->a), pf->detail);
 		return true;
 	}
 	vi->told = *pf;
@@ -106,7 +106,7 @@ static bool tell(struct kvm_vcpu_introspection *vi, const struct kvmi_occurrence
 void kvmi_complete_access(struct kvm_vcpu_introspection *vi)
 {
 	if (kvmi_site(vi->vcpu, &vi->told) == KVMI_SITE_CONTINUE)
-		let_through(vi, gpa_to_gfn(vi->told.a), vi->told.access);
+		let_through(vi, gpa_to_gfn(vi->told.a), vi->told.detail);
 }
 
 /*
