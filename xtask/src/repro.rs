@@ -16,6 +16,7 @@ use serde_json::json;
 use crate::e2e;
 use crate::emulators::{self, Fetched, is_bochs};
 use crate::output::show;
+use crate::points;
 use crate::table::relative;
 use crate::workshop::Workshop;
 use crate::{apt, exit};
@@ -154,7 +155,7 @@ pub(crate) fn again(shop: &Workshop, path: &Path) -> Result<Repro> {
     apt::require_debian()?;
     apt::install_for_boot(shop, manifest.lane)?;
     let fetched = emulators::fetch(shop)?;
-    let standing = e2e::prepare(shop, &[manifest.lane], &bundle.boot, &fetched, &folder)?;
+    let standing = points::prepare(shop, &[manifest.lane], &bundle.boot, &fetched, &folder)?;
     let run = LabRun {
         folder,
         seed: manifest.seed,
