@@ -21,8 +21,9 @@ use kvmi_lab_machine::outcome::Record;
 use kvmi_lab_machine::pace::Pace;
 use kvmi_lab_scenarios::all;
 
-use crate::e2e::{self, Standing};
+use crate::e2e;
 use crate::kernel::{self, Choice, Variant};
+use crate::points::{self, Standing};
 use crate::repro::Reproducer;
 use crate::workshop::Workshop;
 use crate::{apt, emulators, exit, hardware, lab};
@@ -105,7 +106,7 @@ pub(crate) fn run(shop: &Workshop, wanted: &Arguments, json: bool) -> Result<u8>
         if machines.contains_key(&pace) {
             continue;
         }
-        let standing = e2e::prepare(shop, &[wanted.lane], pace, &boot, &fetched, &folder)?;
+        let standing = points::prepare(shop, &[wanted.lane], pace, &boot, &fetched, &folder)?;
         let source = e2e::source(shop, &boot, pace, &built.kernel.version.release(), &fetched);
         let run = LabRun {
             folder: folder.clone(),

@@ -25,6 +25,7 @@ mod lockfile;
 mod nextest;
 mod output;
 mod planted;
+mod points;
 mod repro;
 mod screen;
 mod series;

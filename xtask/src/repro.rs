@@ -14,9 +14,10 @@ use kvmi_lab_machine::outcome::{Outcome, Record};
 use kvmi_lab_machine::pace::Pace;
 use serde_json::json;
 
-use crate::e2e::{self, Standing};
+use crate::e2e;
 use crate::emulators::{self, Fetched, is_bochs};
 use crate::output::show;
+use crate::points::{self, Standing};
 use crate::table::relative;
 use crate::transcript::{self, Transcripts};
 use crate::workshop::Workshop;
@@ -217,7 +218,7 @@ impl<'s> Reproducer<'s> {
             self.standing = None;
             apt::install_for_boot(self.shop, wanted.lane)?;
             let lanes = [wanted.lane];
-            let standing = e2e::prepare(
+            let standing = points::prepare(
                 self.shop,
                 &lanes,
                 wanted.pace,

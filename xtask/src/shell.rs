@@ -18,6 +18,7 @@ use crate::hardware;
 use crate::kernel::{self, Built, Choice};
 use crate::lab;
 use crate::output::complain;
+use crate::points;
 use crate::table::relative;
 use crate::workshop::Workshop;
 use crate::{apt, busybox};
@@ -58,7 +59,7 @@ pub(crate) fn run(shop: &Workshop, wanted: &Arguments) -> Result<u8> {
     }
     let boot = lab::boot_with(shop, &built, Some(&busybox::fetch(shop)?))?;
     let folder = e2e::new_folder(shop)?;
-    let standing = e2e::prepare(shop, &[lane], Pace::Host, &boot, &fetched, &folder)?;
+    let standing = points::prepare(shop, &[lane], Pace::Host, &boot, &fetched, &folder)?;
     let standing = standing.first().context("no lane was prepared")?;
     let logs = folder.join(lane.name()).join(FOLDER);
     let gdb = wanted.gdb.then(|| Gdb::new(shop, &built)).transpose()?;

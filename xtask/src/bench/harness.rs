@@ -17,11 +17,12 @@ use kvmi_lab_machine::run_folder;
 use serde::Serialize;
 use serde_json::json;
 
-use crate::e2e::{self, Standing};
+use crate::e2e;
 use crate::emulators::{self, Fetched};
 use crate::hardware;
 use crate::kernel::{self, Choice};
 use crate::output::show;
+use crate::points::{self, Standing};
 use crate::workshop::Workshop;
 use crate::{apt, lab};
 
@@ -114,7 +115,7 @@ fn measure(shop: &Workshop, lane: Lane, boot: &Boot, fetched: &Fetched, wanted: 
     let first = |shop: &Workshop| {
         let began = Instant::now();
         let folder = e2e::new_folder(shop)?;
-        let standing = e2e::prepare(shop, &[lane], Pace::Host, boot, fetched, &folder)?;
+        let standing = points::prepare(shop, &[lane], Pace::Host, boot, fetched, &folder)?;
         let run = lab_run(shop, boot, fetched, folder, &standing, wanted.seed);
         one(&run, lane)?;
         anyhow::Ok((began.elapsed().as_secs_f64(), run, standing))
