@@ -117,10 +117,16 @@ static inline bool kvm_introspection_emulates(struct kvm_vcpu *vcpu, gpa_t gpa, 
 	       __kvm_introspection_emulates(vcpu, gpa, gva, write);
 }
 
+/* The vCPU is to execute one instruction and no more. */
+static __always_inline bool kvm_introspection_is_stepping(struct kvm_vcpu *vcpu)
+{
+	return static_branch_unlikely(&kvm_introspection_hooked) && vcpu->introspection_stepping;
+}
+
 /* After each call of vcpu_enter_guest(). */
 static inline void kvm_introspection_step_end(struct kvm_vcpu *vcpu)
 {
-	if (static_branch_unlikely(&kvm_introspection_hooked) && vcpu->introspection_stepping)
+	if (kvm_introspection_is_stepping(vcpu))
 		__kvm_introspection_step_end(vcpu);
 }
 

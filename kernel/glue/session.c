@@ -21,6 +21,7 @@ MODULE_PARM_DESC(introspection, "Let virtual machines be introspected (default: 
  * than the check does.
  */
 DEFINE_STATIC_KEY_FALSE(kvm_introspection_hooked);
+EXPORT_SYMBOL_GPL(kvm_introspection_hooked);
 
 bool kvm_is_introspection_enabled(void)
 {
