@@ -141,7 +141,6 @@ fn become_machine(mut connection: UnixStream, serial: c_int, server: u32) -> io:
 /// Leaves the process's number in the folder, for whoever wants to see what the CPU holds, and has the process save itself there and end
 /// when a signal says so.
 fn show_state_at_signal(folder: &Path) -> io::Result<()> {
-    fs::create_dir(folder.join(STATE.to_string_lossy().as_ref()))?;
     fs::write(folder.join("emulator.pid"), process::id().to_string())?;
     let handler = show_state as extern "C" fn(c_int) as libc::sighandler_t;
     // SAFETY: the handler takes the signal's number and is there as long as the process.
@@ -153,6 +152,8 @@ fn show_state_at_signal(folder: &Path) -> io::Result<()> {
 
 /// The machine may be anywhere and does not go on after this. Should it have been where it must not be saved, then there is nothing to see.
 extern "C" fn show_state(_: c_int) {
+    // SAFETY: a C string. It may be there already; that nothing can be saved there shows in a moment.
+    unsafe { libc::mkdir(STATE.as_ptr(), 0o700) };
     if let Err(why) = save::save(STATE) {
         give_up(why);
     }
