@@ -54,8 +54,10 @@ fn full_message(context: &mut Context) -> Result<(), Failure> {
         vec![ALL; MAX_PAGE_ACCESS_ENTRIES],
         "VM_GET_PAGE_ACCESS"
     );
+    let words = gpas.len() as u64 * PAGE / 8;
+    watched.silent(context, Access::Fill, [layout::SCRATCH, 0x77, words])?;
     for &gpa in &gpas {
-        watched.silent(context, Access::Write, [gpa, 1, 0])?;
+        check_eq!(watched.word(gpa)?, 0x77, "the word at {gpa:#x}");
     }
     watched.vm.exit()
 }
