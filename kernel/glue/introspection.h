@@ -144,7 +144,6 @@ static inline bool kvm_introspection_defer_cr(struct kvm_vcpu *vcpu, int cr,
 	return kvm_is_introspected(vcpu) && __kvm_introspection_defer_cr(vcpu, cr, old, new);
 }
 
-<<<<<<< HEAD
 /* Whether the hardware has to intercept writes of an MSR for the tool. */
 static inline bool kvm_introspection_watches_msr(struct kvm_vcpu *vcpu, u32 msr)
 {
@@ -172,7 +171,8 @@ static inline bool kvm_introspection_defer_msr(struct kvm_vcpu *vcpu, u32 msr, u
 static inline bool kvm_introspection_defer_xsetbv(struct kvm_vcpu *vcpu, u64 old)
 {
 	return kvm_is_introspected(vcpu) && __kvm_introspection_defer_xsetbv(vcpu, old);
-=======
+}
+
 /* Give the guest a #PF that its own hardware raised; before 6.12.117 nobody asked whose it is. */
 static inline void kvm_introspection_inject_page_fault(struct kvm_vcpu *vcpu,
 						       struct x86_exception *fault)
@@ -182,7 +182,6 @@ static inline void kvm_introspection_inject_page_fault(struct kvm_vcpu *vcpu,
 #else
 	vcpu->arch.walk_mmu->inject_page_fault(vcpu, fault);
 #endif
->>>>>>> c5e1ea5 (Give a stepped guest its own #PF on kernels before 6.12.117 too)
 }
 
 /* The VMM writes this vCPU's registers; vcpu->mutex is held. */
