@@ -312,8 +312,9 @@ fn collect(shop: &Workshop, run: &LabRun) -> Result<Vec<Record>> {
     for lane in run.lanes.iter().map(|prepared| prepared.lane) {
         let mut folders: Vec<PathBuf> = fs::read_dir(run.folder.join(lane.name()))?
             .filter_map(Result::ok)
+            // Bochs has a link there, to its plugins.
+            .filter(|e| e.file_type().is_ok_and(|kind| kind.is_dir()))
             .map(|e| e.path())
-            .filter(|p| p.is_dir())
             .collect();
         folders.sort();
         for folder in folders {

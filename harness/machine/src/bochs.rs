@@ -152,7 +152,6 @@ impl Process {
         let share = || terminal.slave.try_clone().map_err(io_error("share a terminal"));
         let errors = folder.join("bochs.err");
         command
-            .current_dir(folder)
             .env("TERM", "xterm")
             .stdin(share()?)
             .stdout(share()?)

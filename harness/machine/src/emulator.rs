@@ -1,13 +1,17 @@
 // SPDX-License-Identifier: MIT OR Apache-2.0
 //! Emulators unpacked into a folder and run from there, by the loader and with the libraries that they were packaged with.
 
-use std::fs;
+use std::os::unix::fs::symlink;
 use std::path::{Path, PathBuf};
 use std::process::Command;
+use std::{fs, io};
 
 use serde::{Deserialize, Serialize};
 
 const LIBRARIES: &str = "usr/lib/x86_64-linux-gnu";
+
+/// What Bochs calls the folder with its plugins.
+const PLUGINS: &str = "plugins";
 
 /// A folder that holds Debian's packages of QEMU and Bochs, unpacked.
 #[derive(Clone, Debug, Serialize, Deserialize)]
@@ -47,14 +51,21 @@ impl Emulators {
         command
     }
 
-    /// Bochs with a library in front of its own ones.
-    #[must_use]
-    pub fn bochs(&self, preload: &Path) -> Command {
+    /// Bochs with a library in front of its own ones, to be run in a folder.
+    ///
+    /// # Errors
+    ///
+    /// Those of unlink(2) and symlink(2).
+    pub fn bochs(&self, preload: &Path, folder: &Path) -> io::Result<Command> {
+        // By a short name: Bochs 3.0 puts the path of its plugins into a buffer that a long one overflows.
+        let plugins = folder.join(PLUGINS);
+        match fs::remove_file(&plugins) {
+            Err(e) if e.kind() != io::ErrorKind::NotFound => return Err(e),
+            _ => symlink(self.file(LIBRARIES).join("bochs/plugins"), &plugins)?,
+        }
         let mut command = self.program("usr/bin/bochs-bin", Some(preload));
-        // From where it is unpacked: Bochs 3.0 puts this path into a buffer that a long one overflows.
-        command.current_dir(&self.root);
-        command.env("LTDL_LIBRARY_PATH", Path::new(LIBRARIES).join("bochs/plugins"));
-        command
+        command.current_dir(folder).env("LTDL_LIBRARY_PATH", PLUGINS);
+        Ok(command)
     }
 
     /// An emulator's version, command line and what its configuration says, as a run folder keeps it.

@@ -67,7 +67,8 @@ pub fn start(parts: &Parts, saved: &Path, folder: &Path, progress: &Progress) ->
     let state = folder.with_extension("state");
     let configuration = bochsrc(lane, parts.emulators, &places);
     lay_out(saved, &state, &configuration)?;
-    let mut command = parts.emulators.bochs(parts.library);
+    let command = parts.emulators.bochs(parts.library, folder);
+    let mut command = command.map_err(io_error("name the plugins of Bochs"))?;
     command
         .args(["-q", "-r"])
         .arg(&state)

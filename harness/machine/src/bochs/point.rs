@@ -90,7 +90,8 @@ fn save(parts: &Parts, logs: &Path, state: &Path, progress: &Progress) -> Result
         port,
     };
     write(&configuration, &bochsrc(parts.lane, parts.emulators, &places))?;
-    let mut command = parts.emulators.bochs(parts.library);
+    let command = parts.emulators.bochs(parts.library, logs);
+    let mut command = command.map_err(io_error("name the plugins of Bochs"))?;
     command
         .args(["-q", "-f"])
         .arg(&configuration)
