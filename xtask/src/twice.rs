@@ -1,5 +1,5 @@
 // SPDX-License-Identifier: MIT OR Apache-2.0
-//! Exactness, proved: scenarios run twice in Bochs, each time in a machine that is booted anew, say the same to the byte.
+//! Exactness, proved: scenarios run twice in Bochs, each time in a machine that is restored anew, say the same to the byte.
 
 use anyhow::{Result, bail};
 use comfy_table::{Table, presets};
