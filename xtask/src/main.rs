@@ -92,7 +92,7 @@ enum Command {
     Shell(shell::Arguments),
     /// Hunt races: run a scenario by many seeds, each of which has something else come first in L1
     Explore(explore::Arguments),
-    /// Prove that Bochs is exact: run scenarios twice, each time in a machine booted anew, and compare all that L1 says
+    /// Prove that Bochs is exact: run scenarios twice, each time in a machine restored anew, and compare all that L1 says
     Twice {
         /// On this lane only: vmx-bochs or svm-bochs
         #[arg(long)]
