@@ -49,7 +49,7 @@ use crate::kernel::Choice;
 use crate::output::{complain, show};
 use crate::workshop::Workshop;
 
-const EXIT_CODES: &str = "Exit codes: 0 all well, 1 could not do it, 2 wrong usage, 10 a scenario did not pass, 11 a check of ci found something, 12 doctor found something lacking, 13 repro came to another verdict";
+const EXIT_CODES: &str = "Exit codes: 0 all well, 1 could not do it, 2 wrong usage, 10 a scenario or planted failure did not end as it should (e2e, bench, planted, twice, explore), 11 ci, check, tidy or endure found something, 12 doctor found something lacking, 13 repro came to another verdict";
 
 /// Where random numbers start when nobody says otherwise: every run is the same.
 const SEED: u64 = 1;
