@@ -21,11 +21,13 @@
 mod access;
 pub mod layout;
 mod mailbox;
+mod routine;
 #[cfg(target_arch = "x86_64")]
 pub mod runtime;
 
 pub use access::Access;
 pub use mailbox::{DescriptorOp, Mailbox, MemoryOp, Op, RepeatOp, Slot};
+pub use routine::Routine;
 
 /// The port to which a guest writes text for the VMM's log, a byte at a time.
 pub const CONSOLE_PORT: u16 = 0x3f8;

@@ -38,7 +38,8 @@ pub struct Slot {
     pub cr_writes: AtomicU64,
     /// Guest: how often the function at [`Slot::target`] ran to its end.
     pub target_runs: AtomicU64,
-    /// Guest: address of a function whose first instruction is one byte long, for a tool to plant an int3 on.
+    /// Guest: address of a function whose first instruction is one byte long, for a tool to plant an int3 on. Of the program `steps`: a table of
+    /// two addresses for each routine, its own and that of its list.
     pub target: AtomicU64,
     /// Guest: 256 + vector of an exception that the program did not expect, after which it halts for good; else 0.
     pub unexpected: AtomicU64,
@@ -134,6 +135,8 @@ pub enum Op {
     Repeat = 20,
     /// Accesses memory; argument 0 is an [`crate::Access`], 1 an address, the others what it says.
     Access = 40,
+    /// Calls the [`crate::Routine`] that argument 0 names, with argument 1; its result.
+    Step = 60,
 }
 
 impl Op {
@@ -162,6 +165,7 @@ impl Op {
             19 => Self::Descriptor,
             20 => Self::Repeat,
             40 => Self::Access,
+            60 => Self::Step,
             _ => return None,
         })
     }

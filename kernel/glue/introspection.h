@@ -42,6 +42,11 @@ void __get_sregs(struct kvm_vcpu *vcpu, struct kvm_sregs *sregs);
 int __kvm_introspection_work(struct kvm_vcpu *vcpu);
 void kvm_introspection_recalc_intercepts(struct kvm_vcpu *vcpu);
 
+/* Steps (step.c) */
+void __kvm_introspection_step_end(struct kvm_vcpu *vcpu);
+bool __kvm_introspection_holds_interrupts(struct kvm_vcpu *vcpu);
+bool kvm_introspection_owns_singlestep(struct kvm_vcpu *vcpu);
+
 /* Page access (access.c, let_through.c) */
 void kvm_introspection_vm_init(struct kvm *kvm);
 bool kvm_introspection_has_execute_only(void);
@@ -50,7 +55,6 @@ unsigned int __kvm_introspection_pte_access(struct kvm_vcpu *vcpu, union kvm_mmu
 					    gfn_t gfn, unsigned int access);
 bool __kvm_introspection_page_fault(struct kvm_vcpu *vcpu, gpa_t gpa, u64 error_code);
 bool __kvm_introspection_emulates(struct kvm_vcpu *vcpu, gpa_t gpa, gva_t gva, bool write);
-void __kvm_introspection_step_end(struct kvm_vcpu *vcpu);
 
 /* Event sites (sites.c) */
 bool __kvm_introspection_hypercall(struct kvm_vcpu *vcpu, int *r);
@@ -129,6 +133,24 @@ static inline void kvm_introspection_step_end(struct kvm_vcpu *vcpu)
 {
 	if (kvm_introspection_is_stepping(vcpu))
 		__kvm_introspection_step_end(vcpu);
+}
+
+/* An instruction ends that KVM has carried out for the guest. */
+static inline void kvm_introspection_instruction_ends(struct kvm_vcpu *vcpu)
+{
+	if (!static_branch_unlikely(&kvm_introspection_hooked) || !vcpu->introspection_singlestep)
+		return;
+
+	vcpu->introspection_stepped = true;
+	/* Nor does KVM go on to the next where it emulates many in a row. */
+	kvm_make_request(KVM_REQ_EVENT, vcpu);
+}
+
+/* While the tool steps the vCPU. */
+static inline bool kvm_introspection_holds_interrupts(struct kvm_vcpu *vcpu)
+{
+	return static_branch_unlikely(&kvm_introspection_hooked) &&
+	       vcpu->introspection_singlestep && __kvm_introspection_holds_interrupts(vcpu);
 }
 
 /* True when the hypercall is the tool's: *r is what the exit handler returns. */

@@ -9,9 +9,8 @@
  * that the instruction offends is told in turn, so that an instruction takes as
  * many turns as it has accesses that are denied, and happens in the last.
  *
- * The root of the stepping vCPU is shared by all that step, one at a time: the
- * stepper.  It is so from here to kvm_introspection_step_end(), for one call of
- * vcpu_enter_guest(), and waits for no tool.
+ * The root of the vCPU that is let through is shared by all that are, one at a
+ * time: the stepper.  It is so for one step (step.c), and waits for no tool.
  */
 #include "session.h"
 #include "kvm_cache_regs.h"
@@ -42,7 +41,7 @@ void kvmi_take_back(struct kvm_vcpu_introspection *vi)
 	struct kvm_vcpu *vcpu = vi->vcpu;
 	unsigned int i;
 
-	if (vcpu->introspection_stepping) {
+	if (vcpu->introspection_let_through) {
 		write_lock(&vcpu->kvm->mmu_lock);
 		for (i = 0; i < vi->let_through_count; i++)
 			kvm_tdp_mmu_zap_stepping(vcpu->kvm, vi->let_through[i].gfn);
@@ -124,7 +123,7 @@ bool __kvm_introspection_page_fault(struct kvm_vcpu *vcpu, gpa_t gpa, u64 error_
 	    !(kvmi_denied_access(vcpu->kvm, KVMI_VIEW, gfn) & kind) ||
 	    !kvm_is_visible_gfn(vcpu->kvm, gfn))
 		return false;
-	if (vcpu->introspection_stepping && is_let_through(vi, gfn, kind))
+	if (vcpu->introspection_let_through && is_let_through(vi, gfn, kind))
 		return false;
 
 	/* The CPU on its way through the guest's page tables is no access of the guest's. */
@@ -164,7 +163,7 @@ bool __kvm_introspection_emulates(struct kvm_vcpu *vcpu, gpa_t gpa, gva_t gva, b
 }
 
 /* Whether what is let through is still about the instruction that comes next. */
-bool kvmi_wants_step(struct kvm_vcpu_introspection *vi)
+bool kvmi_wants_let_through(struct kvm_vcpu_introspection *vi)
 {
 	struct kvm_vcpu *vcpu = vi->vcpu;
 
@@ -210,9 +209,9 @@ void kvmi_leave_stepper(struct kvm_vcpu *vcpu)
 		wake_up_all(&memory->stepper_wq);
 }
 
-static void set_stepping(struct kvm_vcpu *vcpu, bool stepping)
+static void set_let_through(struct kvm_vcpu *vcpu, bool let_through)
 {
-	vcpu->introspection_stepping = stepping;
+	vcpu->introspection_let_through = let_through;
 	/* Another role, and so another root; loading it flushes. */
 	kvm_mmu_reset_context(vcpu);
 }
@@ -236,36 +235,21 @@ static void map_let_through(struct kvm_vcpu_introspection *vi)
 	}
 }
 
-/*
- * site, as stepper: what the CPU cannot step is emulated, the rest is done by
- * the next entry.  As an exit handler.
- */
-int kvmi_step(struct kvm_vcpu_introspection *vi)
+/* site, as stepper: the step is to be on the root of its own. */
+int kvmi_enter_let_through(struct kvm_vcpu_introspection *vi)
 {
-	struct kvm_vcpu *vcpu = vi->vcpu;
 	int r;
 
-	if (!kvm_x86_call(introspection_step)(vcpu, true)) {
-		r = kvm_emulate_instruction(vcpu, 0);
-		kvmi_leave_stepper(vcpu);
-		return r;
-	}
-
-	vcpu->introspection_stepped = false;
-	set_stepping(vcpu, true);
-	r = kvm_mmu_reload(vcpu);
-	if (r) {
-		__kvm_introspection_step_end(vcpu);
-		return r;
-	}
-	map_let_through(vi);
-	return 1;
+	set_let_through(vi->vcpu, true);
+	r = kvm_mmu_reload(vi->vcpu);
+	if (!r)
+		map_let_through(vi);
+	return r;
 }
 
-/* The vCPU is back from the guest, or did not get there; its exit has been handled. */
-void __kvm_introspection_step_end(struct kvm_vcpu *vcpu)
+/* The stepper's step is over; vi is NULL when the session has ended meanwhile. */
+void kvmi_leave_let_through(struct kvm_vcpu *vcpu, struct kvm_vcpu_introspection *vi)
 {
-	struct kvm_vcpu_introspection *vi = kvmi_vcpu(vcpu);
 	unsigned int count;
 
 	/* The session's end has every root zapped, this one too. */
@@ -276,10 +260,6 @@ void __kvm_introspection_step_end(struct kvm_vcpu *vcpu)
 		if (!vcpu->introspection_stepped && kvm_get_linear_rip(vcpu) == vi->let_through_rip)
 			vi->let_through_count = count;
 	}
-	kvm_x86_call(introspection_step)(vcpu, false);
-	set_stepping(vcpu, false);
+	set_let_through(vcpu, false);
 	kvmi_leave_stepper(vcpu);
-
-	/* Interrupts were held back. */
-	kvm_make_request(KVM_REQ_EVENT, vcpu);
 }

@@ -199,9 +199,3 @@ int kvmi_glue_pause_vcpu(struct kvm_introspection *session, u16 vcpu_idx, bool w
 	}
 	return 0;
 }
-
-/* It is not there yet. */
-u8 kvmi_glue_singlestep(void)
-{
-	return 0;
-}

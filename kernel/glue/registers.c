@@ -103,6 +103,7 @@ void kvmi_glue_intercepts_changed(struct kvm_vcpu_introspection *vi)
 	if (kvmi_wants_descriptor(vi->state))
 		intercepts |= KVM_INTROSPECT_DESC;
 
+	kvmi_singlestep_changed(vi, kvmi_wants_singlestep(vi->state));
 	WRITE_ONCE(vi->vcpu->introspection_intercepts, intercepts);
 	kvm_introspection_recalc_intercepts(vi->vcpu);
 }

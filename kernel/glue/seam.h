@@ -187,6 +187,7 @@ bool kvmi_wants_cr3_write(const struct kvmi_vcpu_state *state);
 bool kvmi_wants_msr_write(const struct kvmi_vcpu_state *state, u32 msr);
 bool kvmi_wants_any_msr(const struct kvmi_vcpu_state *state);
 bool kvmi_wants_descriptor(const struct kvmi_vcpu_state *state);
+bool kvmi_wants_singlestep(const struct kvmi_vcpu_state *state);
 
 /* ---- C, called by Rust ------------------------------------------------- */
 /* Errors are 0 or a negated KVM_E* of protocol.md 3.4 unless said otherwise. */
@@ -238,6 +239,8 @@ int  kvmi_glue_descriptor_exits(void);
 int  kvmi_glue_injection_free(struct kvm_vcpu_introspection *vcpu);
 /* before enabling: 0 or -KVM_EBUSY (userspace guest-debug owns #BP) */
 int  kvmi_glue_breakpoint_free(struct kvm_vcpu_introspection *vcpu);
+/* before stepping: 0 or -KVM_EBUSY (userspace guest-debug steps) */
+int  kvmi_glue_singlestep_free(struct kvm_vcpu_introspection *vcpu);
 /* kvmi_wants_*() may have changed: apply before the guest runs again.  The one function that may call back with the state. */
 void kvmi_glue_intercepts_changed(struct kvm_vcpu_introspection *vcpu);
 

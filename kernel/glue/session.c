@@ -117,6 +117,7 @@ static void session_detach(struct kvm *kvm, struct kvm_introspection *session)
 		/* The vCPU can no longer change its mind about them. */
 		if (kvmi_cleanup_enabled(session->state))
 			WRITE_ONCE(vi->vcpu->introspection_intercepts, 0);
+		WRITE_ONCE(vi->vcpu->introspection_singlestep, false);
 		kvmi_vcpu_free(vi);
 	}
 

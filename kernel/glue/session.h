@@ -189,12 +189,20 @@ void kvmi_access_end(struct kvm *kvm);
 /* let_through.c */
 u8 kvmi_let_through_access(struct kvm_vcpu *vcpu, gfn_t gfn);
 void kvmi_take_back(struct kvm_vcpu_introspection *vi);
-bool kvmi_wants_step(struct kvm_vcpu_introspection *vi);
+bool kvmi_wants_let_through(struct kvm_vcpu_introspection *vi);
 bool kvmi_become_stepper(struct kvm_vcpu *vcpu);
 bool kvmi_is_stepper(struct kvm_vcpu *vcpu);
 int kvmi_wait_for_stepper(struct kvm_vcpu_introspection *vi);
 void kvmi_leave_stepper(struct kvm_vcpu *vcpu);
 void kvmi_complete_access(struct kvm_vcpu_introspection *vi);
+int kvmi_enter_let_through(struct kvm_vcpu_introspection *vi);
+void kvmi_leave_let_through(struct kvm_vcpu *vcpu, struct kvm_vcpu_introspection *vi);
+
+/* step.c */
+bool kvmi_wants_step(struct kvm_vcpu_introspection *vi);
+bool kvmi_has_step(struct kvm_vcpu_introspection *vi);
+bool kvmi_take_step(struct kvm_vcpu_introspection *vi);
+void kvmi_singlestep_changed(struct kvm_vcpu_introspection *vi, bool on);
 int kvmi_step(struct kvm_vcpu_introspection *vi);
 
 /* reader.c */

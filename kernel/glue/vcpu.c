@@ -221,9 +221,11 @@ static int serve(struct kvm_vcpu_introspection *vi)
 			r = wait_for_tool(vi);
 			break;
 		case KVMI_IDLE:
+			if (kvmi_take_step(vi))
+				continue;
 			if (!READ_ONCE(session->lost) && (kvmi_inject(vi) || take_pause(vi)))
 				continue;
-			if (!kvmi_wants_step(vi) || kvmi_become_stepper(vi->vcpu))
+			if (!kvmi_wants_let_through(vi) || kvmi_become_stepper(vi->vcpu))
 				return 1;
 			r = kvmi_wait_for_stepper(vi);
 			break;
@@ -283,7 +285,8 @@ static bool has_work(struct kvm_vcpu_introspection *vi)
 {
 	return !list_empty_careful(&vi->jobs) || atomic_read(&vi->pauses) || vi->unsent ||
 	       vi->owes_rest || kvmi_phase(vi->state) != KVMI_IDLE || kvmi_crashes(vi->session) ||
-	       kvmi_wants_step(vi) || kvmi_injection_due(vi);
+	       kvmi_wants_let_through(vi) || kvmi_wants_step(vi) || kvmi_has_step(vi) ||
+	       kvmi_injection_due(vi);
 }
 
 int __kvm_introspection_work(struct kvm_vcpu *vcpu)
@@ -309,7 +312,7 @@ int __kvm_introspection_work(struct kvm_vcpu *vcpu)
 		is_current = r > 0 && vi == kvmi_vcpu(vcpu);
 		if (is_current && kvmi_phase(vi->state) == KVMI_REPLY_HERE)
 			r = complete_exit(vi);
-		else if (is_current && kvmi_is_stepper(vcpu))
+		else if (is_current && (kvmi_is_stepper(vcpu) || kvmi_wants_step(vi)))
 			r = kvmi_step(vi);
 		else if (kvmi_is_stepper(vcpu))
 			kvmi_leave_stepper(vcpu);

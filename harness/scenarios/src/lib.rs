@@ -22,6 +22,7 @@ mod pause;
 pub mod planted;
 mod requests;
 mod reset;
+mod step;
 mod storm;
 mod unserved_memory;
 pub mod vmm;
@@ -138,6 +139,7 @@ pub fn all() -> &'static [Scenario] {
             events::scenarios(),
             reset::SCENARIOS.to_vec(),
             pages::scenarios(),
+            step::scenarios(),
             destroy::scenarios(),
             storm::scenarios(),
             fuzz::scenarios(),

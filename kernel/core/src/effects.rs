@@ -139,4 +139,13 @@ pub trait VcpuEffects {
     /// # Errors
     /// EBUSY when guest debugging by the VMM owns it.
     fn breakpoint_free(&mut self) -> Result<(), KvmError>;
+
+    /// Whether the CPU can be stepped.
+    fn can_singlestep(&mut self) -> bool;
+
+    /// Whether the vCPU is free to be stepped.
+    ///
+    /// # Errors
+    /// EBUSY when guest debugging by the VMM steps it.
+    fn singlestep_free(&mut self) -> Result<(), KvmError>;
 }

@@ -3,7 +3,7 @@
 
 use kvmi_uapi::{
     EventHdr, MsgHdr, VcpuEvent,
-    event::{self, Breakpoint, Cr, Descriptor, Msr, Pf, Trap, Xsetbv},
+    event::{self, Breakpoint, Cr, Descriptor, Msr, Pf, Singlestep, Trap, Xsetbv},
     msg,
 };
 use zerocopy::{Immutable, IntoBytes};
@@ -105,6 +105,7 @@ fn build<E: VcpuEffects>(what: &Occurrence, effects: &mut E, seq: u32, out: &mut
                 new_value: new,
             },
         ),
+        Occurrence::Singlestep => data(out, &Singlestep { failed: 0, pad: [0; 7] }),
     }?;
     // struct kvmi_vcpu_event without its arch part, which KVM fills in where it lies.
     put(out, VCPU_EVENT, &[size_of::<VcpuEvent>() as u16, effects.index(), 0, 0])?;

@@ -57,7 +57,7 @@ pub(crate) fn inject_exception<E: VcpuEffects>(
     if padded || !is_in(INJECTABLE, request.nr) || !fits {
         return Err(KvmError(EINVAL));
     }
-    if state.owes_trap() {
+    if state.owes_trap() || state.wants_singlestep() {
         return Err(KvmError(EBUSY));
     }
     effects.injection_free()?;

@@ -28,6 +28,7 @@ pub const COMMANDS: &[u16] = &[
     msg::VCPU_SET_XSAVE,
     msg::VCPU_GET_MTRR_TYPE,
     msg::VCPU_CONTROL_MSR,
+    msg::VCPU_CONTROL_SINGLESTEP,
     msg::VCPU_TRANSLATE_GVA,
 ];
 
@@ -43,6 +44,7 @@ pub const EVENTS: &[u16] = &[
     event::DESCRIPTOR,
     event::MSR,
     event::PF,
+    event::SINGLESTEP,
 ];
 
 pub(crate) fn command(id: u16) -> bool {

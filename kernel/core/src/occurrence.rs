@@ -67,6 +67,8 @@ pub enum Occurrence {
         /// Value that the guest writes.
         new: u64,
     },
+    /// An instruction has ended on a vCPU that is stepped.
+    Singlestep,
 }
 
 impl Occurrence {
@@ -82,6 +84,7 @@ impl Occurrence {
             Self::Xsetbv { .. } => event::XSETBV,
             Self::Descriptor { .. } => event::DESCRIPTOR,
             Self::Msr { .. } => event::MSR,
+            Self::Singlestep => event::SINGLESTEP,
         }
     }
 
@@ -121,9 +124,9 @@ impl Occurrence {
         )
     }
 
-    /// Whether it is about an instruction, which is completed when the reply is here.
+    /// Whether it is about an instruction that is completed when the reply is here.
     pub(crate) fn is_of_instruction(&self) -> bool {
-        !matches!(self, Self::Pause | Self::Trap { .. })
+        !matches!(self, Self::Pause | Self::Trap { .. } | Self::Singlestep)
     }
 }
 

@@ -2,8 +2,8 @@
 //! vCPU commands. Each was known and allowed when it came in, and its vCPU header was checked.
 
 use kvmi_uapi::{
-    MAX_MSRS, MsrEntry, MsrsHdr, Regs, VcpuControlCr, VcpuControlEvents, VcpuControlMsr, VcpuGetInfoReply,
-    VcpuGetRegisters, VcpuGetRegistersReply,
+    MAX_MSRS, MsrEntry, MsrsHdr, Regs, VcpuControlCr, VcpuControlEvents, VcpuControlMsr, VcpuControlSinglestep,
+    VcpuGetInfoReply, VcpuGetRegisters, VcpuGetRegistersReply,
     error::{EBUSY, EINVAL, EOPNOTSUPP, EPERM},
     event, msg,
 };
@@ -49,6 +49,9 @@ pub(crate) fn run<E: VcpuEffects>(
         msg::VCPU_GET_MTRR_TYPE => wire::reply(out, hdr, vcpu_query::get_mtrr_type(effects, message.request())),
         msg::VCPU_CONTROL_MSR => wire::reply(out, hdr, control_msr(state, effects, message.request())),
         msg::VCPU_TRANSLATE_GVA => wire::reply(out, hdr, Ok(vcpu_query::translate_gva(effects, message.request()))),
+        msg::VCPU_CONTROL_SINGLESTEP => {
+            wire::reply(out, hdr, control_singlestep(vm, state, effects, message.request()))
+        }
         _ => None,
     }
 }
@@ -104,6 +107,29 @@ fn control_msr<E: VcpuEffects>(
         effects.msr_write_allowed(request.msr)?;
     }
     state.enable_msr(request.msr, enable);
+    Ok(())
+}
+
+fn control_singlestep<E: VcpuEffects>(
+    vm: &VmState,
+    state: &mut VcpuState,
+    effects: &mut E,
+    request: VcpuControlSinglestep,
+) -> Result<(), KvmError> {
+    if !vm.event_allowed(event::SINGLESTEP) {
+        return Err(KvmError(EPERM));
+    }
+    if request.pad != [0; 7] || request.enable > 1 {
+        return Err(KvmError(EINVAL));
+    }
+    if !effects.can_singlestep() {
+        return Err(KvmError(EOPNOTSUPP));
+    }
+    let enable = request.enable == 1;
+    if enable && !state.singlestep {
+        effects.singlestep_free()?;
+    }
+    state.singlestep = enable;
     Ok(())
 }
 

@@ -59,6 +59,8 @@ pub struct VcpuState {
     msrs: MsrSet,
     /// Accepted by VCPU_INJECT_EXCEPTION and not in KVM's hands yet.
     pub(crate) injection: Option<Injection>,
+    /// Each instruction is told.
+    pub(crate) singlestep: bool,
 }
 
 impl VcpuState {
@@ -130,8 +132,8 @@ impl VcpuState {
     }
 
     /// The VMM wrote the vCPU's registers: the instruction happens anew, and a reply that is under way is to be
-    /// taken and ignored (P1). A PAUSE or TRAP belongs to no instruction and stays open; registers set during it are
-    /// dropped. So is an exception that KVM has not got yet: it was meant for the vCPU as it was.
+    /// taken and ignored (P1). A PAUSE or TRAP belongs to no instruction, a SINGLESTEP to one that has ended: they stay open;
+    /// registers set during them are dropped. So is an exception that KVM has not got yet: it was meant for the vCPU as it was.
     pub fn event_void(&mut self) {
         self.injection = None;
         let of_instruction = self.occurrence.is_none_or(|what| what.is_of_instruction());
@@ -224,9 +226,14 @@ impl VcpuState {
         self.injection.is_some() || (self.phase == Phase::Recorded && self.phase_event() == event::TRAP)
     }
 
+    /// Whether each instruction of the vCPU is to be told.
+    pub fn wants_singlestep(&self) -> bool {
+        self.singlestep
+    }
+
     /// What the intercepts follow from; compared before and after a command.
-    pub(crate) fn switches(&self) -> (u32, u8, u32) {
-        (self.enabled, self.cr_mask, self.msrs.changes())
+    pub(crate) fn switches(&self) -> (u32, u8, u32, bool) {
+        (self.enabled, self.cr_mask, self.msrs.changes(), self.singlestep)
     }
 
     pub(crate) fn event_enabled(&self, id: u16) -> bool {
@@ -271,6 +278,7 @@ impl VcpuState {
             event::PAUSE | event::TRAP => true,
             event::CR => self.event_enabled(id) && self.cr_enabled(register),
             event::MSR => self.wants_msr_write(register),
+            event::SINGLESTEP => self.singlestep,
             _ => self.event_enabled(id),
         }
     }

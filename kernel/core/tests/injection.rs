@@ -6,7 +6,7 @@ mod fake;
 use fake::Guest;
 use kvmi_core::{Injection, KvmError, Occurrence, Site, VcpuVerdict};
 use kvmi_uapi::{
-    VcpuInjectException,
+    VcpuControlSinglestep, VcpuInjectException,
     error::{EBUSY, EINVAL, EPERM},
     event, msg,
 };
@@ -50,6 +50,20 @@ fn each_exception_has_what_belongs_to_it() {
         assert_eq!(guest.state.has_injection(), legal);
         assert_eq!(guest.state.take_injection(), legal.then_some(injection));
         assert_eq!(guest.state.take_injection(), None);
+    }
+}
+
+#[test]
+fn nothing_is_injected_into_a_vcpu_that_is_stepped() {
+    let mut guest = Guest::default();
+    for (on, answer) in [(1, -EBUSY), (0, 0)] {
+        let step = VcpuControlSinglestep {
+            enable: on,
+            ..Default::default()
+        };
+        assert_eq!(guest.vcpu_call(msg::VCPU_CONTROL_SINGLESTEP, &step).0, 0);
+        assert_eq!(inject(&mut guest, &exception(6)), answer);
+        assert_eq!(guest.state.has_injection(), answer == 0);
     }
 }
 

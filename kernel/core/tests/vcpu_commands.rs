@@ -6,8 +6,8 @@ mod fake;
 use fake::{Guest, NO_MSR, message, vcpu_bytes};
 use kvmi_core::{KvmError, Occurrence, VcpuVerdict};
 use kvmi_uapi::{
-    MAX_MSRS, MsrEntry, Regs, VcpuControlCr, VcpuControlEvents, VcpuControlMsr, VcpuGetRegisters,
-    VcpuGetRegistersReply,
+    MAX_MSRS, MsrEntry, Regs, VcpuControlCr, VcpuControlEvents, VcpuControlMsr, VcpuControlSinglestep,
+    VcpuGetRegisters, VcpuGetRegistersReply,
     error::{EBUSY, EINVAL, EOPNOTSUPP, EPERM},
     event, msg,
 };
@@ -95,6 +95,50 @@ fn breakpoints_have_one_owner() {
     assert_eq!(switch(&mut guest, 1), (0, false, true));
     assert_eq!(switch(&mut guest, 0), (0, true, false));
     assert_eq!(switch(&mut guest, 0), (-EBUSY, false, false));
+}
+
+#[test]
+fn stepping_is_switched() {
+    let mut guest = Guest::default();
+    let step = |enable| VcpuControlSinglestep {
+        enable,
+        ..Default::default()
+    };
+    let padded = |at: usize| {
+        let mut request = step(2);
+        request.pad[at] = 1;
+        request
+    };
+    let switch = |guest: &mut Guest, request: VcpuControlSinglestep| {
+        let outcome = guest.vcpu_message(&vcpu_bytes(msg::VCPU_CONTROL_SINGLESTEP, 7, 0, &request));
+        assert_eq!(outcome.verdict, VcpuVerdict::Answered(16));
+        let err = i32::from_ne_bytes(guest.out[8..12].try_into().unwrap());
+        let wanted = guest.state.wanted(&guest.vm, event::SINGLESTEP, 0);
+        assert_eq!(guest.state.wants_singlestep(), wanted, "the event is allowed");
+        (err, outcome.intercepts_changed, wanted)
+    };
+    // Each check with what all later ones would refuse.
+    guest.fake_vcpu.can_singlestep = false;
+    guest.fake_vcpu.singlestep_answer = Err(KvmError(EBUSY));
+    guest.vm.allow_event(0, event::SINGLESTEP.into()).unwrap();
+    assert_eq!(switch(&mut guest, padded(0)), (-EPERM, false, false));
+    guest.vm.allow_event(1, event::SINGLESTEP.into()).unwrap();
+    assert_eq!(switch(&mut guest, step(2)), (-EINVAL, false, false));
+    for at in 0..7 {
+        assert_eq!(switch(&mut guest, padded(at)), (-EINVAL, false, false));
+    }
+    for enable in [0, 1] {
+        assert_eq!(switch(&mut guest, step(enable)), (-EOPNOTSUPP, false, false));
+    }
+    guest.fake_vcpu.can_singlestep = true;
+    assert_eq!(switch(&mut guest, step(1)), (-EBUSY, false, false));
+    assert_eq!(switch(&mut guest, step(0)), (0, false, false));
+    guest.fake_vcpu.singlestep_answer = Ok(());
+    assert_eq!(switch(&mut guest, step(1)), (0, true, true));
+    // It is ours already, so nobody is asked.
+    guest.fake_vcpu.singlestep_answer = Err(KvmError(EBUSY));
+    assert_eq!(switch(&mut guest, step(1)), (0, false, true));
+    assert_eq!(switch(&mut guest, step(0)), (0, true, false));
 }
 
 #[test]

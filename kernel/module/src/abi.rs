@@ -67,6 +67,7 @@ impl COccurrence {
                 old: self.a,
                 new: self.b,
             },
+            (event::SINGLESTEP, _) => Occurrence::Singlestep,
             _ => return None,
         })
     }
@@ -276,6 +277,7 @@ mod tests {
                     write: true,
                 },
             ),
+            (event::SINGLESTEP, 9, Occurrence::Singlestep),
             (event::MSR, 9, Occurrence::Msr { msr: 7, old: 5, new: 6 }),
             (
                 event::PF,

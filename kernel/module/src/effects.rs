@@ -168,4 +168,14 @@ impl VcpuEffects for ThisVcpu {
         // SAFETY: promise 4.
         outcome(unsafe { glue::kvmi_glue_breakpoint_free(self.0) })
     }
+
+    fn can_singlestep(&mut self) -> bool {
+        // SAFETY: takes no argument.
+        unsafe { glue::kvmi_glue_singlestep() != 0 }
+    }
+
+    fn singlestep_free(&mut self) -> Result<(), KvmError> {
+        // SAFETY: promise 4.
+        outcome(unsafe { glue::kvmi_glue_singlestep_free(self.0) })
+    }
 }

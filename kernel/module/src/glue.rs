@@ -31,5 +31,6 @@ unsafe extern "C" {
     pub(crate) fn kvmi_glue_descriptor_exits() -> i32;
     pub(crate) fn kvmi_glue_injection_free(vcpu: *mut Vcpu) -> i32;
     pub(crate) fn kvmi_glue_breakpoint_free(vcpu: *mut Vcpu) -> i32;
+    pub(crate) fn kvmi_glue_singlestep_free(vcpu: *mut Vcpu) -> i32;
     pub(crate) fn kvmi_glue_intercepts_changed(vcpu: *mut Vcpu);
 }

@@ -246,3 +246,11 @@ unsafe extern "C" fn kvmi_wants_descriptor(state: *const VcpuState) -> bool {
     // SAFETY: promises 1 and 2.
     unsafe { &*state }.wants_descriptor()
 }
+
+/// # Safety
+/// Promises 1 and 2.
+#[unsafe(no_mangle)]
+unsafe extern "C" fn kvmi_wants_singlestep(state: *const VcpuState) -> bool {
+    // SAFETY: promises 1 and 2.
+    unsafe { &*state }.wants_singlestep()
+}

@@ -5,9 +5,9 @@ mod vcpu_control;
 mod vcpu_query;
 
 use kvmi_uapi::{
-    ErrorCode, GetVersionReply, MsrEntry, Regs, VcpuControlCr, VcpuControlEvents, VcpuGetInfoReply, VcpuGetRegisters,
-    VcpuGetRegistersReply, VcpuHdr, VmCheckCommand, VmCheckEvent, VmControlCleanup, VmControlEvents, VmGetInfoReply,
-    VmPauseVcpu, VmReadPhysical, VmWritePhysical, msg,
+    ErrorCode, GetVersionReply, MsrEntry, Regs, VcpuControlCr, VcpuControlEvents, VcpuControlSinglestep,
+    VcpuGetInfoReply, VcpuGetRegisters, VcpuGetRegistersReply, VcpuHdr, VmCheckCommand, VmCheckEvent, VmControlCleanup,
+    VmControlEvents, VmGetInfoReply, VmPauseVcpu, VmReadPhysical, VmWritePhysical, msg,
 };
 use zerocopy::{FromBytes, Immutable, IntoBytes};
 
@@ -418,6 +418,34 @@ impl Command for ControlCr {
             self.vcpu,
             &VcpuControlCr {
                 cr: self.cr,
+                enable: self.enable.into(),
+                ..Default::default()
+            },
+        )
+    }
+    fn reply(&self, _: &Message) -> Result<(), ProtocolError> {
+        Ok(())
+    }
+}
+
+/// VCPU_CONTROL_SINGLESTEP.
+#[derive(Clone, Copy, Debug)]
+pub struct ControlSinglestep {
+    /// Index of the vCPU.
+    pub vcpu: u16,
+    /// Whether each of its instructions is to end in an event.
+    pub enable: bool,
+}
+
+impl Command for ControlSinglestep {
+    type Reply = ();
+    fn id(&self) -> u16 {
+        msg::VCPU_CONTROL_SINGLESTEP
+    }
+    fn payload(&self) -> Vec<u8> {
+        vcpu_payload(
+            self.vcpu,
+            &VcpuControlSinglestep {
                 enable: self.enable.into(),
                 ..Default::default()
             },

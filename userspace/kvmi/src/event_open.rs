@@ -228,6 +228,7 @@ expectations! {
     descriptor, Descriptor, Open<Descriptor>, "DESCRIPTOR";
     msr, Msr, Open<Msr>, "MSR";
     pf, Pf, Open<Pf>, "PF";
+    singlestep, Singlestep, Open<Singlestep>, "SINGLESTEP";
 }
 
 impl Unknown {

@@ -6,8 +6,8 @@ use kvmi_uapi::{MsrEntry, Regs, Sregs, VcpuGetCpuidReply, Xsave};
 use crate::{
     Error, Session,
     command::{
-        ControlCr, ControlEvents, ControlMsr, GetCpuid, GetMtrrType, GetRegisters, GetVcpuInfo, GetXcr, GetXsave,
-        InjectException, SetRegisters, SetXsave, TranslateGva,
+        ControlCr, ControlEvents, ControlMsr, ControlSinglestep, GetCpuid, GetMtrrType, GetRegisters, GetVcpuInfo,
+        GetXcr, GetXsave, InjectException, SetRegisters, SetXsave, TranslateGva,
     },
 };
 
@@ -78,6 +78,17 @@ impl Vcpu<'_> {
         self.session.call(ControlMsr {
             vcpu: self.index,
             msr,
+            enable,
+        })
+    }
+
+    /// VCPU_CONTROL_SINGLESTEP: whether each instruction of the vCPU ends in a SINGLESTEP event. Interrupts wait meanwhile.
+    ///
+    /// # Errors
+    /// As [`Session::call`]: EPERM, EOPNOTSUPP; EBUSY while the VMM steps the vCPU.
+    pub fn control_singlestep(&self, enable: bool) -> Result<(), Error> {
+        self.session.call(ControlSinglestep {
+            vcpu: self.index,
             enable,
         })
     }

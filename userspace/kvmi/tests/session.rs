@@ -189,6 +189,22 @@ fn control_registers_are_watched_and_replaced() {
 }
 
 #[test]
+fn instructions_are_told_while_stepping_is_on() {
+    let (kernel, session) = hooked(1);
+    for on in [false, true, false] {
+        session.vcpu(0).control_singlestep(on).unwrap();
+        let done = kernel.happen(0, Occurrence::Singlestep);
+        if on {
+            let open = session.next_event().unwrap().singlestep().unwrap();
+            assert_eq!((open.vcpu, open.data.failed, open.arch.regs.rip), (0, 0, 0x1000));
+            open.proceed().unwrap();
+        }
+        let site = if on { Site::Continue } else { Site::Pass };
+        assert_eq!(done.recv().unwrap().site, site);
+    }
+}
+
+#[test]
 fn commands_work_while_an_event_is_open() {
     let (kernel, session) = hooked(1);
     session.vcpu(0).control_event(event::BREAKPOINT, true).unwrap();

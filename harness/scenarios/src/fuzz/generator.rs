@@ -23,7 +23,7 @@ pub(super) enum Material {
 const PAGE_ENTRY: usize = size_of::<PageAccessEntry>();
 
 /// Commands and how long their data are, without the vCPU header.
-const SHAPES: [(u16, usize); 23] = [
+const SHAPES: [(u16, usize); 24] = [
     (msg::GET_VERSION, 0),
     (msg::VM_CHECK_COMMAND, 8),
     (msg::VM_CHECK_EVENT, 8),
@@ -46,6 +46,7 @@ const SHAPES: [(u16, usize); 23] = [
     (msg::VCPU_SET_XSAVE, 4096),
     (msg::VCPU_GET_MTRR_TYPE, 8),
     (msg::VCPU_CONTROL_MSR, 8),
+    (msg::VCPU_CONTROL_SINGLESTEP, 8),
     (msg::VCPU_TRANSLATE_GVA, 8),
 ];
 

@@ -142,6 +142,8 @@ pub struct FakeVcpu {
     pub msr_answer: Result<(), KvmError>,
     pub descriptor_answer: Result<(), KvmError>,
     pub injection_answer: Result<(), KvmError>,
+    pub can_singlestep: bool,
+    pub singlestep_answer: Result<(), KvmError>,
 }
 
 impl Default for FakeVcpu {
@@ -156,6 +158,8 @@ impl Default for FakeVcpu {
             msr_answer: Ok(()),
             descriptor_answer: Ok(()),
             injection_answer: Ok(()),
+            can_singlestep: true,
+            singlestep_answer: Ok(()),
         }
     }
 }
@@ -234,6 +238,14 @@ impl VcpuEffects for FakeVcpu {
 
     fn breakpoint_free(&mut self) -> Result<(), KvmError> {
         self.breakpoint_answer
+    }
+
+    fn can_singlestep(&mut self) -> bool {
+        self.can_singlestep
+    }
+
+    fn singlestep_free(&mut self) -> Result<(), KvmError> {
+        self.singlestep_answer
     }
 }
 

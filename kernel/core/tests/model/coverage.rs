@@ -4,7 +4,10 @@
 use std::{collections::BTreeMap, fmt};
 
 use kvmi_core::Occurrence;
-use kvmi_uapi::error::{EAGAIN, EBUSY, EINVAL, ENOSYS, EPERM};
+use kvmi_uapi::{
+    error::{EAGAIN, EBUSY, EINVAL, ENOSYS, EPERM},
+    event,
+};
 
 use crate::{
     commands::{Command, Run},
@@ -182,10 +185,10 @@ fn expected() -> Vec<Seen> {
             Fate::Undecided,
         ];
         fates.extend(row.retry.then_some(Fate::Retry));
-        fates.extend(if row.of_instruction {
-            &[Fate::Stock, Fate::VoidDue, Fate::VoidOpen, Fate::SwitchedOff][..]
-        } else {
-            &[Fate::Outlasted]
+        fates.extend(match row.id {
+            event::SINGLESTEP => &[Fate::Stock, Fate::Outlasted, Fate::SwitchedOff][..],
+            _ if row.of_instruction => &[Fate::Stock, Fate::VoidDue, Fate::VoidOpen, Fate::SwitchedOff],
+            _ => &[Fate::Outlasted],
         });
         all.extend(fates.into_iter().map(|fate| Seen::Event(row.name, fate)));
     }

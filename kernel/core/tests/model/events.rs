@@ -16,16 +16,24 @@ pub(crate) struct Switches {
     pub(crate) crs: BTreeSet<u8>,
     /// By VCPU_CONTROL_MSR.
     pub(crate) msrs: BTreeSet<u32>,
+    /// By VCPU_CONTROL_SINGLESTEP.
+    pub(crate) singlestep: bool,
 }
 
 /// The MSRs that guests write. One has the number of a control register.
 pub(crate) const MSRS: &[u32] = &[3, 0x174, 0xc000_0080];
 
+/// In [`Switches::intercepts`]: the vCPU is stepped, which ends with the session whatever VM_CONTROL_CLEANUP said.
+pub(crate) const STEPPED: u32 = 1 << 31;
+
 impl Switches {
-    /// A bit each for #BP, for writes of CR0, CR3 and CR4, for descriptor tables, for any MSR and for each of [`MSRS`]: what the
-    /// CPU has to intercept for the tool.
+    /// A bit each for #BP, for writes of CR0, CR3 and CR4, for descriptor tables, for any MSR and for each of [`MSRS`], and for
+    /// stepping: what the CPU has to intercept for the tool.
     pub(crate) fn intercepts(&self) -> u32 {
         let mut bits = u32::from(self.events.contains(&event::BREAKPOINT));
+        if self.singlestep {
+            bits |= STEPPED;
+        }
         if self.events.contains(&event::CR) {
             bits |= self.crs.iter().map(|cr| 2 << cr).sum::<u32>();
         }
@@ -257,6 +265,18 @@ pub(crate) const EVENTS: &[Event] = &[
             gva: 0,
             access: 2,
         }],
+    },
+    Event {
+        id: event::SINGLESTEP,
+        name: "SINGLESTEP",
+        retry: false,
+        reply_bytes: 0,
+        of_instruction: false,
+        enabled: |on, _| on.singlestep,
+        data: |what| matches!(what, Occurrence::Singlestep).then(|| bytes(&[0])),
+        happens: || Some(Just(Occurrence::Singlestep).boxed()),
+        ask: &[(msg::VCPU_CONTROL_SINGLESTEP, &[1])],
+        examples: &[Occurrence::Singlestep],
     },
 ];
 

@@ -16,7 +16,7 @@ use kvmi_uapi::{
 };
 
 use crate::{
-    events::EVENTS,
+    events::{EVENTS, STEPPED},
     fake::{FakeVcpu, FakeVm, MEMORY},
     spec::{EEXIST, EFAULT, ENOENT, MAX_VCPUS},
     steps::Input,
@@ -162,9 +162,7 @@ impl Kernel {
         self.fake.access.clear();
         for cpu in &mut self.cpus {
             cpu.in_guest = false;
-            if session.vm.cleanup_enabled() {
-                cpu.intercepts = 0;
-            }
+            cpu.intercepts &= if session.vm.cleanup_enabled() { 0 } else { !STEPPED };
         }
     }
 
@@ -285,14 +283,16 @@ impl Kernel {
     }
 
     fn debug(&mut self, vcpu: usize, on: bool) -> Outcome {
-        let owns = self
-            .session
-            .as_ref()
-            .is_some_and(|session| !session.fails_open() && session.parts[vcpu].state.wants_breakpoint());
+        let owns = self.session.as_ref().is_some_and(|session| {
+            let state = &session.parts[vcpu].state;
+            !session.fails_open() && (state.wants_breakpoint() || state.wants_singlestep())
+        });
         if on && owns {
             return Outcome::Ioctl(EBUSY);
         }
-        self.cpus[vcpu].fake.breakpoint_answer = if on { Err(KvmError(EBUSY)) } else { Ok(()) };
+        let answer = if on { Err(KvmError(EBUSY)) } else { Ok(()) };
+        self.cpus[vcpu].fake.breakpoint_answer = answer;
+        self.cpus[vcpu].fake.singlestep_answer = answer;
         Outcome::Ioctl(0)
     }
 

@@ -15,7 +15,7 @@ use kvmi_uapi::{
 
 use crate::{
     coverage::{Closing, Coverage, Fate, Seen},
-    events::{EVENTS, Event, Switches},
+    events::{EVENTS, Event, STEPPED, Switches},
     fake::{MEMORY, message},
     steps::Input,
     view::{Effect, Outcome, VcpuView, View},
@@ -48,7 +48,7 @@ pub(crate) struct Spec {
 /// What a vCPU is without a session.
 pub(crate) struct Cpu {
     pub(crate) uninitialised: bool,
-    /// The VMM has software breakpoints.
+    /// The VMM has software breakpoints and steps.
     pub(crate) debugged: bool,
     in_guest: bool,
     /// The exit that was left, to be completed.
@@ -228,9 +228,7 @@ impl Spec {
             }
             cpu.in_guest = false;
             cpu.exit = None;
-            if session.cleanup {
-                cpu.intercepts = 0;
-            }
+            cpu.intercepts &= if session.cleanup { 0 } else { !STEPPED };
         }
     }
 
@@ -294,7 +292,7 @@ impl Spec {
         Outcome::Ioctl(r)
     }
 
-    // 2.3: lifetime; 5, BREAKPOINT: who owns #BP.
+    // 2.3: lifetime; 5, BREAKPOINT and SINGLESTEP: who owns #BP and steps.
 
     fn create_vcpu(&mut self) -> Outcome {
         if self.cpus.len() < MAX_VCPUS {
@@ -309,7 +307,8 @@ impl Spec {
 
     fn debug(&mut self, vcpu: usize, on: bool) -> Outcome {
         let owned = self.session.as_ref().is_some_and(|session| {
-            !session.fails_open() && session.vcpus[vcpu].switches.events.contains(&event::BREAKPOINT)
+            let switches = &session.vcpus[vcpu].switches;
+            !session.fails_open() && (switches.events.contains(&event::BREAKPOINT) || switches.singlestep)
         });
         let r = if on && owned { EBUSY } else { 0 };
         if r == 0 {

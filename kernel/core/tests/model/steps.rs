@@ -37,7 +37,7 @@ pub(crate) enum Input {
         vcpu: usize,
         is_up: bool,
     },
-    /// KVM_SET_GUEST_DEBUG with software breakpoints.
+    /// KVM_SET_GUEST_DEBUG with software breakpoints and single-step.
     Debug {
         vcpu: usize,
         on: bool,

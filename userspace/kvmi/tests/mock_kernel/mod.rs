@@ -224,7 +224,7 @@ impl VmEffects for VmSide<'_> {
     }
 
     fn singlestep(&mut self) -> bool {
-        false
+        true
     }
 }
 
@@ -301,6 +301,14 @@ impl VcpuEffects for Effects {
     }
 
     fn breakpoint_free(&mut self) -> Result<(), KvmError> {
+        Ok(())
+    }
+
+    fn can_singlestep(&mut self) -> bool {
+        true
+    }
+
+    fn singlestep_free(&mut self) -> Result<(), KvmError> {
         Ok(())
     }
 }

@@ -150,4 +150,25 @@ pub(super) const COMMANDS: &[Command] = &[
             DONE
         }),
     },
+    Command {
+        id: msg::VCPU_CONTROL_SINGLESTEP,
+        name: "VCPU_CONTROL_SINGLESTEP",
+        weight: 10,
+        bytes: 8,
+        request: || switch().prop_map(|enable| vec![enable]).boxed(),
+        pads: &[1, 2, 3, 4, 5, 6, 7],
+        // EOPNOTSUPP where the CPU cannot be stepped, which is none of these.
+        errors: &[EPERM, EINVAL, EBUSY],
+        run: Run::Vcpu(|spec, vcpu, request| {
+            refuse_if(!spec.hooked().events.contains(&event::SINGLESTEP), EPERM)?;
+            request.padding()?;
+            refuse_if(request.u8(0) > 1, EINVAL)?;
+            let enable = request.u8(0) == 1;
+            let debugged = spec.cpus[vcpu].debugged;
+            let switches = spec.switches(vcpu);
+            refuse_if(enable && !switches.singlestep && debugged, EBUSY)?;
+            switches.singlestep = enable;
+            DONE
+        }),
+    },
 ];

@@ -61,6 +61,7 @@ pub(super) const COMMANDS: &[Command] = &[
             let has_code = matches!(nr, 8 | 10..=14 | 17);
             refuse_if(!matches!(nr, 0 | 1 | 5..=8 | 10..=14 | 16..=19), EINVAL)?;
             refuse_if(has_code && code > 0xffff, EINVAL)?;
+            refuse_if(spec.switches(vcpu).singlestep, EBUSY)?;
             let vcpu = spec.vcpu(vcpu);
             let owes_trap = vcpu.injection.is_some() || matches!(vcpu.stage, Stage::Due(Occurrence::Trap { .. }));
             refuse_if(owes_trap, EBUSY)?;

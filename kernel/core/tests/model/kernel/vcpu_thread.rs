@@ -6,7 +6,7 @@ use zerocopy::IntoBytes;
 
 use super::{Kernel, Part, Session, register};
 use crate::{
-    events::MSRS,
+    events::{MSRS, STEPPED},
     steps::{Again, RIP, Signal},
     view::Turn,
 };
@@ -190,6 +190,9 @@ impl Part {
 /// What the glue computes from the core's answers; as [`crate::events::Switches::intercepts`].
 fn intercepts(state: &VcpuState) -> u32 {
     let mut bits = u32::from(state.wants_breakpoint());
+    if state.wants_singlestep() {
+        bits |= STEPPED;
+    }
     for cr in [0, 3, 4] {
         bits |= u32::from(state.wants_cr_write(cr)) << (cr + 1);
     }

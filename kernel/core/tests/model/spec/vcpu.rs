@@ -56,7 +56,8 @@ impl Spec {
         matches!(&self.session, Some(session) if matches!(session.vcpus[vcpu].stage, Stage::Answered { .. }))
     }
 
-    /// The VMM writes registers. A PAUSE or TRAP belongs to no instruction (7). An exception that waits is dropped (4.2).
+    /// The VMM writes registers. A PAUSE or TRAP belongs to no instruction, a SINGLESTEP to one that has ended (7). An exception that
+    /// waits is dropped (4.2).
     pub(super) fn void(&mut self, index: usize) -> Outcome {
         self.cpus[index].in_guest = false;
         let Some(session) = &mut self.session else {

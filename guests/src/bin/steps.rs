@@ -1,0 +1,355 @@
+// SPDX-License-Identifier: MIT OR Apache-2.0
+//! Routines for a tool that steps ([`Op::Step`]). Each begins and ends with a hypercall; the addresses of the instructions
+//! from the first behind the one to the other, in the order in which they are executed, are a list ([`Slot::target`]).
+//!
+//! [`Slot::target`]: kvmi_guests::Slot::target
+#![cfg_attr(target_os = "none", no_std, no_main)]
+#![allow(unsafe_code)]
+
+use core::arch::{asm, global_asm};
+use core::sync::atomic::Ordering::Release;
+
+use kvmi_guests::runtime::{Cpu, Vendor, vendor};
+use kvmi_guests::{COUNTED_VECTOR, MARK_PORT, Op, Routine, layout};
+
+kvmi_guests::guest!(program);
+
+// `step` puts an instruction's address on the routine's list, `again` puts the last one there once more, `mark` is a hypercall, of which
+// the last byte is the vendor's. The routine's result is what it leaves in RBX.
+global_asm!(
+    ".macro mark",
+    "88: .byte 0x0f, 0x01, 0xc1",
+    ".pushsection .data.marks, \"aw\", @progbits",
+    ".quad 88b",
+    ".popsection",
+    ".endm",
+    ".macro listed",
+    "99:",
+    ".pushsection .data.lists, \"aw\", @progbits",
+    ".quad 99b",
+    ".popsection",
+    ".endm",
+    ".macro step insn:vararg",
+    "listed",
+    "\\insn",
+    ".endm",
+    ".macro again",
+    ".pushsection .data.lists, \"aw\", @progbits",
+    ".quad 99b",
+    ".popsection",
+    ".endm",
+    ".macro begin",
+    ".balign 16",
+    "77:",
+    ".pushsection .data.routines, \"aw\", @progbits",
+    ".quad 77b, 66f",
+    ".popsection",
+    ".pushsection .data.lists, \"aw\", @progbits",
+    "66:",
+    ".popsection",
+    "push rbx",
+    "push rbp",
+    "push r12",
+    "mov r12, rdi",
+    "xor ebx, ebx",
+    "mov eax, 34",
+    "mov edi, 24",
+    "xor esi, esi",
+    "mark",
+    ".endm",
+    ".macro finish",
+    "step mov eax, 34",
+    "step mov edi, 24",
+    "step xor esi, esi",
+    "listed",
+    "mark",
+    ".pushsection .data.lists, \"aw\", @progbits",
+    ".quad 0",
+    ".popsection",
+    "mov rax, rbx",
+    "pop r12",
+    "pop rbp",
+    "pop rbx",
+    "ret",
+    ".endm",
+    ".pushsection .data.marks, \"aw\", @progbits",
+    "kvmi_guest_marks:",
+    ".popsection",
+    ".pushsection .data.routines, \"aw\", @progbits",
+    ".balign 8",
+    "kvmi_guest_routines:",
+    ".popsection",
+    ".pushsection .data.lists, \"aw\", @progbits",
+    ".balign 8",
+    ".popsection",
+    ".pushsection .text",
+    // Straight: no branch but forward ones.
+    "begin",
+    "step nop",
+    "step mov ecx, 5",
+    "step add rbx, rcx",
+    "step lea rbx, [rbx + rcx*2 + 1]",
+    "step push rbx",
+    "step jmp 2f",
+    "ud2",
+    "2:",
+    "step cmp ecx, 5",
+    "step jne 3f",
+    "step je 3f",
+    "ud2",
+    "3:",
+    "step call 4f",
+    "4:",
+    "step pop rax",
+    "step pop rbx",
+    "step xchg rbx, rax",
+    "step xchg rbx, rax",
+    "finish",
+    // Flags: what PUSHF shows, what POPF loads.
+    "begin",
+    "step pushfq",
+    "step pop rbx",
+    "step push rbx",
+    "step or qword ptr [rsp], 1",
+    "step popfq",
+    "step setc cl",
+    "step pushfq",
+    "step pop rax",
+    "step or rbx, rax",
+    "step movzx ecx, cl",
+    "step shl rcx, 32",
+    "step or rbx, rcx",
+    "finish",
+    // IRET to the next instruction.
+    "begin",
+    "step mov rcx, rsp",
+    "step mov eax, ss",
+    "step push rax",
+    "step push rcx",
+    "step pushfq",
+    "step mov eax, cs",
+    "step push rax",
+    "step lea rax, [rip + 2f]",
+    "step push rax",
+    "step iretq",
+    "2:",
+    "step pushfq",
+    "step pop rbx",
+    "finish",
+    // SYSRET to ring 3, and SYSCALL back. R10: the flags that ring 3 sees; R11: those that SYSCALL saves.
+    "begin",
+    "step lea rcx, [rip + 2f]",
+    "step mov r11d, 2",
+    "step cli",
+    "step sysretq",
+    "2:",
+    "step nop",
+    "step pushfq",
+    "step pop r10",
+    "step syscall",
+    "kvmi_guest_syscall:",
+    "step mov rbx, r11",
+    "step or rbx, r10",
+    "step pushfq",
+    "step pop r10",
+    "step or rbx, r10",
+    "step mov eax, ss",
+    "step sti",
+    "finish",
+    // MOV SS.
+    "begin",
+    "step mov eax, ss",
+    "step mov ss, eax",
+    "step nop",
+    "step nop",
+    "finish",
+    // STI.
+    "begin",
+    "step cli",
+    "step nop",
+    "step sti",
+    "step nop",
+    "step nop",
+    "finish",
+    // Three rounds of REP STOSB: RIP stands on it before each.
+    "begin",
+    "step lea rdi, [r12 + 8]",
+    "step mov ecx, 3",
+    "step rep stosb",
+    "again",
+    "again",
+    "step mov rbx, rcx",
+    "finish",
+    // A fault: the address is not canonical. The scenario says where the #GP handler resumes.
+    "begin",
+    "step movabs rax, 0x8000000000000000",
+    "step mov rax, [rax]",
+    "step nop",
+    "finish",
+    // INT3 and INT n.
+    "begin",
+    "step nop",
+    "step int3",
+    "step nop",
+    "step int {vector}",
+    "step nop",
+    "finish",
+    // Instructions that KVM and the VMM carry out.
+    "begin",
+    "step xor eax, eax",
+    "step xor ecx, ecx",
+    "step cpuid",
+    "step mov edx, {port}",
+    "step mov eax, 7",
+    "step out dx, eax",
+    "step in eax, dx",
+    "step mov ecx, 0x277",
+    "step rdmsr",
+    "step mov rbx, cr3",
+    "finish",
+    // HLT: what wakes it waits.
+    "begin",
+    "step sti",
+    "step hlt",
+    "step nop",
+    "finish",
+    // The guest's own TF: a #DB behind the instruction after POPF, whose handler takes TF off again. RBX counts.
+    "begin",
+    "step pushfq",
+    "step or qword ptr [rsp], 0x100",
+    "step popfq",
+    "step nop",
+    "listed",
+    ".pushsection .data.lists, \"aw\", @progbits",
+    ".quad kvmi_guest_debug, kvmi_guest_debug_1, kvmi_guest_debug_2, kvmi_guest_debug_3",
+    ".popsection",
+    "step nop",
+    "step pushfq",
+    "step pop rax",
+    "step and eax, 0x100",
+    "step or rbx, rax",
+    "finish",
+    "kvmi_guest_debug:",
+    "inc rbx",
+    "kvmi_guest_debug_1:",
+    "btr qword ptr [rsp + 16], 8",
+    "kvmi_guest_debug_2:",
+    "adc rbx, 0",
+    "kvmi_guest_debug_3:",
+    "iretq",
+    // A store to the address in the argument.
+    "begin",
+    "step mov ecx, 7",
+    "step mov [r12], rcx",
+    "step mov rbx, [r12]",
+    "finish",
+    ".popsection",
+    ".pushsection .data.marks, \"aw\", @progbits",
+    ".quad 0",
+    ".popsection",
+    vector = const COUNTED_VECTOR,
+    port = const MARK_PORT,
+);
+
+unsafe extern "C" {
+    static kvmi_guest_marks: [*mut u8; 2 * Routine::COUNT];
+    static kvmi_guest_routines: [[u64; 2]; Routine::COUNT];
+    static kvmi_guest_debug: u8;
+    static kvmi_guest_syscall: u8;
+}
+
+const IA32_EFER: u32 = 0xc000_0080;
+const EFER_SCE: u64 = 1;
+const IA32_STAR: u32 = 0xc000_0081;
+const IA32_LSTAR: u32 = 0xc000_0082;
+const IA32_FMASK: u32 = 0xc000_0084;
+const FLAGS_IF_TF: u64 = 0x300;
+/// In a page table entry: ring 3 may.
+const USER: u64 = 1 << 2;
+
+fn program(cpu: Cpu) -> ! {
+    // SAFETY: the tables are those that the assembly above has made; the program's pages can be written and are this vCPU's alone.
+    unsafe {
+        if vendor() == Vendor::Amd {
+            for mark in kvmi_guest_marks {
+                mark.add(2).write_volatile(0xd9);
+            }
+        }
+        prepare_ring_3();
+        install_debug_handler();
+    }
+    cpu.slot.target.store((&raw const kvmi_guest_routines) as u64, Release);
+    cpu.serve(|op, args| match op {
+        Op::Step => call(args),
+        _ => None,
+    })
+}
+
+fn call([routine, arg, ..]: [u64; 4]) -> Option<u64> {
+    // SAFETY: as above; a routine keeps what a C function keeps.
+    unsafe {
+        let [entry, _] = *kvmi_guest_routines.get(usize::try_from(routine).ok()?)?;
+        let result: u64;
+        asm!("call {}", in(reg) entry, inout("rdi") arg => _, out("rax") result, clobber_abi("C"));
+        Some(result)
+    }
+}
+
+/// SYSCALL and SYSRET with the segments that there are, and pages that ring 3 may touch.
+///
+/// # Safety
+/// Nobody else uses the page tables and these MSRs.
+unsafe fn prepare_ring_3() {
+    // SAFETY: the caller's promise; the tables lie where layout.rs says.
+    unsafe {
+        for table in [layout::ROOT, layout::PDPT, layout::PAGE_DIRECTORY] {
+            for entry in 0..4 {
+                let entry = (table as *mut u64).add(entry);
+                if entry.read_volatile() & 1 != 0 {
+                    entry.write_volatile(entry.read_volatile() | USER);
+                }
+            }
+        }
+        asm!("mov {0}, cr3", "mov cr3, {0}", out(reg) _);
+        write_msr(IA32_EFER, read_msr(IA32_EFER) | EFER_SCE);
+        // SYSRET takes CS 16 and SS 8 above the upper half, SYSCALL CS at the lower half and SS 8 above.
+        let star = u64::from(layout::CODE_SELECTOR) | u64::from(layout::CODE_SELECTOR) << 16;
+        write_msr(IA32_STAR, star << 32);
+        write_msr(IA32_LSTAR, (&raw const kvmi_guest_syscall) as u64);
+        write_msr(IA32_FMASK, FLAGS_IF_TF);
+    }
+}
+
+/// The gate of vector 1 leads to the handler above.
+///
+/// # Safety
+/// As [`prepare_ring_3`].
+unsafe fn install_debug_handler() {
+    let mut pointer = [0u8; 10];
+    let handler = (&raw const kvmi_guest_debug) as u64;
+    // SAFETY: the caller's promise: the IDT is in memory of the program's own and has a gate for vector 1, of 16 bytes.
+    unsafe {
+        asm!("sidt [{}]", in(reg) pointer.as_mut_ptr());
+        let base = u64::from_le_bytes([2, 3, 4, 5, 6, 7, 8, 9].map(|at: usize| pointer[at]));
+        let gate = (base + 16) as *mut u64;
+        let low = gate.read_volatile() & 0x0000_ffff_ffff_0000;
+        gate.write_volatile(low | handler & 0xffff | (handler >> 16 & 0xffff) << 48);
+        gate.add(1).write_volatile(handler >> 32);
+    }
+}
+
+/// # Safety
+/// The MSR exists.
+unsafe fn read_msr(msr: u32) -> u64 {
+    let (low, high): (u32, u32);
+    // SAFETY: the caller's promise.
+    unsafe { asm!("rdmsr", in("ecx") msr, out("eax") low, out("edx") high) }
+    u64::from(low) | u64::from(high) << 32
+}
+
+/// # Safety
+/// The MSR exists, and the value is right for the program.
+unsafe fn write_msr(msr: u32, value: u64) {
+    // SAFETY: the caller's promise.
+    unsafe { asm!("wrmsr", in("ecx") msr, in("eax") value as u32, in("edx") (value >> 32) as u32) }
+}

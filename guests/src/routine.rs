@@ -1,0 +1,39 @@
+// SPDX-License-Identifier: MIT OR Apache-2.0
+//! The routines of the program `steps`.
+
+/// What [`crate::Op::Step`] calls; it is argument 0.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+#[repr(u64)]
+pub enum Routine {
+    /// No branch but forward ones; the result is 16.
+    Straight = 0,
+    /// PUSHF and POPF; the result is the flags that they showed, and CF as POPF set it in bit 32.
+    Flags = 1,
+    /// IRET; the result is the flags behind it.
+    Iret = 2,
+    /// SYSRET to ring 3 and SYSCALL back; the result is all flags that were seen or saved.
+    Syscall = 3,
+    /// MOV SS.
+    MovSs = 4,
+    /// STI.
+    Sti = 5,
+    /// REP STOSB, three times, 8 bytes above argument 1; the result is RCX.
+    Rep = 6,
+    /// #GP at the second instruction.
+    Fault = 7,
+    /// INT3, and INT with [`crate::COUNTED_VECTOR`].
+    Interrupts = 8,
+    /// CPUID, OUT, IN, RDMSR, MOV from CR3; the result is CR3.
+    Exits = 9,
+    /// HLT.
+    Halt = 10,
+    /// POPF sets TF; the result is 2: one #DB, in whose frame TF was set. Bit 8 is TF behind it.
+    TrapFlag = 11,
+    /// Writes 7 to argument 1; the result is what it reads there.
+    Store = 12,
+}
+
+impl Routine {
+    /// How many there are.
+    pub const COUNT: usize = 13;
+}

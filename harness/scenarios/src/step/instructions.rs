@@ -1,0 +1,172 @@
+// SPDX-License-Identifier: MIT OR Apache-2.0
+//! Instructions that end in the ordinary way, one by one.
+
+use std::time::Duration;
+
+use kvmi_guests::{Routine, layout};
+use kvmi_lab_control::Backend;
+
+use super::{Stepped, TRAP_FLAG, check_rips};
+use crate::{Context, Failure, Scenario, check_eq, scenario};
+
+pub(super) const SCENARIOS: &[Scenario] = &[
+    scenario(
+        "step::straight",
+        "each instruction is told once, where the guest's own symbols say",
+        straight,
+    )
+    .stepping(),
+    scenario(
+        "step::flags",
+        "PUSHF shows the guest no TF that it did not set, POPF loads what it should",
+        flags,
+    )
+    .stepping(),
+    scenario(
+        "step::iret",
+        "IRET is one instruction, and TF is not set behind it",
+        iret,
+    )
+    .stepping(),
+    scenario(
+        "step::syscall",
+        "SYSRET to ring 3 and SYSCALL back: neither ring sees TF, R11 neither",
+        syscall,
+    )
+    .stepping(),
+    scenario("step::mov_ss", "MOV SS and the instruction behind it are two", mov_ss)
+    .stepping(),
+    scenario("step::sti", "STI and the instruction behind it are two", sti)
+    .stepping(),
+    scenario(
+        "step::rep",
+        "each round of REP STOSB is told, RIP on it until the last",
+        rep,
+    )
+    .stepping(),
+    scenario(
+        "step::exits",
+        "CPUID, OUT, IN, RDMSR: KVM and the VMM carry them out, and each is one instruction",
+        exits,
+    )
+    .stepping(),
+    scenario(
+        "step::trap_flag",
+        "the guest's own TF: its #DB comes where it should, with TF in the frame, and TF is gone when the guest takes it off",
+        trap_flag,
+    )
+    .stepping(),
+];
+
+fn straight(context: &mut Context) -> Result<(), Failure> {
+    let mut stepped = Stepped::start(context)?;
+    context.stage("unstepped", Duration::from_secs(10));
+    check_eq!(stepped.run_unstepped(context, Routine::Straight, 0)?, 16, "the result");
+    for round in 0..3 {
+        context.stage(&format!("round {round}"), Duration::from_secs(10));
+        check_eq!(
+            stepped.run_as_listed(context, Routine::Straight, 0)?,
+            16,
+            "the result, stepped"
+        );
+        check_eq!(
+            stepped.run_unstepped(context, Routine::Straight, 0)?,
+            16,
+            "the result afterwards"
+        );
+    }
+    stepped.vm.exit()
+}
+
+/// Runs a routine once; its result.
+fn once(context: &mut Context, routine: Routine, arg: u64) -> Result<u64, Failure> {
+    let mut stepped = Stepped::start(context)?;
+    context.stage("step", Duration::from_secs(20));
+    let mut with_trap_flag = None;
+    let seen = stepped.run(context, routine, arg, |_, event| {
+        if event.arch.regs.rflags & TRAP_FLAG != 0 {
+            with_trap_flag = Some(event.arch.regs.rip);
+        }
+        Ok(())
+    })?;
+    check_rips(&seen.rips, &stepped.list(routine)?, routine)?;
+    check_eq!(with_trap_flag, None, "where the tool saw TF");
+    context.stage("afterwards", Duration::from_secs(10));
+    check_eq!(stepped.run_unstepped(context, Routine::Straight, 0)?, 16, "the result");
+    stepped.vm.exit()?;
+    Ok(seen.result)
+}
+
+fn flags(context: &mut Context) -> Result<(), Failure> {
+    let seen = once(context, Routine::Flags, 0)?;
+    check_eq!(seen & TRAP_FLAG, 0, "TF that the guest sees");
+    check_eq!(
+        (seen & 1, seen >> 32),
+        (1, 1),
+        "CF that POPF set, as PUSHF and SETC see it"
+    );
+    Ok(())
+}
+
+fn iret(context: &mut Context) -> Result<(), Failure> {
+    check_eq!(once(context, Routine::Iret, 0)? & TRAP_FLAG, 0, "TF behind IRET");
+    Ok(())
+}
+
+fn syscall(context: &mut Context) -> Result<(), Failure> {
+    check_eq!(once(context, Routine::Syscall, 0)? & TRAP_FLAG, 0, "TF in any of them");
+    Ok(())
+}
+
+fn mov_ss(context: &mut Context) -> Result<(), Failure> {
+    once(context, Routine::MovSs, 0).map(drop)
+}
+
+fn sti(context: &mut Context) -> Result<(), Failure> {
+    once(context, Routine::Sti, 0).map(drop)
+}
+
+fn rep(context: &mut Context) -> Result<(), Failure> {
+    let mut stepped = Stepped::start(context)?;
+    context.stage("step", Duration::from_secs(20));
+    let list = stepped.list(Routine::Rep)?;
+    let mut rounds = Vec::new();
+    let mut seen = stepped.run(context, Routine::Rep, layout::SCRATCH, |_, event| {
+        if event.arch.regs.rip == list[2] {
+            rounds.push(event.arch.regs.rcx);
+        }
+        Ok(())
+    })?;
+    // QEMU traps once more, when nothing is left to be done.
+    if stepped.backend == Backend::Svm && rounds.last() == Some(&0) {
+        rounds.pop();
+        seen.rips.remove(5);
+    }
+    check_eq!(rounds, [3, 2, 1], "RCX before each round");
+    check_rips(&seen.rips, &list, Routine::Rep)?;
+    check_eq!(seen.result, 0, "RCX behind it");
+    stepped.vm.exit()
+}
+
+fn exits(context: &mut Context) -> Result<(), Failure> {
+    check_eq!(once(context, Routine::Exits, 0)?, layout::ROOT, "CR3");
+    Ok(())
+}
+
+fn trap_flag(context: &mut Context) -> Result<(), Failure> {
+    let mut stepped = Stepped::start(context)?;
+    context.stage("unstepped", Duration::from_secs(10));
+    check_eq!(stepped.run_unstepped(context, Routine::TrapFlag, 0)?, 2, "the result");
+    context.stage("stepped", Duration::from_secs(20));
+    check_eq!(
+        stepped.run_as_listed(context, Routine::TrapFlag, 0)?,
+        2,
+        "the result, stepped"
+    );
+    check_eq!(
+        stepped.run_unstepped(context, Routine::TrapFlag, 0)?,
+        2,
+        "the result afterwards"
+    );
+    stepped.vm.exit()
+}

@@ -1,0 +1,164 @@
+// SPDX-License-Identifier: MIT OR Apache-2.0
+//! Exceptions and interrupts: those of the instruction are delivered, all others wait.
+
+use std::time::Duration;
+
+use kvmi_guests::{COUNTED_VECTOR, Routine};
+use kvmi_uapi::event::CONTINUE;
+
+use super::{Stepped, check_rips};
+use crate::vmm::field;
+use crate::{Context, Failure, Scenario, check, check_eq, scenario};
+
+pub(super) const SCENARIOS: &[Scenario] = &[
+    scenario(
+        "step::fault",
+        "an instruction that faults: the next event is at its handler, which is stepped too",
+        fault,
+    )
+    .stepping(),
+    scenario(
+        "step::software_interrupts",
+        "INT3 and INT n: the next event is at the handler, which is stepped too",
+        software_interrupts,
+    )
+    .stepping(),
+    scenario(
+        "step::interrupt_waits",
+        "an interrupt that is pending waits until stepping ends, and is taken then, once",
+        interrupt_waits,
+    )
+    .stepping(),
+    scenario(
+        "step::halt",
+        "HLT: told, then the vCPU sleeps; an interrupt wakes it, and is taken when stepping ends",
+        halt,
+    )
+    .stepping(),
+];
+
+const BREAKPOINT_VECTOR: u64 = 3;
+const PROTECTION_VECTOR: u64 = 13;
+
+/// Steps through a routine that is elsewhere once behind each of these instructions of its list, at that vector's handler.
+fn with_handlers(
+    stepped: &mut Stepped,
+    context: &Context,
+    routine: Routine,
+    leaves: &[(usize, u64)],
+) -> Result<(), Failure> {
+    let mut handlers = Vec::new();
+    let mut outside = 0;
+    let list = stepped.list(routine)?;
+    let seen = stepped.run(context, routine, 0, |stepped, event| {
+        if handlers.is_empty() {
+            for (_, vector) in leaves {
+                handlers.push(stepped.handler(event, *vector)?);
+            }
+        }
+        outside += usize::from(!list.contains(&event.arch.regs.rip));
+        Ok(())
+    })?;
+    let mut wanted = list;
+    for ((behind, _), handler) in leaves.iter().zip(&handlers).rev() {
+        wanted.insert(behind + 1, *handler);
+    }
+    check_rips(&seen.rips, &wanted, routine)?;
+    // Each pushes and pops nine registers.
+    check!(
+        outside > 20 * leaves.len(),
+        "{outside} instructions of handlers were told"
+    );
+    Ok(())
+}
+
+fn fault(context: &mut Context) -> Result<(), Failure> {
+    let mut stepped = Stepped::start(context)?;
+    context.stage("fault", Duration::from_secs(20));
+    let resume = stepped.list(Routine::Fault)?[2];
+    stepped.vm.guest.set_field(0, field!(resume), resume)?;
+    with_handlers(&mut stepped, context, Routine::Fault, &[(1, PROTECTION_VECTOR)])?;
+    stepped.vm.guest.set_field(0, field!(resume), 0)?;
+    check_eq!(stepped.vm.guest.field(0, field!(protection_faults))?, 1, "#GP taken");
+    stepped.vm.exit()
+}
+
+fn software_interrupts(context: &mut Context) -> Result<(), Failure> {
+    let mut stepped = Stepped::start(context)?;
+    let list = stepped.list(Routine::Interrupts)?;
+    for round in 1..=2 {
+        context.stage(&format!("round {round}"), Duration::from_secs(20));
+        with_handlers(
+            &mut stepped,
+            context,
+            Routine::Interrupts,
+            &[(1, BREAKPOINT_VECTOR), (3, COUNTED_VECTOR.into())],
+        )?;
+        let guest = &stepped.vm.guest;
+        check_eq!(guest.field(0, field!(breakpoints))?, round, "#BP taken");
+        check_eq!(guest.field(0, field!(breakpoint_rip))?, list[2], "RIP that #BP pushed");
+        check_eq!(guest.field(0, field!(counted_interrupts))?, round, "interrupts taken");
+        check_eq!(guest.field(0, field!(counted_rip))?, list[4], "RIP that INT n pushed");
+    }
+    stepped.vm.exit()
+}
+
+fn interrupt_waits(context: &mut Context) -> Result<(), Failure> {
+    let mut stepped = Stepped::start(context)?;
+    context.stage("ring", Duration::from_secs(20));
+    let mut rung = None;
+    let seen = stepped.run(context, Routine::Straight, 0, |stepped, _| {
+        if rung.is_none() {
+            rung = Some(stepped.vm.guest.field(0, field!(counter))?);
+            stepped.vm.ring(0)?;
+        }
+        check_eq!(
+            Some(stepped.vm.guest.field(0, field!(counter))?),
+            rung,
+            "doorbells that the guest took"
+        );
+        Ok(())
+    })?;
+    check_rips(&seen.rips, &stepped.list(Routine::Straight)?, Routine::Straight)?;
+    check_eq!(
+        Some(stepped.vm.guest.field(0, field!(counter))? - 1),
+        rung,
+        "doorbells that the guest took afterwards, less one"
+    );
+    stepped.vm.exit()
+}
+
+fn halt(context: &mut Context) -> Result<(), Failure> {
+    let mut stepped = Stepped::start(context)?;
+    context.stage("halt", Duration::from_secs(20));
+    let list = stepped.list(Routine::Halt)?;
+    let (number, _) = stepped.begin(Routine::Halt, 0)?;
+    let before = stepped.vm.guest.field(0, field!(counter))?;
+    let event = stepped.steps(3)?;
+    check_eq!(event.arch.regs.rip, list[2], "RIP behind HLT");
+    stepped.wire.reply(&event, CONTINUE)?;
+    check_eq!(
+        stepped.wire.registers(0)?.regs.rip,
+        list[2],
+        "RIP of the vCPU that sleeps"
+    );
+    stepped.wire.expect_no_event()?;
+    stepped.vm.ring(0)?;
+    for rip in &list[3..] {
+        let event = stepped.step()?;
+        check_eq!(event.arch.regs.rip, *rip, "RIP after HLT");
+        stepped.wire.reply(&event, CONTINUE)?;
+    }
+    check_eq!(
+        stepped.vm.guest.field(0, field!(counter))?,
+        before,
+        "doorbells that the guest took"
+    );
+    stepped.finish(context, number)?;
+    check_eq!(
+        stepped.vm.guest.field(0, field!(counter))? - before,
+        1,
+        "doorbells that the guest took afterwards"
+    );
+    stepped.vm.exit()
+}

@@ -1,0 +1,158 @@
+// SPDX-License-Identifier: GPL-2.0-only
+/*
+ * A step: the vCPU executes one instruction and is back.  For the tool that wants
+ * to know of each (VCPU_CONTROL_SINGLESTEP), and for accesses that are let through
+ * (let_through.c).
+ *
+ * A step is one call of vcpu_enter_guest(), from kvmi_step() to
+ * kvm_introspection_step_end(); nothing of it is left in between, so that there
+ * is nothing to undo when a session ends.  It need not end the instruction: the
+ * host may want the CPU, or a page may have to be mapped, and the next step tries
+ * again.  vcpu->introspection_stepped tells that an instruction has ended, whoever
+ * has carried it out: the CPU, or KVM after an exit, perhaps after the VMM has had
+ * its part in it.  So does the arrival of an exception or interrupt at its
+ * handler, which is a step of its own: instructions that fault do not end.
+ */
+#include "session.h"
+#include "mmu.h"
+#include "smm.h"
+#include "x86.h"
+
+/* Whether each instruction of this vCPU's is to be told now. */
+static bool singlesteps(struct kvm_vcpu_introspection *vi)
+{
+	struct kvm_introspection *session = vi->session;
+
+	return READ_ONCE(vi->vcpu->introspection_singlestep) && !READ_ONCE(session->closing) &&
+	       !kvmi_fails_open(session) &&
+	       kvmi_event_wanted(session->state, vi->state, KVMI_VCPU_EVENT_SINGLESTEP, 0);
+}
+
+/* Of the guests in the guest, and of SMM, the tool sees that they are over. */
+static bool is_where_the_tool_looks(struct kvm_vcpu *vcpu)
+{
+	return !is_guest_mode(vcpu) && !is_smm(vcpu);
+}
+
+/* Whether the vCPU is to execute but one instruction next. */
+bool kvmi_wants_step(struct kvm_vcpu_introspection *vi)
+{
+	struct kvm_vcpu *vcpu = vi->vcpu;
+
+	return singlesteps(vi) && is_where_the_tool_looks(vcpu) &&
+	       vcpu->arch.mp_state == KVM_MP_STATE_RUNNABLE && !vcpu->arch.apf.halted;
+}
+
+/* Whether an instruction has ended that is to be told. */
+bool kvmi_has_step(struct kvm_vcpu_introspection *vi)
+{
+	return vi->vcpu->introspection_stepped && singlesteps(vi) &&
+	       is_where_the_tool_looks(vi->vcpu);
+}
+
+/* With no event open: true when that of such an instruction is now. */
+bool kvmi_take_step(struct kvm_vcpu_introspection *vi)
+{
+	static const struct kvmi_occurrence singlestep = { .event = KVMI_VCPU_EVENT_SINGLESTEP };
+
+	if (!kvmi_has_step(vi))
+		return false;
+
+	vi->vcpu->introspection_stepped = false;
+	return kvmi_record(vi->session->state, vi->state, &singlestep) == KVMI_SITE_DEFER;
+}
+
+/* The tool has switched it on or off. */
+void kvmi_singlestep_changed(struct kvm_vcpu_introspection *vi, bool on)
+{
+	struct kvm_vcpu *vcpu = vi->vcpu;
+
+	if (vcpu->introspection_singlestep == on)
+		return;
+	/* Of what went before nobody asked. */
+	vcpu->introspection_stepped = false;
+	vcpu->introspection_singlestep = on;
+}
+
+/*
+ * site: what the CPU cannot step is emulated, the rest is done by the next entry.
+ * As an exit handler.
+ */
+int kvmi_step(struct kvm_vcpu_introspection *vi)
+{
+	struct kvm_vcpu *vcpu = vi->vcpu;
+	int r = 0;
+
+	if (!kvm_x86_call(introspection_step)(vcpu, true)) {
+		r = kvm_emulate_instruction(vcpu, 0);
+		if (kvmi_is_stepper(vcpu))
+			kvmi_leave_stepper(vcpu);
+		return r;
+	}
+
+	vcpu->introspection_stepped = false;
+	vcpu->introspection_stepping = true;
+	if (kvmi_is_stepper(vcpu))
+		r = kvmi_enter_let_through(vi);
+	if (r) {
+		__kvm_introspection_step_end(vcpu);
+		return r;
+	}
+	return 1;
+}
+
+/* The vCPU is back from the guest, or did not get there; its exit has been handled. */
+void __kvm_introspection_step_end(struct kvm_vcpu *vcpu)
+{
+	kvm_x86_call(introspection_step)(vcpu, false);
+	vcpu->introspection_stepping = false;
+	if (kvmi_is_stepper(vcpu))
+		kvmi_leave_let_through(vcpu, kvmi_vcpu(vcpu));
+
+	/* Interrupts were held back. */
+	kvm_make_request(KVM_REQ_EVENT, vcpu);
+}
+
+/* site: interrupts wait, the VMM's own too. */
+bool __kvm_introspection_holds_interrupts(struct kvm_vcpu *vcpu)
+{
+	struct kvm_vcpu_introspection *vi;
+	bool holds;
+	int idx;
+
+	idx = srcu_read_lock(&vcpu->kvm->srcu);
+	vi = kvmi_vcpu(vcpu);
+	holds = vi && singlesteps(vi);
+	srcu_read_unlock(&vcpu->kvm->srcu, idx);
+
+	return holds;
+}
+
+/* vcpu->mutex is held, SRCU is not. */
+bool kvm_introspection_owns_singlestep(struct kvm_vcpu *vcpu)
+{
+	struct kvm_vcpu_introspection *vi;
+	bool owns;
+	int idx;
+
+	if (!kvm_is_introspected(vcpu))
+		return false;
+
+	idx = srcu_read_lock(&vcpu->kvm->srcu);
+	vi = kvmi_vcpu(vcpu);
+	owns = vi && !kvmi_fails_open(vi->session) && vcpu->introspection_singlestep;
+	srcu_read_unlock(&vcpu->kvm->srcu, idx);
+
+	return owns;
+}
+
+u8 kvmi_glue_singlestep(void)
+{
+	return kvm_caps.has_introspection_step;
+}
+
+/* Guest debugging by the VMM has the same CPU feature. */
+int kvmi_glue_singlestep_free(struct kvm_vcpu_introspection *vi)
+{
+	return vi->vcpu->guest_debug & KVM_GUESTDBG_SINGLESTEP ? -KVM_EBUSY : 0;
+}
