@@ -41,7 +41,6 @@ fn events_are_switched() {
     }
     for bad in [
         control(event::UNHOOK, 1),
-        control(event::SINGLESTEP, 1),
         control(2, 0),
         control(33, 1),
         control(event::HYPERCALL, 2),

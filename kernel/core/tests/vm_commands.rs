@@ -42,7 +42,7 @@ fn check_command_tells_unknown_from_forbidden() {
     assert_eq!(check(msg::VCPU_CONTROL_CR, 0), 0);
     assert_eq!(check(msg::VCPU_CONTROL_CR, 1), -EINVAL);
     assert_eq!(check(9999, 1), -EINVAL);
-    for id in [msg::VM_EVENT, msg::VCPU_EVENT, msg::VCPU_CONTROL_SINGLESTEP, 22, 9999] {
+    for id in [msg::VM_EVENT, msg::VCPU_EVENT, 22, 31, 9999] {
         assert_eq!(check(id, 0), -ENOENT, "{id}");
     }
     guest.vm.allow_command(0, msg::VCPU_CONTROL_CR.into()).unwrap();
@@ -60,7 +60,7 @@ fn check_event_tells_unknown_from_forbidden() {
     assert_eq!(check(event::CR, 0), 0);
     assert_eq!(check(event::CR, 1), -EINVAL);
     assert_eq!(check(event::PF, 0), 0);
-    for id in [event::SINGLESTEP, 2, 128, 9999] {
+    for id in [2, 21, 128, 9999] {
         assert_eq!(check(id, 0), -ENOENT, "{id}");
     }
     guest.vm.allow_event(0, -1).unwrap();
@@ -137,7 +137,7 @@ fn unknown_messages_are_answered_so() {
     for id in [msg::VM_EVENT, 22, 9998] {
         assert_eq!(guest.vm_call(id, &[0u8; 0]).0, -ENOSYS, "{id}");
     }
-    for id in [msg::VCPU_CONTROL_SINGLESTEP, 31, 129, 9999] {
+    for id in [31, 129, 9999] {
         assert_eq!(guest.vcpu_call(id, &[0u8; 0]).0, -ENOSYS, "{id}");
     }
 }
