@@ -281,12 +281,14 @@ static int complete_exit(struct kvm_vcpu_introspection *vi)
 	return r;
 }
 
+/* Asked on each exit: what calls nothing comes first. */
 static bool has_work(struct kvm_vcpu_introspection *vi)
 {
 	return !list_empty_careful(&vi->jobs) || atomic_read(&vi->pauses) || vi->unsent ||
-	       vi->owes_rest || kvmi_phase(vi->state) != KVMI_IDLE || kvmi_crashes(vi->session) ||
-	       kvmi_wants_let_through(vi) || kvmi_wants_step(vi) || kvmi_has_step(vi) ||
-	       kvmi_injection_due(vi);
+	       vi->owes_rest || kvmi_phase(vi->state) != KVMI_IDLE || kvmi_injection_due(vi) ||
+	       (READ_ONCE(vi->session->lost) && kvmi_crashes(vi->session)) ||
+	       (vi->let_through_count && kvmi_wants_let_through(vi)) ||
+	       (vi->vcpu->introspection_singlestep && (kvmi_wants_step(vi) || kvmi_has_step(vi)));
 }
 
 int __kvm_introspection_work(struct kvm_vcpu *vcpu)
