@@ -46,6 +46,12 @@ pub const STACKS: u64 = 0x1_0000;
 /// Size of one stack, a power of two to which the stack is aligned.
 pub const STACK_BYTES: u64 = 0x4000;
 
+/// The end of the stack of the program `nested`'s guest: the middle of vCPU 0's.
+pub const NESTED_STACK_END: u64 = STACKS + STACK_BYTES / 2;
+
+/// RFLAGS with which the program `nested` enters its guest. IF is set, as the VMM sets it for the program, and nobody sends an interrupt.
+pub const NESTED_RFLAGS: u64 = 0x202;
+
 /// Where programs are linked.
 pub const PROGRAM: u64 = 0x10_0000;
 

@@ -21,12 +21,14 @@
 mod access;
 pub mod layout;
 mod mailbox;
+mod nested;
 mod routine;
 #[cfg(target_arch = "x86_64")]
 pub mod runtime;
 
 pub use access::Access;
 pub use mailbox::{DescriptorOp, Mailbox, MemoryOp, Op, RepeatOp, Slot};
+pub use nested::{Deed, Level};
 pub use routine::Routine;
 
 /// The port to which a guest writes text for the VMM's log, a byte at a time.

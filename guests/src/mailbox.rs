@@ -133,6 +133,9 @@ pub enum Op {
     Descriptor = 19,
     /// Executes what argument 0, a [`RepeatOp`], names as often as argument 1 says; the result is a value that shows the last time.
     Repeat = 20,
+    /// Does what argument 0, a [`crate::Deed`], names, with argument 1; argument 2 is the [`crate::Level`] that does
+    /// it; an INT3 before the entry into a guest and one after it if argument 3 is not 0.
+    Nested = 21,
     /// Accesses memory; argument 0 is an [`crate::Access`], 1 an address, the others what it says.
     Access = 40,
     /// Calls the [`crate::Routine`] that argument 0 names, with argument 1; its result.
@@ -164,6 +167,7 @@ impl Op {
             18 => Self::ReadXmm,
             19 => Self::Descriptor,
             20 => Self::Repeat,
+            21 => Self::Nested,
             40 => Self::Access,
             60 => Self::Step,
             _ => return None,

@@ -120,9 +120,11 @@ fn build_guests_with(shop: &Workshop, task: &Task) -> Result<Vec<(String, PathBu
     let output = bare_metal::cargo(shop, &["build", "--package", "kvmi-guests", "--bins"], &[], &target).run(task)?;
     bare_metal::refuse_warnings(&output).context("build the guests")?;
     let sources = files_below(&shop.path("guests/src/bin"))?;
-    let names = sources
-        .iter()
-        .filter_map(|(name, _)| name.strip_suffix(".rs").filter(|n| !n.contains('/')));
+    // A file each, or a folder with its parts.
+    let names = sources.iter().filter_map(|(name, _)| match name.split_once('/') {
+        Some((folder, file)) => (file == "main.rs").then_some(folder),
+        None => name.strip_suffix(".rs"),
+    });
     let guests: Vec<(String, PathBuf)> = names
         .map(|name| (name.to_owned(), bare_metal::output(&target, name)))
         .collect();

@@ -95,11 +95,23 @@ pub fn read_xmm() -> u64 {
 }
 
 /// What SGDT, SIDT and their reverse move.
-#[derive(Clone, Copy, Default)]
+#[derive(Clone, Copy, Debug, Default)]
 #[repr(C, packed)]
-struct TablePointer {
-    limit: u16,
-    base: u64,
+pub struct TablePointer {
+    /// Size of the table in bytes, less one.
+    pub limit: u16,
+    /// Its linear address.
+    pub base: u64,
+}
+
+/// GDTR and IDTR.
+#[must_use]
+pub fn table_registers() -> [TablePointer; 2] {
+    let mut pointers = [TablePointer::default(); 2];
+    let [gdtr, idtr] = &mut pointers;
+    // SAFETY: each is as large as what is stored.
+    unsafe { asm!("sgdt [{}]", "sidt [{}]", in(reg) &raw mut *gdtr, in(reg) &raw mut *idtr) };
+    pointers
 }
 
 /// Executes one instruction about a descriptor table register. What is loaded is what is there already. The result is the base or selector that

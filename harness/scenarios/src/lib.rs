@@ -17,6 +17,7 @@ pub mod ioctls;
 mod lab;
 mod lifecycle;
 pub mod modules;
+mod nested;
 mod pages;
 mod pause;
 pub mod planted;
@@ -140,6 +141,7 @@ pub fn all() -> &'static [Scenario] {
             reset::SCENARIOS.to_vec(),
             pages::scenarios(),
             step::scenarios(),
+            nested::SCENARIOS.to_vec(),
             destroy::scenarios(),
             storm::scenarios(),
             fuzz::scenarios(),

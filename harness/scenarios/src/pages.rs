@@ -72,7 +72,7 @@ impl Wire {
     }
 
     /// VM_SET_PAGE_ACCESS of as many pages as there are, which must succeed.
-    fn restrict(&mut self, access: &[(u64, u8)]) -> Result<(), Failure> {
+    pub(crate) fn restrict(&mut self, access: &[(u64, u8)]) -> Result<(), Failure> {
         for some in access.chunks(MAX_PAGE_ACCESS_ENTRIES) {
             check_eq!(
                 self.set_page_access(some)?,

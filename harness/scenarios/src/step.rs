@@ -41,7 +41,7 @@ impl Wire {
 
     /// The same, which must succeed.
     #[track_caller]
-    fn singlestep(&mut self, on: bool) -> Result<(), Failure> {
+    pub(crate) fn singlestep(&mut self, on: bool) -> Result<(), Failure> {
         check_eq!(
             self.control_singlestep(0, on.into())?,
             Ok(vec![]),

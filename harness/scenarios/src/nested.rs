@@ -1,0 +1,259 @@
+// SPDX-License-Identifier: MIT OR Apache-2.0
+//! A guest that is a hypervisor itself: the tool is told of the guest, and never of the guest's guest, which runs as it would.
+
+use std::time::Duration;
+
+use kvmi_guests::{Deed, Level, Op, layout};
+use kvmi_uapi::PageAccessEntry;
+use kvmi_uapi::event::{self, CONTINUE, Cr, Msr};
+
+use crate::vmm::Vm;
+use crate::wire::Wire;
+use crate::{Context, Failure, Scenario, check, check_eq, scenario};
+
+pub(crate) const SCENARIOS: &[Scenario] = &[
+    scenario(
+        "nested::untold",
+        "a guest's guest: what is told of the guest is not told of it, and it gets what it should",
+        |c| untold(c, Level::Nested),
+    )
+    .stepping(),
+    scenario(
+        "nested::untold_paging",
+        "the same behind EPT or NPT of the guest's own",
+        |c| untold(c, Level::NestedPaging),
+    )
+    .stepping(),
+    scenario(
+        "nested::stepped_over",
+        "a guest that is stepped enters its guest: the next step is told behind the return",
+        |c| stepped_over(c, Level::Nested),
+    )
+    .stepping(),
+    scenario(
+        "nested::stepped_over_paging",
+        "the same behind EPT or NPT of the guest's own",
+        |c| stepped_over(c, Level::NestedPaging),
+    )
+    .stepping(),
+    scenario(
+        "nested::paused",
+        "PAUSE and commands while a guest's guest runs",
+        paused,
+    )
+    .giving_breakpoints_back(),
+    scenario(
+        "nested::unhooked",
+        "UNHOOK while a guest's guest runs: nothing leaves either for introspection any more",
+        unhooked,
+    ),
+];
+
+const KERNEL_GS_BASE: u32 = 0xc000_0102;
+/// Where a deed looks that needs a word of memory.
+const WORD: u64 = layout::SCRATCH;
+
+/// What is told of the program itself, by which event and how often.
+const TOLD: [(Deed, u16, usize); 5] = [
+    (Deed::Cr3, event::CR, 2),
+    (Deed::KernelGsBase, event::MSR, 1),
+    (Deed::Sgdt, event::DESCRIPTOR, 2),
+    (Deed::Store, event::PF, 1),
+    (Deed::Int3, event::BREAKPOINT, 1),
+];
+
+/// The argument of a deed that is done for the `nth` time, and the result that is due.
+fn due(deed: Deed, nth: u64) -> (u64, u64) {
+    match deed {
+        Deed::Nothing => (0, 1),
+        Deed::Int3 => (0, nth),
+        Deed::Cr3 => (0, layout::OTHER_ROOT),
+        // Each time another value: what changes nothing is not told.
+        Deed::KernelGsBase => (0x1000 * nth, 0x1000 * nth),
+        Deed::Sgdt => (2, layout::GDT),
+        Deed::Store => (WORD, 7),
+        Deed::Wait => (WORD, 2),
+    }
+}
+
+/// A guest of which all is watched.
+fn watched(context: &mut Context) -> Result<(Vm, Wire), Failure> {
+    context.stage("start", Duration::from_secs(20));
+    let (vm, mut wire) = context.hooked_vm("nested", 1)?;
+    for (_, event, _) in TOLD {
+        wire.control_event(0, event, true)?;
+    }
+    wire.control_event(0, event::HYPERCALL, true)?;
+    wire.control_cr(0, 3, true)?;
+    check_eq!(
+        wire.control_msr(0, KERNEL_GS_BASE, true)?,
+        Ok(vec![]),
+        "VCPU_CONTROL_MSR"
+    );
+    wire.restrict(&[(WORD, PageAccessEntry::READ | PageAccessEntry::EXEC)])?;
+    Ok((vm, wire))
+}
+
+fn args(deed: Deed, argument: u64, level: Level) -> [u64; 4] {
+    [deed as u64, argument, level as u64, 0]
+}
+
+fn untold(context: &mut Context, level: Level) -> Result<(), Failure> {
+    let (vm, mut wire) = watched(context)?;
+    for round in 0..2 {
+        for (deed, event, times) in TOLD {
+            context.stage(
+                &format!("{deed:?} of the guest's guest, {round}"),
+                Duration::from_secs(10),
+            );
+            let (argument, result) = due(deed, 2 * round + 1);
+            let got = vm.carry_out(context, 0, Op::Nested, args(deed, argument, level))?;
+            check_eq!(got, result, "result of {deed:?} at {level:?}");
+            wire.expect_no_event()?;
+            context.stage(&format!("{deed:?} of the guest, {round}"), Duration::from_secs(10));
+            let (argument, result) = due(deed, 2 * round + 2);
+            let number = vm.command(0, Op::Nested, args(deed, argument, Level::Own))?;
+            for _ in 0..times {
+                let told = wire.expect_event(event, 0)?;
+                // What is to be written, where that is asked.
+                let reply = match event {
+                    event::CR => told.data::<Cr>()?.new_value.to_ne_bytes().to_vec(),
+                    event::MSR => told.data::<Msr>()?.new_value.to_ne_bytes().to_vec(),
+                    _ => Vec::new(),
+                };
+                wire.reply_with(&told, CONTINUE, &reply)?;
+            }
+            check_eq!(
+                vm.finished(context, 0, number)?,
+                result,
+                "result of {deed:?} of the guest"
+            );
+            wire.expect_no_event()?;
+        }
+    }
+    vm.exit()
+}
+
+fn stepped_over(context: &mut Context, level: Level) -> Result<(), Failure> {
+    /// The hypervisor executes some hundred instructions for one entry.
+    const MOST: usize = 5000;
+    let (vm, mut wire) = watched(context)?;
+    wire.control_event(0, event::SINGLESTEP, true)?;
+    context.stage("step", Duration::from_secs(60));
+    // The INT3 before the entry, and the one behind it.
+    let number = vm.command(0, Op::Nested, [Deed::Nothing as u64, 0, level as u64, 1])?;
+    let first = wire.expect_event(event::BREAKPOINT, 0)?;
+    wire.singlestep(true)?;
+    wire.reply(&first, CONTINUE)?;
+    let mut steps = 0;
+    let mut last = [0; 3];
+    let mut around_entry = None;
+    let end = loop {
+        let step = wire.event()?;
+        if step.id == event::BREAKPOINT {
+            break step;
+        }
+        check_eq!((step.id, step.vcpu), (event::SINGLESTEP, 0), "event and vCPU");
+        let regs = step.arch.regs;
+        check!(
+            !is_nested(regs.rsp),
+            "a step of the guest's guest is told, at {:#x}",
+            regs.rip
+        );
+        // VMLAUNCH, VMRUN.
+        if matches!(last, [0x0f, 0x01, 0xc2 | 0xd8]) {
+            check_eq!(around_entry, None, "an entry before this one");
+            around_entry = Some(regs.rip);
+        }
+        vm.guest.read(regs.rip, &mut last)?;
+        wire.reply(&step, CONTINUE)?;
+        steps += 1;
+        check!(steps < MOST, "{MOST} steps and no end");
+    };
+    check!(around_entry.is_some(), "no step behind the entry among {steps}");
+    wire.singlestep(false)?;
+    wire.reply(&end, CONTINUE)?;
+    check_eq!(vm.finished(context, 0, number)?, 1, "result");
+    context.stage("unstepped", Duration::from_secs(10));
+    let got = vm.carry_out(context, 0, Op::Nested, args(Deed::Nothing, 0, level))?;
+    check_eq!(got, 1, "result when nobody steps");
+    wire.expect_no_event()?;
+    vm.exit()
+}
+
+/// Whether it is a stack pointer of the guest's guest.
+fn is_nested(rsp: u64) -> bool {
+    (layout::NESTED_STACK_END - 0x1000..layout::NESTED_STACK_END).contains(&rsp)
+}
+
+/// Has the guest's guest wait; the command's number.
+fn wait_in_nested(context: &mut Context, vm: &Vm) -> Result<u64, Failure> {
+    context.stage("into the guest's guest", Duration::from_secs(10));
+    let number = vm.command(0, Op::Nested, args(Deed::Wait, WORD + 4096, Level::Nested))?;
+    context.wait_for("the guest's guest", || Ok(word(vm)? == 1))?;
+    Ok(number)
+}
+
+fn word(vm: &Vm) -> Result<u64, Failure> {
+    let mut bytes = [0; 8];
+    vm.guest.read(WORD + 4096, &mut bytes)?;
+    Ok(u64::from_ne_bytes(bytes))
+}
+
+fn release(vm: &Vm) -> Result<(), Failure> {
+    vm.guest.write(WORD + 4096, &2u64.to_ne_bytes())
+}
+
+fn paused(context: &mut Context) -> Result<(), Failure> {
+    let (vm, mut wire) = watched(context)?;
+    let number = wait_in_nested(context, &vm)?;
+    context.stage("PAUSE", Duration::from_secs(10));
+    check_eq!(wire.pause(0, true)?, Ok(vec![]), "VM_PAUSE_VCPU");
+    let pause = wire.expect_event(event::PAUSE, 0)?;
+    // The registers are those with which the vCPU runs.
+    check!(
+        is_nested(pause.arch.regs.rsp),
+        "RSP of PAUSE is {:#x}",
+        pause.arch.regs.rsp
+    );
+    check_eq!(wire.registers(0)?.regs, pause.arch.regs, "registers");
+    context.stage("off and on", Duration::from_secs(10));
+    for on in [false, true] {
+        wire.control_event(0, event::BREAKPOINT, on)?;
+        wire.control_event(0, event::DESCRIPTOR, on)?;
+    }
+    wire.reply(&pause, CONTINUE)?;
+    context.stage("out", Duration::from_secs(10));
+    release(&vm)?;
+    check_eq!(vm.finished(context, 0, number)?, 2, "result");
+    wire.expect_no_event()?;
+    let number = vm.command(0, Op::Nested, args(Deed::Int3, 0, Level::Own))?;
+    let told = wire.expect_event(event::BREAKPOINT, 0)?;
+    wire.reply(&told, CONTINUE)?;
+    vm.finished(context, 0, number)?;
+    vm.exit()
+}
+
+fn unhooked(context: &mut Context) -> Result<(), Failure> {
+    const ROUNDS: u64 = 1000;
+    const FEW: u64 = 300;
+    let (vm, wire) = watched(context)?;
+    let number = wait_in_nested(context, &vm)?;
+    context.stage("UNHOOK", Duration::from_secs(10));
+    check_eq!(vm.unhook()?, 0, "errno of UNHOOK");
+    drop(wire);
+    context.stage("out", Duration::from_secs(10));
+    release(&vm)?;
+    check_eq!(vm.finished(context, 0, number)?, 2, "result");
+    for level in [Level::Own, Level::Nested] {
+        context.stage(&format!("{level:?}"), Duration::from_secs(10));
+        let before = vm.exits(0)?;
+        let got = vm.carry_out(context, 0, Op::Nested, args(Deed::Sgdt, ROUNDS, level))?;
+        check_eq!(got, layout::GDT, "result");
+        let exits = vm.exits(0)? - before;
+        check!(exits < FEW, "{exits} exits for {ROUNDS} SGDT");
+        let got = vm.carry_out(context, 0, Op::Nested, args(Deed::Store, WORD, level))?;
+        check_eq!(got, 7, "result of the store");
+    }
+    vm.exit()
+}
