@@ -5,6 +5,7 @@
  * and TRAP tells what it is.
  */
 #include "session.h"
+#include "smm.h"
 #include "x86.h"
 
 /*
@@ -17,18 +18,29 @@ static bool is_delivering(struct kvm_vcpu *vcpu)
 	return vcpu->arch.nmi_injected || vcpu->arch.interrupt.injected;
 }
 
+/*
+ * Where the guest that is introspected takes no exception: its own guest runs,
+ * or its firmware, which no register tells; or it waits for SIPI, to which an
+ * exception would be no end but an endless errand.
+ */
+static bool is_out_of_reach(struct kvm_vcpu *vcpu)
+{
+	return is_guest_mode(vcpu) || is_smm(vcpu) ||
+	       vcpu->arch.mp_state == KVM_MP_STATE_INIT_RECEIVED;
+}
+
 int kvmi_glue_injection_free(struct kvm_vcpu_introspection *vi)
 {
 	struct kvm_vcpu *vcpu = vi->vcpu;
 
 	return kvm_is_exception_pending(vcpu) || vcpu->arch.exception.injected ||
-	       is_delivering(vcpu) || is_guest_mode(vcpu) ? -KVM_EBUSY : 0;
+	       is_delivering(vcpu) || is_out_of_reach(vcpu) ? -KVM_EBUSY : 0;
 }
 
 bool kvmi_injection_due(struct kvm_vcpu_introspection *vi)
 {
 	return kvmi_has_injection(vi->state) && !READ_ONCE(vi->session->lost) &&
-	       !vi->let_through_count && !is_delivering(vi->vcpu) && !is_guest_mode(vi->vcpu);
+	       !vi->let_through_count && !is_delivering(vi->vcpu) && !is_out_of_reach(vi->vcpu);
 }
 
 static void queue(struct kvm_vcpu *vcpu, const struct kvmi_injection *what)

@@ -22,6 +22,13 @@
 /* kvm_set_cr0() and friends: neither done nor refused, the instruction is to be run again. */
 #define KVM_CR_DEFERRED	0x100
 
+/* What becomes of the guest's own WRMSR. */
+enum kvm_introspection_wrmsr {
+	KVM_WRMSR_WRITE,	/* it is done, with the value that is there now */
+	KVM_WRMSR_DEFERRED,	/* neither done nor refused, the instruction is to be run again */
+	KVM_WRMSR_VETOED,	/* it is over, and wrote nothing */
+};
+
 DECLARE_STATIC_KEY_FALSE(kvm_introspection_hooked);
 
 /* Lifecycle (session.c) */
@@ -44,6 +51,7 @@ void kvm_introspection_recalc_intercepts(struct kvm_vcpu *vcpu);
 
 /* Steps (step.c) */
 void __kvm_introspection_step_end(struct kvm_vcpu *vcpu);
+void __kvm_introspection_instruction_ends(struct kvm_vcpu *vcpu);
 bool __kvm_introspection_holds_interrupts(struct kvm_vcpu *vcpu);
 bool kvm_introspection_owns_singlestep(struct kvm_vcpu *vcpu);
 
@@ -70,7 +78,7 @@ bool kvm_introspection_descriptor(struct kvm_vcpu *vcpu, u8 descriptor, bool wri
 
 /* MSRs (msr.c) */
 bool __kvm_introspection_watches_msr(struct kvm_vcpu *vcpu, u32 msr);
-bool __kvm_introspection_defer_msr(struct kvm_vcpu *vcpu, u32 msr, u64 *data);
+enum kvm_introspection_wrmsr __kvm_introspection_wrmsr(struct kvm_vcpu *vcpu, u32 msr, u64 *data);
 
 static __always_inline bool kvm_is_introspected(struct kvm_vcpu *vcpu)
 {
@@ -138,12 +146,8 @@ static inline void kvm_introspection_step_end(struct kvm_vcpu *vcpu)
 /* An instruction ends that KVM has carried out for the guest. */
 static inline void kvm_introspection_instruction_ends(struct kvm_vcpu *vcpu)
 {
-	if (!static_branch_unlikely(&kvm_introspection_hooked) || !vcpu->introspection_singlestep)
-		return;
-
-	vcpu->introspection_stepped = true;
-	/* Nor does KVM go on to the next where it emulates many in a row. */
-	kvm_make_request(KVM_REQ_EVENT, vcpu);
+	if (static_branch_unlikely(&kvm_introspection_hooked) && vcpu->introspection_singlestep)
+		__kvm_introspection_instruction_ends(vcpu);
 }
 
 /* While the tool steps the vCPU. */
@@ -180,13 +184,12 @@ static inline bool kvm_introspection_knows_msrs(struct kvm_vcpu *vcpu)
 	       !(vcpu->introspection_intercepts & KVM_INTROSPECT_MSR);
 }
 
-/*
- * The guest's own WRMSR: true when it has to wait for the tool.  *data is what
- * is to be written otherwise, to be checked like the guest's value.
- */
-static inline bool kvm_introspection_defer_msr(struct kvm_vcpu *vcpu, u32 msr, u64 *data)
+/* *data becomes what is to be written, to be checked like the guest's value. */
+static inline enum kvm_introspection_wrmsr kvm_introspection_wrmsr(struct kvm_vcpu *vcpu, u32 msr,
+								    u64 *data)
 {
-	return kvm_is_introspected(vcpu) && __kvm_introspection_defer_msr(vcpu, msr, data);
+	return kvm_is_introspected(vcpu) ? __kvm_introspection_wrmsr(vcpu, msr, data) :
+					   KVM_WRMSR_WRITE;
 }
 
 /* XCR0 is written: true when the instruction has to wait for the tool before it is through. */

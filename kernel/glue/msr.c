@@ -27,9 +27,10 @@ EXPORT_SYMBOL_GPL(__kvm_introspection_watches_msr);
 
 /*
  * KVM learns whether a value is legal by writing it, so that the tool is asked
- * first.  What the VMM denies the guest is no write of KVM's.
+ * first.  What the VMM denies the guest is no write of KVM's.  Nor is a veto one:
+ * the old value, written, might send the last IPI again or set a clock back.
  */
-bool __kvm_introspection_defer_msr(struct kvm_vcpu *vcpu, u32 msr, u64 *data)
+enum kvm_introspection_wrmsr __kvm_introspection_wrmsr(struct kvm_vcpu *vcpu, u32 msr, u64 *data)
 {
 	struct kvmi_occurrence write = { .event = KVMI_VCPU_EVENT_MSR, .code = msr };
 	struct kvm_vcpu_introspection *vi = kvmi_vcpu(vcpu);
@@ -38,15 +39,22 @@ bool __kvm_introspection_defer_msr(struct kvm_vcpu *vcpu, u32 msr, u64 *data)
 	if (!vi || is_guest_mode(vcpu) ||
 	    !kvmi_event_wanted(vi->session->state, vi->state, write.event, msr) ||
 	    !kvm_msr_allowed(vcpu, msr, KVM_MSR_FILTER_WRITE))
-		return false;
+		return KVM_WRMSR_WRITE;
 
+	if (kvmi_reply_vetoes(vi->state, write.event, msr))
+		return KVM_WRMSR_VETOED;
 	if (kvmi_reply_value(vi->state, write.event, msr, &new))
 		*data = new;
 	write.b = *data;
-	if (kvm_get_msr(vcpu, msr, &write.a) || write.a == write.b)
-		return false;
+	if (kvm_get_msr(vcpu, msr, &write.a))
+		return KVM_WRMSR_WRITE;
+	/* LMA is not the guest's to write: KVM leaves it as it is. */
+	if (msr == MSR_EFER)
+		write.b = (write.b & ~EFER_LMA) | (write.a & EFER_LMA);
+	if (write.a == write.b)
+		return KVM_WRMSR_WRITE;
 
-	return kvmi_site(vcpu, &write) == KVMI_SITE_DEFER;
+	return kvmi_site(vcpu, &write) == KVMI_SITE_DEFER ? KVM_WRMSR_DEFERRED : KVM_WRMSR_WRITE;
 }
 
 int kvmi_glue_msr_write_allowed(struct kvm_vcpu_introspection *vi, u32 index)

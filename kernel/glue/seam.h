@@ -132,6 +132,8 @@ bool kvmi_event_wanted(const struct kvmi_vm_state *vm, const struct kvmi_vcpu_st
  * *new_val when there is one.  Does not consume.
  */
 bool kvmi_reply_value(const struct kvmi_vcpu_state *state, u16 event, u32 reg, u64 *new_val);
+/* site: the same value is the one that the event told as the old one. */
+bool kvmi_reply_vetoes(const struct kvmi_vcpu_state *state, u16 event, u32 reg);
 
 /* Where a vCPU stands with its event. */
 enum kvmi_phase {

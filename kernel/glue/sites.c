@@ -240,6 +240,9 @@ bool kvm_introspection_descriptor(struct kvm_vcpu *vcpu, u8 descriptor, bool wri
 
 	if (!kvm_is_introspected(vcpu) || is_guest_mode(vcpu))
 		return false;
+	/* Refused, where KVM does for UMIP what the CPU would have done before it exits. */
+	if (!write && kvm_is_cr4_bit_set(vcpu, X86_CR4_UMIP) && kvm_x86_call(get_cpl)(vcpu) > 0)
+		return false;
 
 	site = kvmi_site(vcpu, &access);
 	return site == KVMI_SITE_DEFER || site == KVMI_SITE_RETRY;
@@ -256,6 +259,7 @@ void __kvm_introspection_void_event(struct kvm_vcpu *vcpu)
 	if (vi) {
 		kvmi_event_void(vi->state);
 		kvmi_take_back(vi);
+		vcpu->introspection_stepped = false;
 	}
 	srcu_read_unlock(&vcpu->kvm->srcu, idx);
 }

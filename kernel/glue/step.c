@@ -13,6 +13,8 @@
  * its part in it.  So does the arrival of an exception or interrupt at its
  * handler, which is a step of its own: instructions that fault do not end.
  */
+#include <linux/export.h>
+
 #include "session.h"
 #include "mmu.h"
 #include "smm.h"
@@ -61,6 +63,18 @@ bool kvmi_take_step(struct kvm_vcpu_introspection *vi)
 	vi->vcpu->introspection_stepped = false;
 	return kvmi_record(vi->session->state, vi->state, &singlestep) == KVMI_SITE_DEFER;
 }
+
+/* site: of an instruction of SMM's, nobody is told. */
+void __kvm_introspection_instruction_ends(struct kvm_vcpu *vcpu)
+{
+	if (is_smm(vcpu))
+		return;
+
+	vcpu->introspection_stepped = true;
+	/* Nor does KVM go on to the next where it emulates many in a row. */
+	kvm_make_request(KVM_REQ_EVENT, vcpu);
+}
+EXPORT_SYMBOL_GPL(__kvm_introspection_instruction_ends);
 
 /* The tool has switched it on or off. */
 void kvmi_singlestep_changed(struct kvm_vcpu_introspection *vi, bool on)

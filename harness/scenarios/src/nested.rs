@@ -146,8 +146,8 @@ fn stepped_over(context: &mut Context, level: Level) -> Result<(), Failure> {
     wire.singlestep(true)?;
     wire.reply(&first, CONTINUE)?;
     let mut steps = 0;
-    let mut last = [0; 3];
-    let mut around_entry = None;
+    let mut entry = None;
+    let mut behind_entry = None;
     let end = loop {
         let step = wire.event()?;
         if step.id == event::BREAKPOINT {
@@ -160,17 +160,27 @@ fn stepped_over(context: &mut Context, level: Level) -> Result<(), Failure> {
             "a step of the guest's guest is told, at {:#x}",
             regs.rip
         );
-        // VMLAUNCH, VMRUN.
-        if matches!(last, [0x0f, 0x01, 0xc2 | 0xd8]) {
-            check_eq!(around_entry, None, "an entry before this one");
-            around_entry = Some(regs.rip);
+        if entry.is_some() && behind_entry.is_none() {
+            behind_entry = Some(regs.rip);
         }
-        vm.guest.read(regs.rip, &mut last)?;
+        let mut code = [0; 3];
+        vm.guest.read(regs.rip, &mut code)?;
+        // VMLAUNCH, VMRUN.
+        if matches!(code, [0x0f, 0x01, 0xc2 | 0xd8]) {
+            check_eq!(entry, None, "an entry before this one");
+            entry = Some(regs.rip);
+        }
         wire.reply(&step, CONTINUE)?;
         steps += 1;
         check!(steps < MOST, "{MOST} steps and no end");
     };
-    check!(around_entry.is_some(), "no step behind the entry among {steps}");
+    check!(entry.is_some(), "no entry among {steps} steps");
+    // Either vendor's instruction is three bytes long, and the program goes on behind it.
+    check_eq!(
+        behind_entry,
+        entry.map(|rip| rip + 3),
+        "RIP of the step behind the entry"
+    );
     wire.singlestep(false)?;
     wire.reply(&end, CONTINUE)?;
     check_eq!(vm.finished(context, 0, number)?, 1, "result");

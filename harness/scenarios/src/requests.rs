@@ -2,7 +2,7 @@
 //! The requests that scenarios make again and again, in one word each.
 
 use kvmi_uapi::{
-    VcpuControlCr, VcpuControlEvents, VcpuControlMsr, VcpuGetRegisters, VcpuGetRegistersReply, VcpuGetXcr,
+    MsrEntry, VcpuControlCr, VcpuControlEvents, VcpuControlMsr, VcpuGetRegisters, VcpuGetRegistersReply, VcpuGetXcr,
     VcpuGetXcrReply, VcpuInjectException, VmControlEvents, VmGetInfoReply, VmPauseVcpu, VmReadPhysical,
     VmWritePhysical, msg,
 };
@@ -111,6 +111,23 @@ impl Wire {
             "VCPU_GET_REGISTERS",
         )?;
         read_exactly(&data, "VCPU_GET_REGISTERS")
+    }
+
+    /// What one MSR holds, as the tool reads it.
+    pub(crate) fn msr(&mut self, vcpu: u16, msr: u32) -> Result<u64, Failure> {
+        let head = VcpuGetRegisters {
+            nmsrs: 1,
+            ..Default::default()
+        };
+        let request = [head.as_bytes(), msr.as_bytes()].concat();
+        let data = expect_data(
+            self.vcpu(vcpu, msg::VCPU_GET_REGISTERS, &request[..])?,
+            "VCPU_GET_REGISTERS with one MSR",
+        )?;
+        let (_, entry) = data.split_at(data.len().saturating_sub(size_of::<MsrEntry>()));
+        let entry: MsrEntry = read_exactly(entry, "an MSR's entry")?;
+        check_eq!(entry.index, msr, "index of the MSR");
+        Ok(entry.data)
     }
 
     /// Reads guest memory.

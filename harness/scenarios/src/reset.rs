@@ -5,6 +5,7 @@ use std::time::Duration;
 
 use kvmi_guests::{Op, layout};
 use kvmi_uapi::Regs;
+use kvmi_uapi::error::EBUSY;
 use kvmi_uapi::event::{BREAKPOINT, CONTINUE, CR, Cr, HYPERCALL};
 
 use crate::lifecycle::GUEST_REQUEST;
@@ -35,6 +36,12 @@ pub(crate) const SCENARIOS: &[Scenario] = &[
         "reset::waits_for_reply",
         "INIT that comes while a vCPU waits for a reply is carried out after it",
         waits_for_reply,
+    )
+    .in_real_mode(),
+    scenario(
+        "reset::no_injection",
+        "a vCPU that waits for SIPI takes no exception, neither then nor when SIPI has come",
+        no_injection,
     )
     .in_real_mode(),
 ];
@@ -189,6 +196,26 @@ fn voids_event(context: &mut Context) -> Result<(), Failure> {
     context.stage("SIPI", Duration::from_secs(20));
     start_again(context, &vm, &mut wire, |_| Ok(()))?;
     hypercall_again(context, &vm, &mut wire)?;
+    vm.exit()
+}
+
+fn no_injection(context: &mut Context) -> Result<(), Failure> {
+    const PROTECTION: u8 = 13;
+    context.stage("start", Duration::from_secs(20));
+    let (vm, mut wire) = context.hooked_vm("resets", 2)?;
+    context.stage("INIT", Duration::from_secs(10));
+    send(context, &vm, INIT)?;
+    wait_until_reset(context, &mut wire)?;
+    check_eq!(wire.inject(AP, PROTECTION, 0, 0)?, Err(EBUSY), "VCPU_INJECT_EXCEPTION");
+    context.stage("SIPI", Duration::from_secs(20));
+    start_again(context, &vm, &mut wire, |_| Ok(()))?;
+    check_eq!(
+        vm.carry_out(context, AP.into(), Op::Nothing, [0; 4])?,
+        0,
+        "the answer after SIPI"
+    );
+    vm.no_exception(AP.into())?;
+    wire.expect_no_event()?;
     vm.exit()
 }
 

@@ -111,6 +111,14 @@ impl Occurrence {
         matches!(self, Self::Cr { .. } | Self::Msr { .. })
     }
 
+    /// What a register that is written holds before, for an event whose reply can replace the value.
+    pub(crate) fn old_value(&self) -> Option<u64> {
+        match *self {
+            Self::Cr { old, .. } | Self::Msr { old, .. } => Some(old),
+            _ => None,
+        }
+    }
+
     /// Most bytes of event reply data.
     pub(crate) fn reply_bytes(&self) -> usize {
         if self.takes_value() { VALUE_BYTES } else { 0 }

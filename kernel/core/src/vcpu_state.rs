@@ -118,6 +118,13 @@ impl VcpuState {
         }
     }
 
+    /// Whether the reply at hand leaves this register as it was told to be: nothing is to be written then, for a write may do more than
+    /// to leave its value.
+    pub fn reply_vetoes(&self, event: u16, register: u32) -> bool {
+        self.reply_value(event, register)
+            .is_some_and(|value| self.occurrence.and_then(|what| what.old_value()) == Some(value))
+    }
+
     /// Whether the exit that the reply at hand is about has to be handled once more.
     pub fn completes_exit(&self) -> bool {
         self.phase == Phase::ReplyHere && self.occurrence.is_some_and(|what| what.is_of_instruction())

@@ -264,6 +264,24 @@ fn control_registers_get_the_reply_s_value() {
 }
 
 #[test]
+fn the_old_value_in_a_reply_is_a_veto() {
+    let old = 7;
+    for (reply, vetoes) in [(old, true), (8, false), (9, false)] {
+        let mut guest = watched();
+        guest.send_event(Occurrence::Cr { cr: 3, old, new: 8 }, 1);
+        assert!(!guest.state.reply_vetoes(event::CR, 3));
+        assert_eq!(
+            guest.reply(1, event::CR, CONTINUE, &u64::to_ne_bytes(reply)),
+            VcpuVerdict::Replied
+        );
+        assert_eq!(guest.state.reply_vetoes(event::CR, 3), vetoes);
+        assert!(!guest.state.reply_vetoes(event::CR, 0));
+        guest.state.event_done();
+        assert!(!guest.state.reply_vetoes(event::CR, 3));
+    }
+}
+
+#[test]
 fn failing_open_leaves_the_guest_s_value() {
     for sent in [false, true] {
         let mut guest = watched();

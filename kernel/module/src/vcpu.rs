@@ -94,6 +94,14 @@ unsafe extern "C" fn kvmi_reply_value(state: *const VcpuState, event: u16, reg: 
 /// # Safety
 /// Promises 1 and 2.
 #[unsafe(no_mangle)]
+unsafe extern "C" fn kvmi_reply_vetoes(state: *const VcpuState, event: u16, reg: u32) -> bool {
+    // SAFETY: promises 1 and 2.
+    unsafe { &*state }.reply_vetoes(event, reg)
+}
+
+/// # Safety
+/// Promises 1 and 2.
+#[unsafe(no_mangle)]
 unsafe extern "C" fn kvmi_phase(state: *const VcpuState) -> u32 {
     // SAFETY: promises 1 and 2.
     abi::phase(unsafe { &*state }.phase())

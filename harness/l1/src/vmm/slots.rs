@@ -57,6 +57,11 @@ impl Slots {
         self.set_ram(vm, false)
     }
 
+    /// RAM as SMM sees it: the same, in KVM's second address space.
+    pub(super) fn show_ram_to_smm(&self, vm: &VmFd) -> Result<(), Refusal> {
+        set(vm, RAM_SLOT | 1 << 16, 0, 0, layout::RAM_BYTES, &self.ram)
+    }
+
     pub(super) fn add(&mut self, vm: &VmFd, gpa: u64, bytes: u64) -> Result<(), Refusal> {
         let memory = GuestMemoryMmap::<()>::from_ranges(&[(GuestAddress(gpa), bytes as usize)])
             .map_err(|e| refuse(format!("map {bytes} bytes for a slot: {e}")))?;

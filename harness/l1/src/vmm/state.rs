@@ -61,6 +61,7 @@ pub(super) fn write(vcpu: &mut VcpuFd, by: VcpuWrite) -> Result<(), Refusal> {
             vcpu.set_vcpu_events(&events).refused("KVM_SET_VCPU_EVENTS")
         }
         VcpuWrite::Interrupt(vector) => interrupt(vcpu, vector).refused("KVM_INTERRUPT"),
+        VcpuWrite::Smi => vcpu.smi().refused("KVM_SMI"),
     }
 }
 

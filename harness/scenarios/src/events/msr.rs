@@ -8,7 +8,7 @@ use kvmi_uapi::event::{self, CONTINUE, Msr};
 
 use crate::vmm::{Vm, field};
 use crate::wire::{Event, Wire};
-use crate::{Context, Failure, Scenario, check_eq, modules, scenario};
+use crate::{Context, Failure, Scenario, check, check_eq, modules, scenario};
 
 pub(super) const SCENARIOS: &[Scenario] = &[
     scenario("events::msr", "WRMSR: pass, replace, illegal value, no change", msr),
@@ -36,6 +36,11 @@ pub(super) const SCENARIOS: &[Scenario] = &[
         "events::msr_needs_both_switches",
         "without VCPU_CONTROL_MSR, or without the event, nothing is sent",
         both_switches,
+    ),
+    scenario(
+        "events::msr_veto",
+        "a tool that answers with the old value has nothing written: the TSC is not set back, LMA is no change",
+        veto,
     ),
 ];
 
@@ -353,5 +358,38 @@ fn both_switches(context: &mut Context) -> Result<(), Failure> {
     watched.wire.control_event(0, event::MSR, true)?;
     let value = watched.answered(context, KERNEL_GS_BASE, [first, second, second])?;
     check_eq!(value, second, "with both on");
+    watched.vm.exit()
+}
+
+fn veto(context: &mut Context) -> Result<(), Failure> {
+    const TSC: u32 = 0x10;
+    const EFER: u32 = 0xc000_0080;
+    const EFER_LMA: u64 = 1 << 10;
+    let mut watched = Watched::start(context, &[TSC, EFER])?;
+    context.stage("TSC", Duration::from_secs(20));
+    let number = watched.vm.command(0, Op::WriteMsr, [TSC.into(), 1, 0, 0])?;
+    let event = watched.wire.expect_event(event::MSR, 0)?;
+    let told = event.data::<Msr>()?;
+    check_eq!((told.msr, told.new_value), (TSC, 1), "MSR and new value");
+    let mut late = told.old_value;
+    // Long enough that a TSC that is set back does not catch up until the guest reads it.
+    for _ in 0..300 {
+        late = watched.wire.msr(0, TSC)?;
+    }
+    check!(late > told.old_value, "the TSC stands still");
+    watched
+        .wire
+        .reply_with(&event, CONTINUE, &told.old_value.to_ne_bytes())?;
+    watched.vm.finished(context, 0, number)?;
+    let after = watched.read(context, TSC)?;
+    check!(
+        after > late,
+        "the TSC was {late:#x} before the reply and is {after:#x} after it"
+    );
+    context.stage("LMA", Duration::from_secs(10));
+    let efer = watched.read(context, EFER)?;
+    check!(efer & EFER_LMA != 0, "EFER {efer:#x}");
+    check_eq!(watched.silent(context, EFER, efer & !EFER_LMA)?, efer, "EFER");
+    check_eq!(watched.faults()?, 0, "#GP");
     watched.vm.exit()
 }

@@ -3,7 +3,7 @@
 
 use std::time::Duration;
 
-use kvmi_guests::Op;
+use kvmi_guests::{MARK_PORT, Op};
 use kvmi_uapi::error::EBUSY;
 use kvmi_uapi::event::{self, CONTINUE, CRASH, RETRY, Trap};
 use kvmi_uapi::{Regs, msg};
@@ -45,6 +45,12 @@ pub(super) const SCENARIOS: &[Scenario] = &[
         "an exception injected in an event that the VMM voids goes with it",
         of_a_void_event,
     ),
+    scenario(
+        "events::trap_not_in_smm",
+        "a vCPU in SMM takes no exception of the tool's; behind RSM it does",
+        not_in_smm,
+    )
+    .in_real_mode(),
 ];
 
 const UNDEFINED: u64 = 6;
@@ -287,5 +293,55 @@ fn of_a_void_event(context: &mut Context) -> Result<(), Failure> {
     check_eq!(vm.finished(context, 0, number)?, 0, "RAX");
     check_eq!(exceptions(&vm)?, 0, "exceptions");
     wire.expect_no_event()?;
+    vm.exit()
+}
+
+fn not_in_smm(context: &mut Context) -> Result<(), Failure> {
+    /// Where SMM starts, with the usual SMBASE.
+    const HANDLER: u64 = 0x3_8000;
+    /// What it writes when it is there, and what it waits for; within its first 64 KiB.
+    const ARRIVED: u64 = 0x9000;
+    const LEAVE: u64 = 0x9001;
+    // `mov byte [0x9000], 1`, `mov dx, port`, then `in eax, dx` for the VMM's CPU, `cmp byte [0x9001], 0` and `je` until that is not 0, `rsm`.
+    let code = [
+        &[0xc6, 0x06, 0x00, 0x90, 0x01, 0xba][..],
+        &MARK_PORT.to_le_bytes(),
+        &[0x66, 0xed, 0x80, 0x3e, 0x01, 0x90, 0x00, 0x74, 0xf7, 0x0f, 0xaa],
+    ]
+    .concat();
+    let (vm, mut wire) = tolerant(context, "halt")?;
+    vm.guest.write(HANDLER, &code)?;
+    vm.show_ram_to_smm()?;
+    context.stage("into SMM", Duration::from_secs(20));
+    vm.pause(0)?;
+    check_eq!(vm.write(0, VcpuWrite::Smi)?, 0, "errno of KVM_SMI");
+    vm.resume(0)?;
+    context.wait_for("SMM", || {
+        let mut arrived = [0];
+        vm.guest.read(ARRIVED, &mut arrived)?;
+        Ok(arrived == [1])
+    })?;
+    check_eq!(
+        wire.inject(0, PROTECTION as u8, 0, 0)?,
+        Err(EBUSY),
+        "VCPU_INJECT_EXCEPTION"
+    );
+    context.stage("out of SMM", Duration::from_secs(20));
+    vm.guest.write(LEAVE, &[1])?;
+    check_eq!(
+        vm.carry_out(context, 0, Op::Nothing, [0; 4])?,
+        0,
+        "the answer after RSM"
+    );
+    wire.expect_no_event()?;
+    check_eq!(exceptions(&vm)?, 0, "exceptions so far");
+    check_eq!(
+        wire.inject(0, PROTECTION as u8, 0, 0)?,
+        Ok(vec![]),
+        "VCPU_INJECT_EXCEPTION"
+    );
+    let event = expect_trap(&mut wire, PROTECTION, 0, 0)?;
+    wire.reply(&event, CONTINUE)?;
+    wait_for_exceptions(context, &vm, 1)?;
     vm.exit()
 }

@@ -89,6 +89,8 @@ pub enum VcpuWrite {
     PendingException(u8),
     /// `KVM_INTERRUPT` with this vector.
     Interrupt(u32),
+    /// `KVM_SMI`: the next entry is into SMM.
+    Smi,
 }
 
 /// What to wait for on a vCPU. Counts are since its creation.
@@ -229,6 +231,8 @@ pub enum Request {
     },
     /// Delete the slot of RAM and make it again.
     RemakeRam,
+    /// Make the slot of RAM that a vCPU in SMM sees.
+    ShowRamToSmm,
     /// `KVM_CHECK_EXTENSION` on the VM. Answer: [`Answer::Number`].
     CheckExtension {
         /// The capability's number.

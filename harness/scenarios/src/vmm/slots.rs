@@ -60,4 +60,13 @@ impl Vm {
     pub fn remake_ram(&self) -> Result<(), Failure> {
         self.done(&Request::RemakeRam)
     }
+
+    /// Lets a vCPU in SMM see RAM.
+    ///
+    /// # Errors
+    ///
+    /// A VMM that is gone.
+    pub fn show_ram_to_smm(&self) -> Result<(), Failure> {
+        self.done(&Request::ShowRamToSmm)
+    }
 }
