@@ -93,6 +93,16 @@ pub enum ListError {
     /// A class that only the lab gives.
     #[error("the list of splats deny.toml uses the class `lists`, which is not a kernel's")]
     NotAKernels,
+    /// An allowance that begins to hold where it holds already.
+    #[error(
+        "the allowance for {text:?} in allow.toml holds after {after:?}, which is a text of the same kind of line: name another place"
+    )]
+    NoPlace {
+        /// The text.
+        text: String,
+        /// Where it is to begin.
+        after: String,
+    },
     /// An allowance without a reason.
     #[error("the allowance for {0:?} in allow.toml gives no reason")]
     NoReason(String),
@@ -129,6 +139,10 @@ pub enum ListError {
 /// The shortest text that may stand in a list, in bytes.
 const MIN_TEXT_BYTES: usize = 4;
 
+/// A line of each report of the kernel's, denied by itself: it comes behind the line that says what is wrong, and before the report's end.
+const TRACE: &str = "Call Trace:";
+const END_OF_REPORT: &str = "---[ end trace";
+
 /// How long an allowance may last from the day on which it is read, in days.
 const MAX_ALLOWANCE_DAYS: i64 = 366;
 
@@ -156,6 +170,8 @@ struct AllowFile {
 #[serde(deny_unknown_fields)]
 struct Allow {
     text: String,
+    /// It holds only behind the first line that has this; everywhere if there is none.
+    after: Option<String>,
     reason: String,
     until: String,
 }
@@ -190,6 +206,9 @@ impl Lists {
         }
         check_texts("deny", deny.iter().flat_map(|d| &d.texts))?;
         check_texts("allow", allow.iter().map(|a| &a.text))?;
+        for after in allow.iter().filter_map(|a| a.after.as_ref()) {
+            check_texts("allow", [after].into_iter())?;
+        }
         allow.iter().try_for_each(|a| a.check(today))?;
         Ok(Self { deny, allow })
     }
@@ -197,17 +216,29 @@ impl Lists {
     /// The lines of a kernel's log in which it complains, in order.
     #[must_use]
     pub fn complaints(&self, log: &str) -> Vec<Complaint> {
-        let complaint = |line: &str| {
-            let class = self
-                .deny
-                .iter()
-                .find(|d| d.texts.iter().any(|t| line.contains(t)))?
-                .class;
-            let allowed = self.allow.iter().any(|a| line.contains(&a.text));
-            let line = line.trim_end().to_owned();
-            (!allowed).then_some(Complaint { class, line })
-        };
-        log.lines().filter_map(complaint).collect()
+        let mut complaints = Vec::new();
+        let mut holds: Vec<bool> = self.allow.iter().map(|a| a.after.is_none()).collect();
+        // Whether the next trace belongs to a line that was allowed. One does.
+        let mut trace_is_allowed = false;
+        for line in log.lines() {
+            let denied = |d: &&Deny| d.texts.iter().any(|t| line.contains(t));
+            if let Some(Deny { class, .. }) = self.deny.iter().find(denied) {
+                let mut allowances = self.allow.iter().zip(&holds);
+                if allowances.any(|(a, holds)| *holds && line.contains(&a.text)) {
+                    trace_is_allowed = true;
+                } else if !(trace_is_allowed && line.contains(TRACE)) {
+                    let line = line.trim_end().to_owned();
+                    complaints.push(Complaint { class: *class, line });
+                } else {
+                    trace_is_allowed = false;
+                }
+            }
+            trace_is_allowed &= !line.contains(END_OF_REPORT);
+            for (allow, holds) in self.allow.iter().zip(&mut holds) {
+                *holds |= allow.after.as_ref().is_some_and(|after| line.contains(after));
+            }
+        }
+        complaints
     }
 }
 
@@ -235,6 +266,13 @@ impl Allow {
         let text = || self.text.clone();
         if self.reason.trim().is_empty() {
             return Err(ListError::NoReason(text()));
+        }
+        // A line that is allowed would say by itself that it is.
+        if let Some(after) = self.after.as_ref().filter(|after| self.text.contains(*after)) {
+            return Err(ListError::NoPlace {
+                text: text(),
+                after: after.clone(),
+            });
         }
         let until: Date = self
             .until

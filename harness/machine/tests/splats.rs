@@ -4,7 +4,7 @@
 use std::fs;
 use std::path::{Path, PathBuf};
 
-use kvmi_lab_machine::complaint::{Lists, complaints};
+use kvmi_lab_machine::complaint::{Complaint, Lists, complaints};
 use kvmi_lab_machine::date::Date;
 
 fn fixtures() -> PathBuf {
@@ -27,7 +27,7 @@ fn a_list_that_is_not_in_order_is_refused() {
         assert!(said.contains(expected.trim()), "{}: {said}", case.display());
         tried += 1;
     }
-    assert_eq!(tried, 16, "fixtures");
+    assert_eq!(tried, 19, "fixtures");
 }
 
 #[test]
@@ -53,5 +53,42 @@ fn a_quiet_log_has_none_and_each_kind_is_heard() {
         let found = complaints(&format!("[    2.0] fine\r\n{line}\r\n[    3.0] fine\r\n"));
         let found: Vec<(String, &str)> = found.iter().map(|c| (c.class.to_string(), c.line.as_str())).collect();
         assert_eq!(found, [(class.to_owned(), line)]);
+    }
+}
+
+/// The line of a log without its time.
+fn said(complaint: &Complaint) -> &str {
+    complaint.line.split_once("] ").unwrap().1
+}
+
+#[test]
+fn an_allowance_that_names_a_place_holds_behind_it() {
+    let read = |name| fs::read_to_string(fixtures().join("after").join(name)).unwrap();
+    let lists = Lists::parse(&read("deny.toml"), &read("allow.toml"), "2026-06-30".parse().unwrap()).unwrap();
+    let found =
+        lists.complaints("[ 1.0] BUG: known\n[ 1.1] reboot: Power down\n[ 1.2] BUG: known\n[ 1.3] BUG: other\n");
+    assert_eq!(found.iter().map(said).collect::<Vec<_>>(), ["BUG: known", "BUG: other"]);
+    // The line that names the place is not behind it.
+    let found = lists.complaints("[ 1.0] BUG: known, Power down\n");
+    assert_eq!(found.len(), 1);
+}
+
+#[test]
+fn what_is_allowed_at_power_off_is_so_with_its_trace_and_nothing_else() {
+    let log = fs::read_to_string(fixtures().join("logs/power-off.log")).unwrap();
+    assert_eq!(complaints(&log), []);
+    let warning = "WARNING: CPU: 1 PID: 0 at arch/x86/kernel/apic/ipi.c:118 native_smp_send_reschedule+0x3a/0x40";
+    let without_place: String = log
+        .lines()
+        .filter(|l| !l.contains("Power down"))
+        .map(|l| format!("{l}\n"))
+        .collect();
+    let found = complaints(&without_place);
+    assert_eq!(found.iter().map(said).collect::<Vec<_>>(), [warning, "Call Trace:"]);
+    for more in ["[    2.1] Call Trace:\n", "[    2.1] BUG: sleeping\n"] {
+        // Behind the report, and within it.
+        assert_eq!(complaints(&(log.clone() + more)).len(), 1, "{more}");
+        let within = log.replace("[    2.000008]", &format!("{more}[    2.000008]"));
+        assert_eq!(complaints(&within).len(), 1, "{more}");
     }
 }
