@@ -17,6 +17,7 @@ mod emulators;
 mod endure;
 mod exit;
 mod explore;
+mod gdb;
 mod hardware;
 mod kernel;
 mod lab;

@@ -1,7 +1,7 @@
 // SPDX-License-Identifier: MIT OR Apache-2.0
 //! Running the scenario of a bundle again, with all that the bundle has: nothing of L1 is built.
 
-mod debugger;
+mod modules;
 mod recorded;
 
 use std::path::{Path, PathBuf};

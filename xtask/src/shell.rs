@@ -1,19 +1,17 @@
 // SPDX-License-Identifier: MIT OR Apache-2.0
 //! A prompt in L1: the modules loaded, a guest running, and for those who want it a debugger at its kernel.
 
-mod debugger;
 mod terminal;
 
 use anyhow::{Context, Result, bail};
-use kvmi_lab_control::{Backend, Lane};
+use kvmi_lab_control::{Backend, Lane, LoadedModule, Platform};
 use kvmi_lab_machine::pace::Pace;
-use kvmi_lab_machine::prompt::{About, Prompt};
-
-use self::debugger::Gdb;
+use kvmi_lab_machine::prompt::{About, Debugging, Prompt};
 
 use crate::e2e;
 use crate::emulators;
 use crate::exit;
+use crate::gdb::{self, Gdb, Module};
 use crate::hardware;
 use crate::kernel::{self, Built, Choice};
 use crate::lab;
@@ -44,7 +42,8 @@ pub(crate) fn run(shop: &Workshop, wanted: &Arguments) -> Result<u8> {
     let lane = wanted.lane;
     apt::require_debian()?;
     if wanted.gdb {
-        debugger::require(lane)?;
+        require_stub(lane)?;
+        gdb::require()?;
     }
     let mut facts = hardware::look();
     apt::install_needed(shop)?;
@@ -62,13 +61,20 @@ pub(crate) fn run(shop: &Workshop, wanted: &Arguments) -> Result<u8> {
     let standing = points::prepare(shop, &[lane], Pace::Host, &boot, &fetched, &folder)?;
     let standing = standing.first().context("no lane was prepared")?;
     let logs = folder.join(lane.name()).join(FOLDER);
-    let gdb = wanted.gdb.then(|| Gdb::new(shop, &built)).transpose()?;
-    let screen = terminal::screen();
-    let prompt = Prompt::open(&standing.prepared, &logs, &screen, gdb.as_ref().map(Gdb::wishes))?;
+    let gdb = wanted.gdb.then(Gdb::new).transpose()?;
+    let kernel = gdb::Kernel::of(&built.kernel.image.join("vmlinuz"))?;
+    let named = kernel.known(&shop.cache)?;
+    let debugging = gdb.as_ref().map(|gdb| Debugging {
+        socket: gdb.socket(),
+        symbols: named.is_none(),
+    });
+    let prompt = Prompt::open(&standing.prepared, &logs, &terminal::screen(), debugging)?;
     complain!("{}", welcome(lane, &built, &prompt.about));
     if let Some(gdb) = &gdb {
-        let script = gdb.write(shop, &logs, &built, &prompt.about)?;
-        complain!("{}", debugger::how_to(&script));
+        let About { symbols, modules, .. } = &prompt.about;
+        let named = named.map_or_else(|| kernel.named(&shop.cache, symbols), Ok)?;
+        let command = gdb.write(&logs, Some(&named), &with_lines(&built, modules))?;
+        complain!("\n  the kernel and KVM's modules in gdb, from another terminal:\n    {command}");
     }
     complain!("");
     let left = terminal::attach(prompt)?;
@@ -81,6 +87,23 @@ pub(crate) fn run(shop: &Workshop, wanted: &Arguments) -> Result<u8> {
         relative(&logs.join("console.log"), &shop.checkout)
     );
     Ok(exit::OK)
+}
+
+/// Fails where the emulator has no stub for gdb.
+fn require_stub(lane: Lane) -> Result<()> {
+    if lane.platform() == Platform::Bochs {
+        bail!("lane {lane} has no stub for gdb; lanes in QEMU have: cargo xtask shell --gdb --lane svm-tcg");
+    }
+    Ok(())
+}
+
+/// The modules that L1 loaded, as they were before they were stripped.
+fn with_lines(built: &Built, loaded: &[LoadedModule]) -> Vec<Module> {
+    let module = |LoadedModule { file, sections }: &LoadedModule| Module {
+        file: built.modules.join("debug").join(file),
+        sections: sections.clone(),
+    };
+    loaded.iter().map(module).collect()
 }
 
 /// What there is to try.
@@ -113,4 +136,15 @@ fn welcome(lane: Lane, built: &Built, about: &About) -> String {
     row("dmesg | tail", "what L1's kernel says");
     row("exit", "power off; Ctrl-] ends L1 whatever it does");
     lines.join("\n")
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn bochs_has_no_stub() {
+        let refused = require_stub(Lane::VmxBochs).unwrap_err().to_string();
+        assert!(refused.contains("--lane svm-tcg"), "{refused}");
+    }
 }

@@ -9,8 +9,9 @@ use kvmi_lab_machine::bundle::{self, Bundle};
 use kvmi_lab_machine::recording::{Recording, Replayed};
 use kvmi_lab_machine::scenario::{Limits, Request};
 
-use super::{debugger, plain};
+use super::{modules, plain};
 use crate::emulators::{self, Fetched};
+use crate::gdb::{self, Gdb};
 use crate::output::show;
 use crate::table::relative;
 use crate::workshop::Workshop;
@@ -82,16 +83,19 @@ pub(crate) fn run(shop: &Workshop, path: &Path, wanted: Wanted) -> Result<u8> {
             Ok(exit::OK)
         }
         Wanted::Debug(instruction) => {
-            // The name of a socket must be short.
-            let place = tempfile::tempdir()?;
-            let socket = place.path().join("gdb");
-            let stopped = recording.replay_to(&fetched.emulators, instruction, Some(&socket))?;
-            let script = debugger::script(shop, &bundle, &recording, &folder, &socket)?;
+            gdb::require()?;
+            let gdb = Gdb::new()?;
+            let stopped = recording.replay_to(&fetched.emulators, instruction, Some(gdb.socket()))?;
+            let kernel = gdb::Kernel::of(&bundle.boot.kernel)?.known(&shop.cache)?;
+            let modules = modules::loaded(shop, &bundle, &recording.loaded()?, &folder)?;
+            let command = gdb.write(&folder, kernel.as_ref(), &modules)?;
             show!(
-                "L1 stands at instruction {}; it ends when the debugger kills it. In another terminal:\n  gdb -x {}",
-                stopped.at,
-                script.display()
+                "L1 stands at instruction {}; it ends when the debugger kills it. In another terminal:\n  {command}",
+                stopped.at
             );
+            if kernel.is_none() {
+                show!("for the kernel's own names, let an L1 say them once before: cargo xtask shell --gdb");
+            }
             stopped.wait()?;
             Ok(exit::OK)
         }
