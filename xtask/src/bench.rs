@@ -4,12 +4,12 @@
 pub(crate) mod harness;
 
 use anyhow::{Context, Result};
-use comfy_table::{Cell, CellAlignment, Table, presets};
+use comfy_table::{Cell, CellAlignment, Table};
 use kvmi_lab_machine::outcome::Record;
 use serde_json::json;
 
 use crate::e2e::{self, Wanted};
-use crate::output::show;
+use crate::output::{self, show};
 use crate::workshop::Workshop;
 
 /// The group that benchmarks are in.
@@ -80,9 +80,7 @@ fn ratios(records: &[Record]) -> Result<Vec<Ratio>> {
 }
 
 fn table(ratios: &[Ratio]) -> Table {
-    let mut table = Table::new();
-    table.load_preset(presets::ASCII_MARKDOWN);
-    table.set_header(["benchmark", "L1 ticks for 100,000 exits", "to stock"]);
+    let mut table = output::table(["benchmark", "L1 ticks for 100,000 exits", "to stock"]);
     for r in ratios {
         let right = |text: String| Cell::new(text).set_alignment(CellAlignment::Right);
         let mark = if r.too_much { " too much" } else { "" };

@@ -2,11 +2,14 @@
 //! What this machine has, lacks and can run, and the command that mends each lack.
 
 use std::fs;
+use std::os::unix::fs::MetadataExt;
 use std::path::Path;
 
-use anyhow::Result;
+use anyhow::{Context, Result};
 use kvmi_lab_control::Lane;
+use kvmi_lab_machine::cache::files_below;
 use kvmi_lab_machine::process::{Program, is_root};
+use rustix::fs::statvfs;
 use serde::Serialize;
 
 use crate::kernel::{self, KernelVersion, Lists};
@@ -14,8 +17,12 @@ use crate::output::show;
 use crate::workshop::Workshop;
 use crate::{apt, bare_metal, emulators, hardware, nextest};
 
-/// What the cache, the builds and the logs take together, with room for a second kernel.
-const DISK_GIB: u64 = 6;
+/// What the cache takes, with room for a second kernel, and what the builds and the logs take in the checkout.
+const CACHE_GIB: u64 = 3;
+const TARGET_GIB: u64 = 4;
+
+/// What L1 on two lanes, its emulators and a compiler take.
+const MEMORY_GIB: u64 = 4;
 
 /// How something stands.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, Serialize)]
@@ -27,6 +34,8 @@ pub(crate) enum State {
     Lacks,
     /// Not there, and not needed before the lab makes it by itself.
     Later,
+    /// Not there, and nothing that the lab makes; it does without.
+    Without,
 }
 
 /// One thing that was looked at.
@@ -49,54 +58,52 @@ fn item(what: &str, state: State, detail: impl Into<String>, mend: Option<String
     }
 }
 
-/// Looks at everything. Nothing is changed.
-pub(crate) fn examine(shop: &Workshop) -> Result<Vec<Item>> {
-    let mut items = vec![distribution()];
-    if apt::require_debian().is_ok() {
-        items.push(privileges());
-        items.push(packages()?);
+/// Looks at everything and tells each thing as it is found. Nothing is changed.
+pub(crate) fn examine(shop: &Workshop, mut tell: impl FnMut(&Item) -> Result<()>) -> Result<()> {
+    tell(&distribution())?;
+    let has_apt = apt::require_debian().is_ok();
+    if has_apt {
+        tell(&privileges())?;
+        tell(&packages()?)?;
     }
-    items.push(disk(shop.cache.root())?);
-    items.push(compiler());
-    items.push(if nextest::is_here(shop) {
+    for item in disks(shop.cache.root(), &shop.path("target"))? {
+        tell(&item)?;
+    }
+    tell(&memory(
+        &fs::read_to_string("/proc/meminfo").context("ask for the memory")?,
+    )?)?;
+    tell(&compiler())?;
+    tell(&if nextest::is_here(shop) {
         item("nextest", State::Has, "at least the pinned version", None)
     } else {
         let mend = format!("cargo install cargo-nextest --locked --version {}", nextest::VERSION);
-        item(
-            "nextest",
-            State::Later,
-            "is built into the cache when it is needed (minutes)",
-            Some(mend),
-        )
-    });
-    items.push(match apt::find_program("gdb") {
+        let detail = "is built into the cache when it is needed (minutes)";
+        item("nextest", State::Later, detail, Some(mend))
+    })?;
+    tell(&match apt::find_program("gdb") {
         Some(path) => item("debugger", State::Has, path.display().to_string(), None),
         None => {
-            let detail = format!(
-                "for `cargo xtask shell --gdb` alone: {}",
-                apt::install_command(&["gdb"])
-            );
-            item("debugger", State::Later, detail, None)
+            let detail = format!("for --gdb alone: {}", apt::install_command(&["gdb"]));
+            item("debugger", State::Without, detail, None)
         }
-    });
-    items.push(in_cache("kernel", kernel_in_cache(shop)));
-    items.push(in_cache(
-        "emulators",
-        emulators::find(shop).map(|path| path.display().to_string()),
-    ));
-    if apt::require_debian().is_ok() {
-        items.push(kernels(shop)?);
+    })?;
+    tell(&in_cache("kernel", kernel_in_cache(shop)))?;
+    let emulators = emulators::find(shop).map(|path| path.display().to_string());
+    tell(&in_cache("emulators", emulators))?;
+    if has_apt {
+        tell(&kernels(shop)?)?;
     }
     let facts = hardware::probe(shop)?;
     for &lane in Lane::ALL {
         let (state, detail) = match hardware::lack(&facts, lane) {
-            Some(lack) => (State::Later, format!("not here: {}", lack.text())),
+            Some(lack) if lack.is_untried(&facts) => (State::Later, lack.text()),
+            Some(lack) => (State::Without, lack.text()),
             None if lane.platform().is_emulated() => (State::Has, "runs on any machine".to_owned()),
             None => (State::Has, "a guest ran under this machine's KVM".to_owned()),
         };
-        items.push(item(&format!("lane {lane}"), state, detail, None));
+        tell(&item(&format!("lane {lane}"), state, detail, None))?;
     }
-    Ok(items)
+    Ok(())
 }
 
 /// The kernels that can be chosen, as far as lists of packages are at hand.
@@ -184,30 +191,84 @@ fn packages() -> Result<Item> {
     ))
 }
 
-fn disk(cache: &Path) -> Result<Item> {
-    let existing = cache.ancestors().find(|p| p.is_dir()).unwrap_or(Path::new("/"));
-    let output = Program::new("df")
-        .args(["--output=avail", "--block-size=1"])
-        .arg(existing)
-        .output()?;
-    let text = String::from_utf8_lossy(&output);
-    let free = text
-        .lines()
-        .last()
-        .and_then(|l| l.trim().parse::<u64>().ok())
-        .unwrap_or(0)
-        >> 30;
-    let detail = format!("{free} GiB free for {}", cache.display());
-    if free >= DISK_GIB {
-        return Ok(item("disk space", State::Has, detail, None));
+/// Room for the cache and for what is built; where both are on one disk, for both together.
+fn disks(cache: &Path, target: &Path) -> Result<Vec<Item>> {
+    let cache = Place::look("the cache", cache, CACHE_GIB)?;
+    let target = Place::look("target", target, TARGET_GIB)?;
+    Ok(if cache.device == target.device {
+        vec![disk("the cache and target", cache.free, cache.lacks + target.lacks)]
+    } else {
+        let one = |place: &Place| disk(place.what, place.free, place.lacks);
+        vec![one(&cache), one(&target)]
+    })
+}
+
+/// A folder, which need not be there, on a disk.
+struct Place {
+    what: &'static str,
+    device: u64,
+    /// How many bytes it may still take, and how many of those that are wanted it has not taken yet.
+    free: u64,
+    lacks: u64,
+}
+
+impl Place {
+    fn look(what: &'static str, folder: &Path, gib: u64) -> Result<Self> {
+        let existing = folder.ancestors().find(|p| p.is_dir()).unwrap_or(Path::new("/"));
+        let room = statvfs(existing).with_context(|| format!("ask for the room at {}", existing.display()))?;
+        let files = files_below(folder)?;
+        let size = |path: &Path| fs::symlink_metadata(path).map_or(0, |m| m.blocks() * 512);
+        let taken: u64 = files.iter().map(|(_, path)| size(path)).sum();
+        Ok(Self {
+            what,
+            device: fs::metadata(existing)?.dev(),
+            free: room.f_bavail * room.f_frsize,
+            lacks: (gib << 30).saturating_sub(taken),
+        })
     }
-    let mend = "export KVMI_CACHE=FOLDER_ON_A_LARGER_DISK".to_owned();
-    Ok(item(
-        "disk space",
-        State::Lacks,
-        format!("{detail}, {DISK_GIB} are needed"),
-        Some(mend),
-    ))
+}
+
+fn disk(what: &str, free: u64, wanted: u64) -> Item {
+    let detail = format!(
+        "{:.1} GiB free for {what}, which still take {:.1} at most",
+        gib(free),
+        gib(wanted)
+    );
+    let (state, mend) = if free >= wanted {
+        (State::Has, None)
+    } else {
+        let mend = "export KVMI_CACHE=FOLDER_ON_A_LARGER_DISK CARGO_TARGET_DIR=ANOTHER";
+        (State::Lacks, Some(mend.to_owned()))
+    };
+    item("disk space", state, detail, mend)
+}
+
+fn gib(bytes: u64) -> f64 {
+    bytes as f64 / f64::from(1 << 30)
+}
+
+/// By what the kernel says of its memory.
+fn memory(meminfo: &str) -> Result<Item> {
+    let kib = |name: &str| {
+        let line = meminfo.lines().find_map(|l| l.strip_prefix(name)?.strip_prefix(':'));
+        let number = line.and_then(|l| l.split_whitespace().next()?.parse::<u64>().ok());
+        number.with_context(|| format!("/proc/meminfo has no {name}"))
+    };
+    let (has, free) = (kib("MemTotal")? << 10, kib("MemAvailable")? << 10);
+    // A kernel keeps some of it from itself.
+    let is_enough = has.div_ceil(1 << 30) >= MEMORY_GIB;
+    let detail = format!("{:.1} GiB, {:.1} of them free", gib(has), gib(free));
+    Ok(if is_enough {
+        item("memory", State::Has, detail, None)
+    } else {
+        let detail = format!("{detail}; {MEMORY_GIB} are needed, or one lane at a time");
+        item(
+            "memory",
+            State::Lacks,
+            detail,
+            Some("cargo xtask e2e --lane svm-tcg".to_owned()),
+        )
+    })
 }
 
 fn compiler() -> Item {
@@ -246,22 +307,51 @@ fn in_cache(what: &str, found: Option<String>) -> Item {
     }
 }
 
-/// Shows what was found; true when nothing lacks.
-pub(crate) fn show(items: &[Item], json: bool) -> Result<bool> {
-    for item in items {
-        if json {
-            show!("{}", serde_json::to_string(item)?);
-            continue;
-        }
-        let word = match item.state {
-            State::Has => "has  ",
-            State::Lacks => "LACKS",
-            State::Later => "later",
-        };
-        show!("{word}  {}: {}", item.what, item.detail);
-        if let (State::Lacks, Some(mend)) = (item.state, &item.mend) {
-            show!("       to mend it: {mend}");
-        }
+/// Shows one thing.
+pub(crate) fn show(item: &Item, json: bool) -> Result<()> {
+    if json {
+        show!("{}", serde_json::to_string(item)?);
+        return Ok(());
     }
-    Ok(!items.iter().any(|i| i.state == State::Lacks))
+    let word = match item.state {
+        State::Has => "has",
+        State::Lacks => "LACKS",
+        State::Later => "later",
+        State::Without => "without",
+    };
+    show!("{word:7}  {}: {}", item.what, item.detail);
+    if let (State::Lacks, Some(mend)) = (item.state, &item.mend) {
+        show!("{:7}  to mend it: {mend}", "");
+    }
+    Ok(())
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn what_was_taken_already_need_not_be_free() {
+        let dir = tempfile::tempdir().unwrap();
+        let empty = Place::look("target", &dir.path().join("none"), 1).unwrap();
+        assert_eq!(empty.lacks, 1 << 30);
+        fs::write(dir.path().join("some"), [1; 1 << 20]).unwrap();
+        let filled = Place::look("target", dir.path(), 1).unwrap();
+        assert!(filled.lacks <= (1 << 30) - (1 << 20) && filled.device == empty.device);
+        assert_eq!(disks(dir.path(), &dir.path().join("target")).unwrap().len(), 1);
+        assert_eq!(disk("target", 1, 2).state, State::Lacks);
+        assert_eq!(disk("target", 2, 2).state, State::Has);
+    }
+
+    #[test]
+    fn a_machine_of_four_gib_shows_a_little_less() {
+        let state = |kib: u64| {
+            memory(&format!("MemTotal: {kib} kB\nMemAvailable:  1024 kB\n"))
+                .unwrap()
+                .state
+        };
+        assert_eq!(state(4_028_000), State::Has);
+        assert_eq!(state(2_028_000), State::Lacks);
+        assert!(memory("").is_err());
+    }
 }

@@ -123,6 +123,7 @@ impl Ran {
 
 /// Sets everything up and runs the scenarios.
 pub(crate) fn run(shop: &Workshop, wanted: &Wanted) -> Result<Ran> {
+    require_part_of_name(wanted.filter.as_deref())?;
     apt::require_debian()?;
     let mut facts = hardware::look();
     if let Some(lane) = wanted.lane
@@ -277,8 +278,8 @@ fn selection(wanted: &Wanted, lanes: &[Lane]) -> String {
     let lanes: Vec<String> = lanes.iter().map(|lane| format!("test(/^{lane}::/)")).collect();
     let mut parts = vec![format!("({})", lanes.join(" or "))];
     match wanted.filter.as_deref() {
-        // A whole name selects that one alone, not all that it is the beginning of.
-        Some(name) if is_scenario(name) => parts.push(format!("test(/^[a-z-]+::{name}$/)")),
+        // A whole name selects that one alone, not all that it is the beginning of: it is how failures name what to run again.
+        Some(name) if all().iter().any(|s| s.name == name) => parts.push(format!("test(/^[a-z-]+::{name}$/)")),
         Some(part) => parts.push(format!("test(~{part})")),
         None => {}
     }
@@ -290,10 +291,17 @@ fn selection(wanted: &Wanted, lanes: &[Lane]) -> String {
     parts.join(" and ")
 }
 
-fn is_scenario(name: &str) -> bool {
-    name.split("::").count() > 1
-        && !name.ends_with("::")
-        && name.chars().all(|c| c.is_ascii_alphanumeric() || "_:".contains(c))
+/// Fails where no name could have this in it: nextest would take it for an expression of its own.
+fn require_part_of_name(filter: Option<&str>) -> Result<()> {
+    let is_of_name = |c: char| c.is_ascii_alphanumeric() || "_:-".contains(c);
+    match filter {
+        Some(part) if part.is_empty() || !part.chars().all(is_of_name) => {
+            bail!(
+                "no scenario's name has `{part}` in it: they are of letters, digits, _ and ::; for the list: cargo xtask list"
+            )
+        }
+        _ => Ok(()),
+    }
 }
 
 /// Why nothing was selected.
@@ -375,13 +383,30 @@ mod tests {
             "(test(/^svm-tcg::/) or test(/^vmx-bochs::/)) and test(~hook)"
         );
         assert_eq!(
-            selection(Some("a::b_c"), &[Lane::VmxBochs]),
-            "(test(/^vmx-bochs::/)) and test(/^[a-z-]+::a::b_c$/)"
+            selection(Some("events::cr0"), &[Lane::VmxBochs]),
+            "(test(/^vmx-bochs::/)) and test(/^[a-z-]+::events::cr0$/)"
         );
+        for part in ["events::cr", "events::cr0_", "no::such"] {
+            assert_eq!(
+                selection(Some(part), &[Lane::VmxBochs]),
+                format!("(test(/^vmx-bochs::/)) and test(~{part})")
+            );
+        }
         assert_eq!(
             selection(Some("bench::"), &[Lane::VmxBochs]),
             "(test(/^vmx-bochs::/)) and test(~bench::)"
         );
+    }
+
+    #[test]
+    fn what_no_name_has_is_refused() {
+        for wrong in ["", "a)", "a b", "=x", "/a/", "a\"b", "ä"] {
+            let said = require_part_of_name(Some(wrong)).unwrap_err().to_string();
+            assert!(said.contains(wrong) && said.contains("cargo xtask list"), "{said}");
+        }
+        for part in [None, Some("svm-tcg::lab"), Some("cr0_"), Some("::")] {
+            require_part_of_name(part).unwrap();
+        }
     }
 
     #[test]

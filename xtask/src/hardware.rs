@@ -48,6 +48,11 @@ pub(crate) struct Lack {
 }
 
 impl Lack {
+    /// Whether it is only that the last step was not tried yet.
+    pub(crate) fn is_untried(&self, facts: &Facts) -> bool {
+        self.step == 4 && facts.guest.is_none()
+    }
+
     /// In one line.
     pub(crate) fn text(&self) -> String {
         format!("step {} of 4 failed, {}; {}", self.step, self.why, self.mend)

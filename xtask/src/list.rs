@@ -3,21 +3,14 @@
 //! it could carry one.
 
 use anyhow::Result;
-use comfy_table::{Table, presets};
 use kvmi_lab_control::Lane;
 use kvmi_lab_scenarios::{Scenario, all};
 use serde_json::json;
 
 use crate::hardware::{self, Facts};
 use crate::kernel::{self, Lists};
-use crate::output::show;
+use crate::output::{self, show};
 use crate::workshop::Workshop;
-
-fn table(header: &[&str]) -> Table {
-    let mut table = Table::new();
-    table.load_preset(presets::ASCII_MARKDOWN).set_header(header);
-    table
-}
 
 /// Every scenario, in a line each.
 pub(crate) fn scenarios(json: bool) {
@@ -30,7 +23,7 @@ pub(crate) fn scenarios(json: bool) {
         }
         return;
     }
-    let mut table = table(&["scenario", "shows"]);
+    let mut table = output::table(["scenario", "shows"]);
     for s in all() {
         table.add_row([s.name, s.summary]);
     }
@@ -64,10 +57,7 @@ pub(crate) fn why(shop: &Workshop, json: bool) -> Result<()> {
         }
         return Ok(());
     }
-    let header: Vec<&str> = std::iter::once("scenario")
-        .chain(Lane::ALL.iter().map(|l| l.name()))
-        .collect();
-    let mut table = table(&header);
+    let mut table = output::table(std::iter::once("scenario").chain(Lane::ALL.iter().map(|l| l.name())));
     for s in all() {
         let cells = Lane::ALL
             .iter()
@@ -85,7 +75,7 @@ pub(crate) fn why(shop: &Workshop, json: bool) -> Result<()> {
 /// Every kernel that `--kernel` takes.
 pub(crate) fn kernels(shop: &Workshop, json: bool) -> Result<()> {
     let matrix = kernel::matrix();
-    let mut table = table(&["kernel", "suite", "packages", "for"]);
+    let mut table = output::table(["kernel", "suite", "packages", "for"]);
     for suite in &matrix.suites {
         let (_, kernels) = kernel::on_offer(shop, suite, Lists::Fresh)?;
         for version in kernels {

@@ -204,10 +204,17 @@ fn run(shop: &Workshop, arguments: &Arguments) -> Result<u8> {
             apt::require_debian()?;
             apt::install_needed(shop)?;
             let version = kernel::begin_own_source(shop, kernel.as_deref(), folder)?;
-            show!(
-                "the KVM of {version} is in {0}; change it, then: cargo xtask e2e --kvm-source {0}",
-                folder.display()
-            );
+            if arguments.json {
+                show!(
+                    "{}",
+                    serde_json::json!({ "event": "kvm_source", "version": version.to_string(), "folder": folder })
+                );
+            } else {
+                show!(
+                    "the KVM of {version} is in {0}; change it, then: cargo xtask e2e --kvm-source {0}",
+                    folder.display()
+                );
+            }
             Ok(exit::OK)
         }
         Command::E2e(e2e) => {
@@ -279,8 +286,15 @@ fn run(shop: &Workshop, arguments: &Arguments) -> Result<u8> {
         Command::Check => Ok(show_count(arguments, ci::check(shop)?)),
         Command::Tidy => {
             let findings = tidy::findings(&shop.checkout)?;
-            for finding in &findings {
-                show!("{}: {}", finding.at, finding.what);
+            for tidy::Finding { at, what } in &findings {
+                if arguments.json {
+                    show!("{}", serde_json::json!({ "event": "untidy", "at": at, "what": what }));
+                } else {
+                    show!("{at}: {what}");
+                }
+            }
+            if arguments.json {
+                show!("{}", serde_json::json!({ "event": "tidy", "findings": findings.len() }));
             }
             Ok(if findings.is_empty() {
                 exit::OK
@@ -290,12 +304,20 @@ fn run(shop: &Workshop, arguments: &Arguments) -> Result<u8> {
         }
         Command::Docs => {
             let changed = series::write(&shop.checkout)?;
-            show!("{}", if changed { "written anew" } else { "nothing was stale" });
+            if arguments.json {
+                show!("{}", serde_json::json!({ "event": "docs", "changed": changed }));
+            } else {
+                show!("{}", if changed { "written anew" } else { "nothing was stale" });
+            }
             Ok(exit::OK)
         }
         Command::Doctor => {
-            let is_well = doctor::show(&doctor::examine(shop)?, arguments.json)?;
-            Ok(if is_well { exit::OK } else { exit::LACKING })
+            let mut lacks = false;
+            doctor::examine(shop, |item| {
+                lacks |= item.state == doctor::State::Lacks;
+                doctor::show(item, arguments.json)
+            })?;
+            Ok(if lacks { exit::LACKING } else { exit::OK })
         }
         &Command::Endure { moments, lane, seed } => {
             let endured = endure::run(shop, endure::Wanted { moments, lane, seed })?;

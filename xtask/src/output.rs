@@ -2,8 +2,11 @@
 //! What a command prints. Its reader may go away, as `| head -1` does: that is no reason to stop the work, nor to call it failed.
 
 use std::fmt::Arguments;
-use std::io::{self, ErrorKind, Write};
+use std::io::{self, ErrorKind, IsTerminal, Write};
 use std::sync::atomic::{AtomicBool, Ordering};
+
+use comfy_table::{ContentArrangement, Table, presets};
+use rustix::termios::tcgetwinsize;
 
 /// Whether something could not be printed though there was somebody to read it, e.g. because a disk is full.
 static LOST: AtomicBool = AtomicBool::new(false);
@@ -43,6 +46,24 @@ fn keep(written: io::Result<()>) {
     }
 }
 
+/// A table in a form that Markdown takes as it is; on a terminal, as wide as that at most.
+pub(crate) fn table<'h>(header: impl IntoIterator<Item = &'h str>) -> Table {
+    let out = io::stdout();
+    let width = out.is_terminal().then(|| tcgetwinsize(&out)).and_then(Result::ok);
+    table_within(width.map(|size| size.ws_col).filter(|width| *width > 0), header)
+}
+
+fn table_within<'h>(width: Option<u16>, header: impl IntoIterator<Item = &'h str>) -> Table {
+    let mut table = Table::new();
+    table.load_preset(presets::ASCII_MARKDOWN).set_header(header);
+    if let Some(width) = width {
+        table
+            .set_content_arrangement(ContentArrangement::Dynamic)
+            .set_width(width);
+    }
+    table
+}
+
 /// Whether all that was printed reached whoever wanted it.
 pub(crate) fn is_whole() -> bool {
     !LOST.load(Ordering::Relaxed)
@@ -51,6 +72,17 @@ pub(crate) fn is_whole() -> bool {
 #[cfg(test)]
 mod tests {
     use super::*;
+
+    #[test]
+    fn a_table_is_as_wide_as_its_terminal_at_most() {
+        let of = |width| {
+            let mut table = table_within(width, ["scenario", "shows"]);
+            table.add_row(["a::b", &"word ".repeat(20)]);
+            table.to_string().lines().map(str::len).max()
+        };
+        assert_eq!(of(Some(60)), Some(60));
+        assert!(of(None) > Some(100) && of(Some(300)) == of(None));
+    }
 
     #[test]
     fn a_reader_that_went_away_is_fine_and_a_full_disk_is_not() {

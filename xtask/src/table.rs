@@ -4,7 +4,7 @@
 use std::collections::BTreeMap;
 use std::path::Path;
 
-use comfy_table::{Cell, CellAlignment, Table, presets};
+use comfy_table::{Cell, CellAlignment, Table};
 use kvmi_lab_control::Lane;
 use kvmi_lab_machine::bundle;
 use kvmi_lab_machine::lab_run::{LabRun, Prepared};
@@ -13,7 +13,7 @@ use kvmi_lab_scenarios::differential::GROUP;
 use serde_json::json;
 
 use crate::e2e::{Wanted, again};
-use crate::output::show;
+use crate::output::{self, show};
 use crate::workshop::Workshop;
 
 /// Shows the table and, for each failure, where its logs are and the command that runs just it again.
@@ -85,9 +85,7 @@ pub(crate) fn scenarios(records: &[Record]) -> Table {
     for record in records {
         rows.entry(&record.scenario).or_default().insert(record.lane, record);
     }
-    let mut table = Table::new();
-    table.load_preset(presets::ASCII_MARKDOWN);
-    table.set_header(std::iter::once("scenario".to_owned()).chain(lanes.iter().map(ToString::to_string)));
+    let mut table = output::table(std::iter::once("scenario").chain(lanes.iter().map(|l| l.name())));
     for (scenario, on) in rows {
         let cells = lanes.iter().map(|lane| {
             let text = on

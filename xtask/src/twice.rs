@@ -2,14 +2,14 @@
 //! Exactness, proved: scenarios run twice in Bochs, each time in a machine that is restored anew, say the same to the byte.
 
 use anyhow::{Result, bail};
-use comfy_table::{Table, presets};
+use comfy_table::Table;
 use kvmi_lab_control::{Lane, Platform};
 use kvmi_lab_machine::outcome::Record;
 use serde_json::json;
 
 use crate::e2e::{self, Ran, Wanted};
 use crate::exit;
-use crate::output::show;
+use crate::output::{self, show};
 use crate::transcript::{Transcripts, compare, ended_by_itself};
 use crate::workshop::Workshop;
 
@@ -83,9 +83,7 @@ fn pair(record: &Record, first: &Ran, second: &Ran) -> Pair {
 }
 
 fn table(pairs: &[Pair]) -> Table {
-    let mut table = Table::new();
-    table.load_preset(presets::ASCII_MARKDOWN);
-    table.set_header(["scenario", "lane", "kernel log and control channel"]);
+    let mut table = output::table(["scenario", "lane", "kernel log and control channel"]);
     for Pair { scenario, lane, said } in pairs {
         let said = match said {
             Ok(lines) => format!("the same {lines} lines"),

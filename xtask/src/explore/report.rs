@@ -4,7 +4,7 @@
 use std::path::PathBuf;
 
 use anyhow::Result;
-use comfy_table::{Cell, CellAlignment, Table, presets};
+use comfy_table::{Cell, CellAlignment, Table};
 use kvmi_lab_control::Lane;
 use kvmi_lab_machine::outcome::Record;
 use kvmi_lab_machine::pace::Pace;
@@ -13,7 +13,7 @@ use serde::Serialize;
 use serde_json::json;
 
 use super::Arguments;
-use crate::output::show;
+use crate::output::{self, show};
 use crate::repro::Reproducer;
 use crate::table::relative;
 use crate::transcript::Transcripts;
@@ -179,9 +179,7 @@ fn kinds(tried: &[Tried]) -> Vec<Kind> {
 }
 
 fn table(kinds: &[Kind]) -> Table {
-    let mut table = Table::new();
-    table.load_preset(presets::ASCII_MARKDOWN);
-    table.set_header(["runs", "first seed", "its bundle", "verdict"]);
+    let mut table = output::table(["runs", "first seed", "its bundle", "verdict"]);
     for kind in kinds {
         let right = |text: String| Cell::new(text).set_alignment(CellAlignment::Right);
         let again = match kind.again {
