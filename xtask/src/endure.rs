@@ -31,8 +31,49 @@ const POINTS: &str = "points";
 /// One run in so many has to boot L1.
 const BOOTING: u32 = 5;
 
+/// How often it is looked whether a process that is to be killed is there by now.
+const LOOK: Duration = Duration::from_millis(20);
+
 /// How long processes may take to notice that the lab has ended.
 const TO_END: Duration = Duration::from_secs(60);
+
+/// Who is killed at a moment; in turns.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+enum Victim {
+    /// xtask, that all others hang on.
+    Xtask,
+    /// The emulator; where it has forked, one of them.
+    Emulator,
+    /// The test that runs one scenario: L1's runner on this side.
+    Runner,
+    /// Whoever is there.
+    Anyone,
+}
+
+impl Victim {
+    const ALL: [Self; 4] = [Self::Xtask, Self::Emulator, Self::Runner, Self::Anyone];
+
+    fn at(moment: u32) -> Self {
+        Self::ALL[moment as usize % Self::ALL.len()]
+    }
+
+    /// Whether it is this process of the run of that xtask.
+    fn is(self, process: &Process, xtask: u32) -> bool {
+        match self {
+            Self::Xtask => process.id == xtask,
+            Self::Emulator => is_emulator(&process.name),
+            Self::Runner => process.name.starts_with(RUNNER),
+            Self::Anyone => true,
+        }
+    }
+}
+
+/// How the name of the program begins that nextest runs for each scenario.
+const RUNNER: &str = "lab-";
+
+fn is_emulator(program: &str) -> bool {
+    program.starts_with("qemu-system") || program == "bochs-bin"
+}
 
 /// What to do.
 #[derive(Clone, Copy, Debug)]
@@ -69,12 +110,9 @@ pub(crate) fn run(shop: &Workshop, wanted: Wanted) -> Result<Endured> {
     let mut endured = Endured::default();
     for moment in 1..=wanted.moments {
         let boots = moment % BOOTING == 1;
-        let delay = if boots { booting } else { restoring }.mul_f64(random.f64());
-        let what = format!(
-            "moment {moment} of {}, after {:.1} s",
-            wanted.moments,
-            delay.as_secs_f64()
-        );
+        let whole = if boots { booting } else { restoring };
+        let victim = Victim::at(moment);
+        let what = format!("moment {moment} of {}", wanted.moments);
         let task = shop.progress.task(&what);
         if boots {
             place.forget_points()?;
@@ -82,20 +120,17 @@ pub(crate) fn run(shop: &Workshop, wanted: Wanted) -> Result<Endured> {
             place.bring_points_back()?;
         }
         let mut lab = place.start(wanted.lane)?;
-        let ended = ends_within(lab.id(), delay)?;
-        let mut processes = place.processes();
-        if moment % 2 == 0 {
-            // Every other time the one that all others hang on.
-            processes.retain(|p| p.id == lab.id());
-        }
-        let victim = (!ended && !processes.is_empty()).then(|| processes.swap_remove(random.usize(..processes.len())));
-        if let Some(victim) = &victim {
-            task.note(format!("kill {}", victim.name));
-            *endured.killed.entry(victim.name.clone()).or_default() += 1;
+        let began = Instant::now();
+        let mut processes = place.moment(&lab, victim, whole, &mut random)?;
+        let killed = (!processes.is_empty()).then(|| processes.swap_remove(random.usize(..processes.len())));
+        if let Some(killed) = &killed {
+            task.note(format!("kill {}", killed.name));
+            *endured.killed.entry(killed.name.clone()).or_default() += 1;
             // It may have ended by itself just now.
-            let _ = victim.pid().map(|pid| kill_process(pid, Signal::KILL));
+            let _ = killed.pid().map(|pid| kill_process(pid, Signal::KILL));
         }
-        let name = victim.map_or_else(|| "nothing".to_owned(), |v| v.name);
+        let name = killed.map_or_else(|| "nothing".to_owned(), |killed| killed.name);
+        let what = format!("{what}, {name} killed after {:.1} s", began.elapsed().as_secs_f64());
         let ended = ends_within(lab.id(), TO_END)?;
         if !ended {
             lab.kill().context("end the lab")?;
@@ -106,9 +141,7 @@ pub(crate) fn run(shop: &Workshop, wanted: Wanted) -> Result<Endured> {
         if !ended {
             left.push("the lab itself, waiting".to_owned());
         }
-        endured
-            .left
-            .extend(left.into_iter().map(|l| format!("{what}, {name} killed: {l}")));
+        endured.left.extend(left.into_iter().map(|l| format!("{what}: {l}")));
         task.done();
     }
     // Whoever comes next must find all in order, and leaves nothing of those before.
@@ -189,6 +222,28 @@ impl Place {
             self.log().display()
         );
         Ok(begin.elapsed())
+    }
+
+    /// Waits for a random moment of a run, from when the victim is there until the run would be over; who may be killed then. Nobody,
+    /// if the run is over before.
+    fn moment(&self, lab: &Child, victim: Victim, whole: Duration, random: &mut fastrand::Rng) -> Result<Vec<Process>> {
+        let began = Instant::now();
+        let is_there = |processes: &[Process]| processes.iter().any(|p| victim.is(p, lab.id()));
+        while !is_there(&self.processes()) {
+            if ends_within(lab.id(), LOOK)? {
+                return Ok(Vec::new());
+            }
+        }
+        let rest = whole.saturating_sub(began.elapsed());
+        if ends_within(lab.id(), rest.mul_f64(random.f64()))? {
+            return Ok(Vec::new());
+        }
+        let mut processes = self.processes();
+        // It may have ended meanwhile; someone is killed all the same.
+        if is_there(&processes) {
+            processes.retain(|p| victim.is(p, lab.id()));
+        }
+        Ok(processes)
     }
 
     /// Saved L1s that are whole. What is not is for the lab itself to sweep.
@@ -313,10 +368,7 @@ impl Process {
         let line = fs::read(place.join("cmdline")).ok()?;
         let words: Vec<_> = line.split(|&b| b == 0).map(String::from_utf8_lossy).collect();
         let base = |word: &str| word.rsplit('/').next().unwrap_or(word).to_owned();
-        let emulator = words
-            .iter()
-            .map(|w| base(w))
-            .find(|w| w.starts_with("qemu-system") || w == "bochs-bin");
+        let emulator = words.iter().map(|w| base(w)).find(|w| is_emulator(w));
         let name = emulator.unwrap_or_else(|| base(&words[0]));
         // One that has ended and was not waited for has no command line.
         (!name.is_empty()).then_some(Self { id, name })
@@ -343,5 +395,32 @@ fn ends_within(id: u32, at_most: Duration) -> Result<bool> {
             Err(rustix::io::Errno::INTR) => {}
             Err(error) => return Err(error).context("wait for a process"),
         }
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn each_kind_of_process_has_its_turn() {
+        let process = |id, name: &str| Process {
+            id,
+            name: name.to_owned(),
+        };
+        let processes = [
+            process(7, "xtask"),
+            process(8, "qemu-system-x86_64"),
+            process(9, "bochs-bin"),
+            process(10, "lab-0123"),
+            process(11, "cargo-nextest"),
+        ];
+        let of = |moment| {
+            let victim = Victim::at(moment);
+            let victims = processes.iter().filter(|p| victim.is(p, 7));
+            victims.map(|p| p.id).collect::<Vec<_>>()
+        };
+        assert_eq!([of(4), of(1), of(2)], [vec![7], vec![8, 9], vec![10]]);
+        assert_eq!(of(3).len(), processes.len());
     }
 }

@@ -8,6 +8,7 @@ use anyhow::{Context, Result, bail, ensure};
 use kvmi_lab_machine::bundle;
 use kvmi_lab_machine::cache::Key;
 use kvmi_lab_machine::outcome::{Outcome, Record};
+use kvmi_lab_machine::run_folder;
 
 use crate::e2e::{self, Wanted};
 use crate::exit;
@@ -31,6 +32,7 @@ const VERDICTS: &[(&str, &str, &str)] = &[
         "how often L2 shut down: expected None, got Some(1)",
     ),
     ("tool_panic", "fail", "panicked: planted"),
+    ("runner_killed", "fail", "ended without a verdict: signal: 9"),
     ("vmm_abort", "fail", "Broken pipe"),
     ("deadline_of_start", "timeout", "`start`"),
     ("deadline_of_stage", "timeout", "`for ever`"),
@@ -107,6 +109,21 @@ pub(crate) fn run(shop: &Workshop, wanted: &Wanted) -> Result<u8> {
     })
 }
 
+/// Where a CPU stands, as QEMU and Bochs show it.
+const RIP: [&str; 2] = ["RIP=", " RIP = "];
+
+/// Fails unless the file says where each CPU stood when a deadline passed.
+fn require_registers(file: &Path) -> Result<()> {
+    let text = fs::read_to_string(file).with_context(|| format!("read {}", file.display()))?;
+    ensure!(
+        RIP.iter().any(|rip| text.contains(rip)),
+        "{} has no CPU's registers: {}",
+        file.display(),
+        text.lines().next().unwrap_or_default()
+    );
+    Ok(())
+}
+
 /// Fails unless the verdict is the one that is due, and the bundle gives it again; the verdict that it gives.
 fn look_at(record: &Record, bundle: &Path, reproducer: &mut Reproducer<'_>) -> Result<Outcome> {
     let seen = record.outcome.to_string();
@@ -118,6 +135,9 @@ fn look_at(record: &Record, bundle: &Path, reproducer: &mut Reproducer<'_>) -> R
         seen.starts_with(begins) && seen.contains(says),
         "must be `{begins}` and say `{says}`, is: {seen}"
     );
+    if matches!(record.outcome, Outcome::Timeout { .. }) {
+        require_registers(&bundle.with_file_name(run_folder::REGISTERS))?;
+    }
     let repro = reproducer.again(bundle)?;
     ensure!(
         repro.is_same(),

@@ -6,6 +6,7 @@ use std::io::{ErrorKind, Write};
 use std::time::Duration;
 
 use rustix::mount::{MountFlags, mount_remount};
+use rustix::process::{Signal, getpid, kill_process};
 
 use crate::vmm::Until;
 use crate::{Context, Failure, Scenario, check_eq, modules, scenario};
@@ -37,6 +38,10 @@ pub(crate) fn scenarios() -> Vec<Scenario> {
             l2_triple_fault,
         ),
         row("planted::tool_panic", "the tool panics", |_| panic!("planted")),
+        row("planted::runner_killed", "the scenario's own process is killed", |_| {
+            kill_process(getpid(), Signal::KILL)?;
+            hang()
+        }),
         row("planted::vmm_abort", "the VMM aborts", vmm_abort),
         row(NO_START, "L1 never says that the scenario starts", |_| Ok(())),
         row("planted::deadline_of_stage", "a stage never ends", |c| {
