@@ -7,7 +7,7 @@ use kvmi_lab_machine::progress::Task;
 
 use crate::e2e::{self, Wanted};
 use crate::workshop::Workshop;
-use crate::{apt, kernel, lab, nextest, tidy};
+use crate::{apt, kernel, lab, nextest, tidy, twice};
 
 /// How many things passed and failed.
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
@@ -54,13 +54,22 @@ const STEPS: &[Step] = &[
 
 const ONE: Count = Count { passed: 1, failed: 0 };
 
-/// Runs everything; the scenarios only if no check of the sources fails.
+/// Runs everything; the scenarios only if no check of the sources fails, and one of them twice.
 pub(crate) fn run(shop: &Workshop, wanted: &Wanted) -> Result<Count> {
     let mut count = check(shop)?;
     if count.failed == 0 {
         let ran = e2e::run(shop, wanted)?;
         count.passed += ran.passed();
         count.failed += ran.failed();
+        match twice::sample_again(shop, wanted, &ran)? {
+            Ok(_) => count.passed += 1,
+            Err(how) => {
+                count.failed += 1;
+                let all = "for all scenarios: cargo xtask twice --lane vmx-bochs";
+                shop.progress
+                    .say(format!("a run in Bochs is not like the one before: {how}\n{all}\n"));
+            }
+        }
     }
     Ok(count)
 }

@@ -225,12 +225,12 @@ impl Recording {
         more.extend(socket.iter().flat_map(|s| ["-gdb", s.as_str()]));
         let qemu = self.start(emulators, "replay", &console, &more)?;
         let mut qmp = Qmp::start(share(&qemu.qmp)?)?;
+        // What L1 says must go somewhere, under a debugger too.
+        let mut said = share(&qemu.control)?;
+        thread::spawn(move || io::copy(&mut said, &mut io::sink()));
         if instruction > 0 {
             qmp.command("replay-break", json!({ "icount": instruction }))?;
             qmp.command("cont", json!({}))?;
-            // What L1 says must go somewhere.
-            let mut said = share(&qemu.control)?;
-            thread::spawn(move || io::copy(&mut said, &mut io::sink()));
             qmp.wait_for(REPLAY, |name, _| name == "STOP" || name == "SHUTDOWN")?;
         }
         let at = reached(&mut qmp)?;
