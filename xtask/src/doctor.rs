@@ -90,9 +90,6 @@ pub(crate) fn examine(shop: &Workshop, mut tell: impl FnMut(&Item) -> Result<()>
     tell(&in_cache("kernel", kernel_in_cache(shop)))?;
     let emulators = emulators::find(shop).map(|path| path.display().to_string());
     tell(&in_cache("emulators", emulators))?;
-    if has_apt {
-        tell(&kernels(shop)?)?;
-    }
     let facts = hardware::probe(shop)?;
     for &lane in Lane::ALL {
         let (state, detail) = match hardware::lack(&facts, lane) {
@@ -102,6 +99,10 @@ pub(crate) fn examine(shop: &Workshop, mut tell: impl FnMut(&Item) -> Result<()>
             None => (State::Has, "a guest ran under this machine's KVM".to_owned()),
         };
         tell(&item(&format!("lane {lane}"), state, detail, None))?;
+    }
+    // Last: apt takes its time.
+    if has_apt {
+        tell(&kernels(shop)?)?;
     }
     Ok(())
 }

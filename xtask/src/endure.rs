@@ -7,6 +7,7 @@ use std::collections::BTreeMap;
 use std::fs::{self, File};
 use std::os::fd::AsFd;
 use std::os::unix::fs::symlink;
+use std::os::unix::process::CommandExt;
 use std::path::{Path, PathBuf};
 use std::process::{Child, Command};
 use std::time::{Duration, Instant};
@@ -200,8 +201,10 @@ impl Place {
 
     fn start(&self, lane: Lane) -> Result<Child> {
         let log = File::create(self.log()).context("write the lab's log")?;
-        let mut command = Command::new(std::env::current_exe().context("find xtask itself")?);
+        // This program, even if another one was built in its place meanwhile.
+        let mut command = Command::new(format!("/proc/{}/exe", std::process::id()));
         command
+            .arg0("xtask")
             .args(["e2e", SCENARIO, "--lane", lane.name()])
             .env("KVMI_CACHE", self.cache())
             .env("TMPDIR", self.temporary())
