@@ -3,6 +3,8 @@
 //!
 //! The runs have a cache of their own. In some of them its saved L1 is missing, so that moments fall into its making too.
 
+mod victim;
+
 use std::collections::BTreeMap;
 use std::fs::{self, File};
 use std::os::fd::AsFd;
@@ -18,6 +20,7 @@ use kvmi_lab_machine::process::end_with_us;
 use rustix::event::{PollFd, PollFlags, Timespec, poll};
 use rustix::process::{Pid, PidfdFlags, Signal, kill_process, pidfd_open};
 
+use self::victim::{Process, Victim};
 use crate::workshop::Workshop;
 
 /// The scenario that is run; what it proves does not matter here.
@@ -37,44 +40,6 @@ const LOOK: Duration = Duration::from_millis(20);
 
 /// How long processes may take to notice that the lab has ended.
 const TO_END: Duration = Duration::from_secs(60);
-
-/// Who is killed at a moment; in turns.
-#[derive(Clone, Copy, Debug, PartialEq, Eq)]
-enum Victim {
-    /// xtask, that all others hang on.
-    Xtask,
-    /// The emulator; where it has forked, one of them.
-    Emulator,
-    /// The test that runs one scenario: L1's runner on this side.
-    Runner,
-    /// Whoever is there.
-    Anyone,
-}
-
-impl Victim {
-    const ALL: [Self; 4] = [Self::Xtask, Self::Emulator, Self::Runner, Self::Anyone];
-
-    fn at(moment: u32) -> Self {
-        Self::ALL[moment as usize % Self::ALL.len()]
-    }
-
-    /// Whether it is this process of the run of that xtask.
-    fn is(self, process: &Process, xtask: u32) -> bool {
-        match self {
-            Self::Xtask => process.id == xtask,
-            Self::Emulator => is_emulator(&process.name),
-            Self::Runner => process.name.starts_with(RUNNER),
-            Self::Anyone => true,
-        }
-    }
-}
-
-/// How the name of the program begins that nextest runs for each scenario.
-const RUNNER: &str = "lab-";
-
-fn is_emulator(program: &str) -> bool {
-    program.starts_with("qemu-system") || program == "bochs-bin"
-}
 
 /// What to do.
 #[derive(Clone, Copy, Debug)]
@@ -358,30 +323,6 @@ fn move_all(entries: &[PathBuf], to: &Path) -> Result<()> {
     Ok(())
 }
 
-/// A process of a run.
-#[derive(Debug)]
-struct Process {
-    id: u32,
-    /// The program, without its folder; an emulator goes by its own name and not its loader's.
-    name: String,
-}
-
-impl Process {
-    fn named(id: u32, place: &Path) -> Option<Self> {
-        let line = fs::read(place.join("cmdline")).ok()?;
-        let words: Vec<_> = line.split(|&b| b == 0).map(String::from_utf8_lossy).collect();
-        let base = |word: &str| word.rsplit('/').next().unwrap_or(word).to_owned();
-        let emulator = words.iter().map(|w| base(w)).find(|w| is_emulator(w));
-        let name = emulator.unwrap_or_else(|| base(&words[0]));
-        // One that has ended and was not waited for has no command line.
-        (!name.is_empty()).then_some(Self { id, name })
-    }
-
-    fn pid(&self) -> Option<Pid> {
-        Pid::from_raw(self.id.try_into().ok()?)
-    }
-}
-
 /// Waits for a process to end, but not for ever; false when the time was not enough.
 fn ends_within(id: u32, at_most: Duration) -> Result<bool> {
     let pid = Pid::from_raw(i32::try_from(id)?).context("process 0")?;
@@ -398,32 +339,5 @@ fn ends_within(id: u32, at_most: Duration) -> Result<bool> {
             Err(rustix::io::Errno::INTR) => {}
             Err(error) => return Err(error).context("wait for a process"),
         }
-    }
-}
-
-#[cfg(test)]
-mod tests {
-    use super::*;
-
-    #[test]
-    fn each_kind_of_process_has_its_turn() {
-        let process = |id, name: &str| Process {
-            id,
-            name: name.to_owned(),
-        };
-        let processes = [
-            process(7, "xtask"),
-            process(8, "qemu-system-x86_64"),
-            process(9, "bochs-bin"),
-            process(10, "lab-0123"),
-            process(11, "cargo-nextest"),
-        ];
-        let of = |moment| {
-            let victim = Victim::at(moment);
-            let victims = processes.iter().filter(|p| victim.is(p, 7));
-            victims.map(|p| p.id).collect::<Vec<_>>()
-        };
-        assert_eq!([of(4), of(1), of(2)], [vec![7], vec![8, 9], vec![10]]);
-        assert_eq!(of(3).len(), processes.len());
     }
 }
