@@ -209,9 +209,9 @@ pub(crate) fn source(shop: &Workshop, boot: &Boot, pace: Pace, kernel: &str, fet
 
 /// A folder for the logs of this run; the oldest ones go.
 pub(crate) fn new_folder(shop: &Workshop) -> Result<PathBuf> {
-    let top = shop.path("target/lab");
-    fs::create_dir_all(&top)?;
-    let mut runs: Vec<PathBuf> = fs::read_dir(&top)?
+    let top = &shop.runs;
+    fs::create_dir_all(top)?;
+    let mut runs: Vec<PathBuf> = fs::read_dir(top)?
         .filter_map(Result::ok)
         .map(|e| e.path())
         .filter(|p| p.is_dir())

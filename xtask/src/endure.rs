@@ -170,7 +170,8 @@ impl Place {
         let mut command = Command::new(format!("/proc/{}/exe", std::process::id()));
         command
             .arg0("xtask")
-            .args(["e2e", SCENARIO, "--lane", lane.name()])
+            .args(["e2e", SCENARIO, "--lane", lane.name(), "--runs"])
+            .arg(self.folder.join("runs"))
             .env("KVMI_CACHE", self.cache())
             .env("TMPDIR", self.temporary())
             .env(MARK, &self.mark)

@@ -61,6 +61,9 @@ struct Arguments {
     /// Write JSON lines for programs to standard output
     #[arg(long, global = true)]
     json: bool,
+    /// Where runs have their folders, in place of target/lab: those of endure are not to sweep a person's last ones away
+    #[arg(long, global = true, hide = true, value_name = "DIR")]
+    runs: Option<PathBuf>,
     #[command(subcommand)]
     command: Command,
 }
@@ -171,7 +174,7 @@ struct E2eArguments {
 fn main() -> ExitCode {
     let arguments = Arguments::parse();
     let progress = screen::progress(arguments.json);
-    let ran = Workshop::open(progress).and_then(|shop| run(&shop, &arguments));
+    let ran = Workshop::open(progress, arguments.runs.as_deref()).and_then(|shop| run(&shop, &arguments));
     match ran {
         // What was asked for and could not be shown was not done.
         Ok(exit::OK) if !output::is_whole() => exit::ERROR.into(),

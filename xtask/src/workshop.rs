@@ -14,17 +14,20 @@ pub(crate) struct Workshop {
     /// The checkout's top folder.
     pub(crate) checkout: PathBuf,
     pub(crate) cache: Cache,
+    /// Where runs have their folders; the last ones stay.
+    pub(crate) runs: PathBuf,
     pub(crate) progress: Progress,
 }
 
 impl Workshop {
-    pub(crate) fn open(progress: Progress) -> Result<Self> {
+    pub(crate) fn open(progress: Progress, runs: Option<&Path>) -> Result<Self> {
         let checkout = Path::new(env!("CARGO_MANIFEST_DIR"))
             .parent()
             .context("xtask has no parent folder")?;
         Ok(Self {
             checkout: checkout.to_owned(),
             cache: Cache::from_env()?,
+            runs: runs.map_or_else(|| checkout.join("target/lab"), Path::to_owned),
             progress,
         })
     }
