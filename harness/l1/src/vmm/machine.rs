@@ -147,6 +147,7 @@ impl Machine {
             }
             Request::AddReadOnlySlot { bytes } => self.slots.add_read_only(&self.vm, bytes)?,
             Request::AddSlot { gpa, bytes } => self.slots.add(&self.vm, gpa, bytes)?,
+            Request::DeleteSlot { gpa } => self.slots.delete(&self.vm, gpa)?,
             Request::RemakeRam => self.slots.remake_ram(&self.vm)?,
             Request::ShowRamToSmm => self.slots.show_ram_to_smm(&self.vm)?,
             Request::CheckExtension { capability } => {

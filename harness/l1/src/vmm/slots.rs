@@ -70,6 +70,17 @@ impl Slots {
         Ok(())
     }
 
+    pub(super) fn delete(&self, vm: &VmFd, gpa: u64) -> Result<(), Refusal> {
+        // The latest: of those before it at the same place the slot is gone already.
+        let lies_there = |memory: &&GuestMemoryMmap| memory.get_host_address(GuestAddress(gpa)).is_ok();
+        let slot = (FIRST_MORE_SLOT..)
+            .zip(&self.more)
+            .filter(|(_, memory)| lies_there(memory))
+            .last();
+        let (slot, memory) = slot.ok_or_else(|| refuse(format!("no slot at {gpa:#x}")))?;
+        set(vm, slot, 0, gpa, 0, memory)
+    }
+
     pub(super) fn add_read_only(&mut self, vm: &VmFd, bytes: u64) -> Result<(), Refusal> {
         let gpa = layout::READ_ONLY_SLOT;
         let memory = GuestMemoryMmap::<()>::from_ranges(&[(GuestAddress(gpa), bytes as usize)])

@@ -35,6 +35,12 @@ pub(super) const SCENARIOS: &[Scenario] = &[
         read_only_slot,
     )
     .stepping(),
+    scenario(
+        "pages::slot_gone",
+        "a slot goes: its pages are MMIO and no PF; it comes again: its restrictions hold",
+        slot_gone,
+    )
+    .stepping(),
 ];
 
 const PLACE: u64 = layout::SCRATCH + 0x4_0000;
@@ -174,5 +180,51 @@ fn read_only_slot(context: &mut Context) -> Result<(), Failure> {
         word,
         "the word after the write"
     );
+    watched.vm.exit()
+}
+
+fn slot_gone(context: &mut Context) -> Result<(), Failure> {
+    let mut watched = Watched::start(context, 1)?;
+    let slot = layout::ANONYMOUS_SLOT;
+    let (hidden, kept) = (slot, slot + PAGE);
+    watched.vm.add_slot(slot, 2 << 20)?;
+    watched.wire.restrict(&[(hidden, 0), (kept, R | X)])?;
+    for round in 1..=2 {
+        context.stage(&format!("round {round}: the slot is there"), Duration::from_secs(10));
+        watched.told(context, (Access::Write, [hidden, round, 0]), &[(W, hidden)])?;
+        let read = watched.told(context, (Access::Read, [hidden, 0, 0]), &[(R, hidden)])?;
+        check_eq!(read, round, "the word read");
+        watched.told(context, (Access::Write, [kept, round, 0]), &[(W, kept)])?;
+        check_eq!(
+            watched.silent(context, Access::Read, [kept, 0, 0])?,
+            round,
+            "the other word"
+        );
+
+        context.stage(&format!("round {round}: the slot is gone"), Duration::from_secs(10));
+        watched.vm.pause(0)?;
+        watched.vm.delete_slot(slot)?;
+        watched.vm.resume(0)?;
+        let before = watched.vm.status(0)?.exits("mmio");
+        // Each twice: the second time KVM knows it for MMIO.
+        for gpa in [hidden, hidden, kept, kept] {
+            watched.silent(context, Access::Read, [gpa, 0, 0])?;
+            watched.silent(context, Access::Write, [gpa, 1, 0])?;
+        }
+        check_eq!(watched.vm.status(0)?.exits("mmio") - before, 8, "MMIO exits");
+        check_eq!(
+            watched.wire.page_access(&[hidden, kept])?,
+            [0, R | X],
+            "access where no slot is"
+        );
+        watched.vm.pause(0)?;
+        watched.vm.add_slot(slot, 2 << 20)?;
+        watched.vm.resume(0)?;
+    }
+    context.stage("lift", Duration::from_secs(10));
+    watched.told(context, (Access::Read, [hidden, 0, 0]), &[(R, hidden)])?;
+    watched.wire.restrict(&[(hidden, ALL), (kept, ALL)])?;
+    watched.silent(context, Access::Write, [hidden, 1, 0])?;
+    watched.silent(context, Access::Write, [kept, 1, 0])?;
     watched.vm.exit()
 }

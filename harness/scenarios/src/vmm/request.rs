@@ -229,6 +229,11 @@ pub enum Request {
         /// A multiple of 4096.
         bytes: u64,
     },
+    /// Delete a slot that [`Request::AddSlot`] has made.
+    DeleteSlot {
+        /// Where it lies.
+        gpa: u64,
+    },
     /// Delete the slot of RAM and make it again.
     RemakeRam,
     /// Make the slot of RAM that a vCPU in SMM sees.
@@ -262,6 +267,8 @@ pub struct VcpuStatus {
     pub exits: BTreeMap<String, u64>,
     /// Marks the guest wrote.
     pub marks: Vec<Mark>,
+    /// How often the guest read the port of the marks.
+    pub inputs: u32,
 }
 
 impl VcpuStatus {

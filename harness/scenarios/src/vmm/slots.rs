@@ -52,6 +52,15 @@ impl Vm {
         self.done(&Request::AddSlot { gpa, bytes })
     }
 
+    /// Deletes a slot of anonymous memory.
+    ///
+    /// # Errors
+    ///
+    /// A VMM that is gone, or no such slot.
+    pub fn delete_slot(&self, gpa: u64) -> Result<(), Failure> {
+        self.done(&Request::DeleteSlot { gpa })
+    }
+
     /// Deletes the slot of RAM and makes it again; all vCPUs are out.
     ///
     /// # Errors
