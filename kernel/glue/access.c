@@ -153,7 +153,7 @@ static int store_word(struct kvm_introspection *session, unsigned long index, un
  * Zap what is mapped in the pages whose access has changed.  Where that leaves a
  * 2 MiB range free of restrictions all of it goes, for a huge page to come back.
  */
-void kvmi_glue_page_access_set(struct kvm_introspection *session)
+static void zap_changed(struct kvm_introspection *session)
 {
 	gfn_t start = session->changed_start, end = session->changed_end;
 	const gfn_t huge = KVM_PAGES_PER_HPAGE(PG_LEVEL_2M);
@@ -171,6 +171,17 @@ void kvmi_glue_page_access_set(struct kvm_introspection *session)
 	if (!denies_any(kvm, KVMI_VIEW, last, last + huge))
 		end = last + huge;
 	kvm_zap_gfn_range(kvm, start, end);
+}
+
+/* All entries of a message are in the map. */
+void kvmi_glue_page_access_set(struct kvm_introspection *session)
+{
+	zap_changed(session);
+
+	/* A vCPU may have looked at the map before and be about to access memory for its guest. */
+	if (session->denies_more)
+		synchronize_srcu_expedited(&session->kvm->srcu);
+	session->denies_more = false;
 }
 
 int kvmi_glue_set_page_access(struct kvm_introspection *session, u16 view, u64 gfn, u8 access)
@@ -193,8 +204,9 @@ int kvmi_glue_set_page_access(struct kvm_introspection *session, u16 view, u64 g
 	if (r)
 		return r;
 
+	session->denies_more |= new & ~old;
 	if (gfn != session->changed_end)
-		kvmi_glue_page_access_set(session);
+		zap_changed(session);
 	if (session->changed_start == session->changed_end)
 		session->changed_start = gfn;
 	session->changed_end = gfn + 1;

@@ -94,6 +94,7 @@ struct kvm_introspection {
 	u8 *tx;				/* the reader's, as the next two */
 	gfn_t changed_start;		/* pages whose access has changed and which are still mapped */
 	gfn_t changed_end;
+	bool denies_more;		/* something is denied that was not, in this message */
 
 	struct kvmi_vm_state *state;
 };
