@@ -33,6 +33,18 @@ pub enum Access {
     CallOnStack = 12,
     /// REP OUTSD of argument 2 words to [`crate::MARK_PORT`].
     Output = 13,
+    /// SGDT, 10 bytes.
+    StoreGdt = 14,
+    /// LGDT of what SGDT has stored there.
+    LoadGdt = 15,
+    /// REP INSD of argument 2 words from [`crate::MARK_PORT`].
+    Input = 16,
+    /// Adds argument 2 to 8 bytes in one instruction, which KVM emulates: it stands behind the prefix for that.
+    AddEmulated = 17,
+    /// REP MOVSB of argument 3 bytes from argument 2, emulated in the same way.
+    CopyEmulated = 18,
+    /// CALL far through memory. At the address are four: of a `call far [rax]`, of the 10 bytes that it reads, RSP, and what LGDT loads.
+    CallFar = 19,
 }
 
 impl Access {
@@ -54,6 +66,12 @@ impl Access {
             11 => Self::Interrupt,
             12 => Self::CallOnStack,
             13 => Self::Output,
+            14 => Self::StoreGdt,
+            15 => Self::LoadGdt,
+            16 => Self::Input,
+            17 => Self::AddEmulated,
+            18 => Self::CopyEmulated,
+            19 => Self::CallFar,
             _ => return None,
         })
     }

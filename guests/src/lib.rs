@@ -34,7 +34,8 @@ pub use routine::Routine;
 /// The port to which a guest writes text for the VMM's log, a byte at a time.
 pub const CONSOLE_PORT: u16 = 0x3f8;
 
-/// The port by which a guest marks an instant: the VMM notes the time of each 32-bit write and its value.
+/// The port by which a guest marks an instant: the VMM notes the time of each 32-bit write and its value. Reading it gives
+/// how often it was read before, 32 bits each time.
 pub const MARK_PORT: u16 = 0x500;
 
 /// The interrupt that tells a halted vCPU that its slot holds a new command.

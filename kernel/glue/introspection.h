@@ -63,6 +63,9 @@ unsigned int __kvm_introspection_pte_access(struct kvm_vcpu *vcpu, union kvm_mmu
 					    gfn_t gfn, unsigned int access);
 bool __kvm_introspection_page_fault(struct kvm_vcpu *vcpu, gpa_t gpa, u64 error_code);
 bool __kvm_introspection_emulates(struct kvm_vcpu *vcpu, gpa_t gpa, gva_t gva, bool write);
+bool __kvm_introspection_emulates_virt(struct kvm_vcpu *vcpu, gva_t gva, unsigned int bytes,
+				       bool write);
+void __kvm_introspection_round_ends(struct kvm_vcpu *vcpu);
 
 /* Event sites (sites.c) */
 bool __kvm_introspection_hypercall(struct kvm_vcpu *vcpu, int *r);
@@ -128,6 +131,21 @@ static inline bool kvm_introspection_emulates(struct kvm_vcpu *vcpu, gpa_t gpa, 
 {
 	return kvm_is_introspected(vcpu) && !xa_empty(&vcpu->kvm->introspection_memory.denied) &&
 	       __kvm_introspection_emulates(vcpu, gpa, gva, write);
+}
+
+/* The same for all pages of an access, none of which has been looked at. */
+static inline bool kvm_introspection_emulates_virt(struct kvm_vcpu *vcpu, gva_t gva,
+						   unsigned int bytes, bool write)
+{
+	return kvm_is_introspected(vcpu) && !xa_empty(&vcpu->kvm->introspection_memory.denied) &&
+	       __kvm_introspection_emulates_virt(vcpu, gva, bytes, write);
+}
+
+/* The emulator is through with an instruction, or with a round of a REP instruction. */
+static inline void kvm_introspection_round_ends(struct kvm_vcpu *vcpu)
+{
+	if (kvm_is_introspected(vcpu))
+		__kvm_introspection_round_ends(vcpu);
 }
 
 /* The vCPU is to execute one instruction and no more. */

@@ -20,19 +20,24 @@
 #include "smm.h"
 #include "x86.h"
 
-/* What this vCPU is let do with the page now, as KVMI_PAGE_ACCESS_*.  Within SRCU. */
+static struct kvmi_let_through *find(struct kvm_vcpu_introspection *vi, gfn_t gfn)
+{
+	unsigned int i;
+
+	for (i = 0; i < vi->let_through_count; i++) {
+		if (vi->let_through[i].gfn == gfn)
+			return &vi->let_through[i];
+	}
+	return NULL;
+}
+
+/* What the CPU is let do with the page now, as KVMI_PAGE_ACCESS_*.  Within SRCU. */
 u8 kvmi_let_through_access(struct kvm_vcpu *vcpu, gfn_t gfn)
 {
 	struct kvm_vcpu_introspection *vi = kvmi_vcpu(vcpu);
-	unsigned int i;
+	struct kvmi_let_through *page = vi ? find(vi, gfn) : NULL;
 
-	if (!vi)
-		return 0;
-	for (i = 0; i < vi->let_through_count; i++) {
-		if (vi->let_through[i].gfn == gfn)
-			return vi->let_through[i].access;
-	}
-	return 0;
+	return page ? page->access | page->walk : 0;
 }
 
 /* From now on nothing is let through, on the stepping root neither. */
@@ -50,31 +55,35 @@ void kvmi_take_back(struct kvm_vcpu_introspection *vi)
 	vi->let_through_count = 0;
 }
 
-static void let_through(struct kvm_vcpu_introspection *vi, gfn_t gfn, u8 access)
+static void let_through(struct kvm_vcpu_introspection *vi, gfn_t gfn, u8 access, u8 walk)
 {
 	unsigned long rip = kvm_get_linear_rip(vi->vcpu);
-	unsigned int i;
+	struct kvmi_let_through *page;
 
-	/* No instruction that has to have them all at once touches so many pages. */
-	if (vi->let_through_rip != rip || vi->let_through_count == KVMI_MAX_LET_THROUGH)
+	if (vi->let_through_rip != rip)
 		kvmi_take_back(vi);
 	vi->let_through_rip = rip;
 
-	for (i = 0; i < vi->let_through_count; i++) {
-		if (vi->let_through[i].gfn == gfn) {
-			vi->let_through[i].access |= access;
-			return;
-		}
+	page = find(vi, gfn);
+	if (!page) {
+		if (vi->let_through_count == KVMI_MAX_LET_THROUGH)
+			kvmi_take_back(vi);
+		page = &vi->let_through[vi->let_through_count++];
+		*page = (struct kvmi_let_through) { .gfn = gfn };
 	}
-	vi->let_through[i] = (struct kvmi_let_through) { .gfn = gfn, .access = access };
-	vi->let_through_count = i + 1;
+	page->access |= access;
+	page->walk |= walk;
 }
 
-/* Whether the instruction at RIP is let through to do this. */
-static bool is_let_through(struct kvm_vcpu_introspection *vi, gfn_t gfn, u8 kind)
+/* Whether the tool has let the instruction at RIP do this. */
+bool kvmi_is_let_through(struct kvm_vcpu_introspection *vi, gfn_t gfn, u8 kind)
 {
-	return vi->let_through_rip == kvm_get_linear_rip(vi->vcpu) &&
-	       (kvmi_let_through_access(vi->vcpu, gfn) & kind);
+	struct kvmi_let_through *page;
+
+	if (vi->let_through_rip != kvm_get_linear_rip(vi->vcpu))
+		return false;
+	page = find(vi, gfn);
+	return page && (page->access & kind);
 }
 
 static u8 access_kind(u64 error_code)
@@ -88,24 +97,28 @@ static u8 access_kind(u64 error_code)
 }
 
 /* True when the access is let through; else it waits for the tool, or was not to be. */
-static bool tell(struct kvm_vcpu_introspection *vi, const struct kvmi_occurrence *pf)
+bool kvmi_tell_access(struct kvm_vcpu_introspection *vi, const struct kvmi_occurrence *pf)
 {
 	if (kvmi_site(vi->vcpu, pf) == KVMI_SITE_PASS) {
-		let_through(vi, gpa_to_gfn(pf->a), pf->detail);
+		let_through(vi, gpa_to_gfn(pf->a), pf->detail, 0);
 		return true;
 	}
 	vi->told = *pf;
+	vi->told_emulator = false;
 	return false;
 }
 
-/*
- * site: the reply to PF is here.  No exit handler has to be called again: the
- * instruction is executed again, stepped with what is let through, or as it is.
- */
-void kvmi_complete_access(struct kvm_vcpu_introspection *vi)
+/* site: the reply to PF is here.  As an exit handler. */
+int kvmi_complete_access(struct kvm_vcpu_introspection *vi, bool changed)
 {
-	if (kvmi_site(vi->vcpu, &vi->told) == KVMI_SITE_CONTINUE)
-		let_through(vi, gpa_to_gfn(vi->told.a), vi->told.detail);
+	bool goes_on = kvmi_site(vi->vcpu, &vi->told) == KVMI_SITE_CONTINUE;
+
+	if (goes_on)
+		let_through(vi, gpa_to_gfn(vi->told.a), vi->told.detail, 0);
+	if (vi->told_emulator && !changed)
+		return kvmi_emulate_anew(vi->vcpu, goes_on);
+	/* The CPU executes the instruction again, stepped with what is let through, or as it is. */
+	return 1;
 }
 
 /*
@@ -123,43 +136,21 @@ bool __kvm_introspection_page_fault(struct kvm_vcpu *vcpu, gpa_t gpa, u64 error_
 	    !(kvmi_denied_access(vcpu->kvm, KVMI_VIEW, gfn) & kind) ||
 	    !kvm_is_visible_gfn(vcpu->kvm, gfn))
 		return false;
-	if (vcpu->introspection_let_through && is_let_through(vi, gfn, kind))
+	if (vcpu->introspection_let_through &&
+	    vi->let_through_rip == kvm_get_linear_rip(vcpu) &&
+	    (kvmi_let_through_access(vcpu, gfn) & kind))
 		return false;
 
 	/* The CPU on its way through the guest's page tables is no access of the guest's. */
 	if (!(error_code & PFERR_GUEST_FINAL_MASK)) {
-		let_through(vi, gfn, kind);
+		let_through(vi, gfn, 0, kind);
 		return true;
 	}
 
 	pf.detail = kind;
 	pf.b = kvm_x86_call(introspection_fault_gva)(vcpu);
-	tell(vi, &pf);
+	kvmi_tell_access(vi, &pf);
 	return true;
-}
-
-/*
- * site: the emulator reads or writes for the guest.  True when it has to leave
- * the instruction, which is emulated anew, with what was let through before.
- */
-bool __kvm_introspection_emulates(struct kvm_vcpu *vcpu, gpa_t gpa, gva_t gva, bool write)
-{
-	struct kvm_vcpu_introspection *vi = kvmi_vcpu(vcpu);
-	struct kvmi_occurrence pf = {
-		.event = KVMI_VCPU_EVENT_PF, .a = gpa, .b = gva,
-		.detail = write ? KVMI_PAGE_ACCESS_W : KVMI_PAGE_ACCESS_R,
-	};
-	gfn_t gfn = gpa_to_gfn(gpa);
-
-	/* In real mode the emulator may be delivering an interrupt, which it cannot leave. */
-	if (!vi || is_guest_mode(vcpu) || is_smm(vcpu) || !is_protmode(vcpu) ||
-	    !(kvmi_denied_access(vcpu->kvm, KVMI_VIEW, gfn) & pf.detail) ||
-	    !kvm_is_visible_gfn(vcpu->kvm, gfn))
-		return false;
-	if (is_let_through(vi, gfn, pf.detail))
-		return false;
-
-	return !tell(vi, &pf);
 }
 
 /* Whether what is let through is still about the instruction that comes next. */
@@ -189,13 +180,20 @@ bool kvmi_is_stepper(struct kvm_vcpu *vcpu)
 	return READ_ONCE(vcpu->kvm->introspection_memory.stepper) == vcpu;
 }
 
-/* Until this vCPU can be the stepper, or the session ends, or -EINTR. */
+static bool stepper_wait_is_over(struct kvm_vcpu_introspection *vi)
+{
+	if (READ_ONCE(vi->session->closing) ||
+	    !READ_ONCE(vi->vcpu->kvm->introspection_memory.stepper))
+		return true;
+	return !READ_ONCE(vi->session->lost) &&
+	       (!list_empty_careful(&vi->jobs) || atomic_read(&vi->pauses));
+}
+
+/* Until this vCPU can be the stepper, or has a command, or the session ends; or -EINTR. */
 int kvmi_wait_for_stepper(struct kvm_vcpu_introspection *vi)
 {
-	struct kvm_introspection_memory *memory = &vi->vcpu->kvm->introspection_memory;
-
-	return wait_event_interruptible(memory->stepper_wq, READ_ONCE(vi->session->closing) ||
-					!READ_ONCE(memory->stepper)) ? -EINTR : 0;
+	return wait_event_interruptible(vi->vcpu->kvm->introspection_memory.stepper_wq,
+					stepper_wait_is_over(vi)) ? -EINTR : 0;
 }
 
 void kvmi_leave_stepper(struct kvm_vcpu *vcpu)
@@ -227,7 +225,7 @@ static void map_let_through(struct kvm_vcpu_introspection *vi)
 	u8 access;
 
 	for (i = 0; i < vi->let_through_count; i++) {
-		access = vi->let_through[i].access;
+		access = vi->let_through[i].access | vi->let_through[i].walk;
 		kvm_mmu_do_page_fault(vi->vcpu, gfn_to_gpa(vi->let_through[i].gfn),
 				      access & KVMI_PAGE_ACCESS_W ? PFERR_WRITE_MASK :
 				      access & KVMI_PAGE_ACCESS_X ? PFERR_FETCH_MASK : 0,

@@ -52,8 +52,13 @@
 #define KVMI_MAX_PENDING_PAUSES	1001	/* protocol.md, VM_PAUSE_VCPU */
 /* The one view that there is. */
 #define KVMI_VIEW		0
-/* Pages that one instruction is let through to. */
-#define KVMI_MAX_LET_THROUGH	32
+/*
+ * Pages that one instruction is let through to.  The CPU may need all at once: what
+ * it fetches, reads and writes, two pages each, and for each of these up to five
+ * page tables.  An interrupt through gates and a task state segment comes to 14 such
+ * pages, which is the most.  What touches more, a gather say, goes on where it was.
+ */
+#define KVMI_MAX_LET_THROUGH	128
 /* Nothing of an event reply beyond this is ever looked at, nor kept. */
 #define KVMI_REPLY_KEPT_BYTES	64
 
@@ -112,6 +117,7 @@ struct kvmi_job {
 struct kvmi_let_through {
 	gfn_t gfn;
 	u8 access;
+	u8 walk;			/* for the CPU's walk, which cannot be told from the rest there */
 };
 
 struct kvm_vcpu_introspection {
@@ -141,6 +147,7 @@ struct kvm_vcpu_introspection {
 	unsigned int let_through_count;
 	unsigned long let_through_rip;	/* the instruction that they are about */
 	struct kvmi_occurrence told;	/* the last access that was told */
+	bool told_emulator;		/* and who has to make it: the emulator rather than the CPU */
 	struct kvmi_vcpu_state *state;
 };
 
@@ -183,6 +190,9 @@ int kvmi_send_rest(struct kvm_introspection *session);
 int kvmi_receive(struct kvmi_connection *conn, size_t *bytes);
 void kvmi_hang_up(struct kvmi_connection *conn);
 
+/* sites.c */
+u8 kvmi_decoded_insn_len(struct kvm_vcpu *vcpu);
+
 /* access.c */
 u8 kvmi_denied_access(struct kvm *kvm, u16 view, gfn_t gfn);
 void kvmi_access_end(struct kvm *kvm);
@@ -190,14 +200,20 @@ void kvmi_access_end(struct kvm *kvm);
 /* let_through.c */
 u8 kvmi_let_through_access(struct kvm_vcpu *vcpu, gfn_t gfn);
 void kvmi_take_back(struct kvm_vcpu_introspection *vi);
+bool kvmi_is_let_through(struct kvm_vcpu_introspection *vi, gfn_t gfn, u8 kind);
+bool kvmi_tell_access(struct kvm_vcpu_introspection *vi, const struct kvmi_occurrence *pf);
 bool kvmi_wants_let_through(struct kvm_vcpu_introspection *vi);
 bool kvmi_become_stepper(struct kvm_vcpu *vcpu);
 bool kvmi_is_stepper(struct kvm_vcpu *vcpu);
 int kvmi_wait_for_stepper(struct kvm_vcpu_introspection *vi);
 void kvmi_leave_stepper(struct kvm_vcpu *vcpu);
-void kvmi_complete_access(struct kvm_vcpu_introspection *vi);
+int kvmi_complete_access(struct kvm_vcpu_introspection *vi, bool changed);
 int kvmi_enter_let_through(struct kvm_vcpu_introspection *vi);
 void kvmi_leave_let_through(struct kvm_vcpu *vcpu, struct kvm_vcpu_introspection *vi);
+
+/* emulated.c */
+bool kvmi_emulates_fetch(struct kvm_vcpu *vcpu);
+int kvmi_emulate_anew(struct kvm_vcpu *vcpu, bool goes_on);
 
 /* step.c */
 bool kvmi_wants_step(struct kvm_vcpu_introspection *vi);

@@ -65,7 +65,7 @@ static bool userspace_owns_breakpoint(struct kvm_vcpu *vcpu)
 }
 
 /* Where the CPU does not say how long the instruction was (SVM without next-RIP save). */
-static u8 decoded_insn_len(struct kvm_vcpu *vcpu)
+u8 kvmi_decoded_insn_len(struct kvm_vcpu *vcpu)
 {
 	struct x86_emulate_ctxt *ctxt = vcpu->arch.emulate_ctxt;
 
@@ -92,7 +92,7 @@ bool kvm_introspection_breakpoint(struct kvm_vcpu *vcpu, u8 insn_len)
 	if (vi && !is_guest_mode(vcpu) &&
 	    kvmi_event_wanted(vi->session->state, vi->state, bp.event, 0)) {
 		bp.a = kvm_mmu_gva_to_gpa_system(vcpu, kvm_get_linear_rip(vcpu), &ignored);
-		bp.detail = insn_len ? : decoded_insn_len(vcpu);
+		bp.detail = insn_len ? : kvmi_decoded_insn_len(vcpu);
 		site = kvmi_site(vcpu, &bp);
 	}
 

@@ -98,7 +98,7 @@ int kvmi_step(struct kvm_vcpu_introspection *vi)
 	int r = 0;
 
 	if (!kvm_x86_call(introspection_step)(vcpu, true)) {
-		r = kvm_emulate_instruction(vcpu, 0);
+		r = kvmi_emulates_fetch(vcpu) ? 1 : kvm_emulate_instruction(vcpu, 0);
 		if (kvmi_is_stepper(vcpu))
 			kvmi_leave_stepper(vcpu);
 		return r;

@@ -68,6 +68,7 @@ void kvmi_vcpu_kick(struct kvm_vcpu_introspection *vi)
 	kvm_make_request(KVM_REQ_INTROSPECTION, vi->vcpu);
 	kvm_make_request(KVM_REQ_UNBLOCK, vi->vcpu);
 	wake_up_all(&vi->wq);
+	wake_up_all(&vi->vcpu->kvm->introspection_memory.stepper_wq);
 	kvm_vcpu_kick(vi->vcpu);
 }
 
@@ -237,15 +238,14 @@ static int serve(struct kvm_vcpu_introspection *vi)
 	}
 }
 
-/* What was recorded, with the reply at hand.  As an exit handler. */
-static int let_happen(struct kvm_vcpu_introspection *vi)
+/* What was recorded, with the reply at hand; changed: and other registers.  As an exit handler. */
+static int let_happen(struct kvm_vcpu_introspection *vi, bool changed)
 {
 	int r;
 
 	switch (kvmi_phase_event(vi->state)) {
 	case KVMI_VCPU_EVENT_PF:
-		kvmi_complete_access(vi);
-		return 1;
+		return kvmi_complete_access(vi, changed);
 	default:
 		/* A step may have left the vCPU without a root, which exit handlers rely on. */
 		r = kvm_mmu_reload(vi->vcpu);
@@ -261,9 +261,10 @@ static int complete_exit(struct kvm_vcpu_introspection *vi)
 	unsigned long rip = kvm_rip_read(vcpu);
 	bool pending = vcpu->arch.exception.pending;
 	bool pending_vmexit = vcpu->arch.exception_vmexit.pending;
+	bool changed = kvmi_take_registers(vi->state, (u8 *)&regs);
 	int r = 1;
 
-	if (kvmi_take_registers(vi->state, (u8 *)&regs)) {
+	if (changed) {
 		__set_regs(vcpu, &regs);
 		/* It is not the tool's to swallow an exception that is on its way. */
 		vcpu->arch.exception.pending = pending;
@@ -275,7 +276,7 @@ static int complete_exit(struct kvm_vcpu_introspection *vi)
 	 * would skip or fault on another one.
 	 */
 	if (kvmi_completes_exit(vi->state) && kvm_rip_read(vcpu) == rip)
-		r = let_happen(vi);
+		r = let_happen(vi, changed);
 	kvmi_event_done(vi->state);
 
 	return r;

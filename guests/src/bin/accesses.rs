@@ -6,7 +6,7 @@
 use core::arch::asm;
 
 use kvmi_guests::runtime::{Cpu, read_cr, write_cr};
-use kvmi_guests::{Access, COUNTED_VECTOR, MARK_PORT, Op};
+use kvmi_guests::{Access, COUNTED_VECTOR, MARK_PORT, Op, layout};
 
 kvmi_guests::guest!(program);
 
@@ -68,6 +68,23 @@ fn access([what, gpa, a, b]: [u64; 4]) -> Option<u64> {
                 gpa = in(reg) gpa, a = in(reg) a, out("rax") result, clobber_abi("C"), out("r12") _,
             ),
             Access::Output => asm!("rep outsd", in("dx") MARK_PORT, inout("rsi") gpa => _, inout("rcx") a => _),
+            Access::StoreGdt => asm!("sgdt [{}]", in(reg) gpa),
+            Access::LoadGdt => asm!("lgdt [{}]", in(reg) gpa),
+            Access::Input => asm!("rep insd", in("dx") MARK_PORT, inout("rdi") gpa => _, inout("rcx") a => _),
+            Access::AddEmulated => asm!("ud2", ".ascii \"kvm\"", "add [{}], {}", in(reg) gpa, in(reg) a),
+            Access::CopyEmulated => asm!(
+                "ud2", ".ascii \"kvm\"", "rep movsb",
+                inout("rdi") gpa => _, inout("rsi") a => _, inout("rcx") b => _,
+            ),
+            Access::CallFar => asm!(
+                "sub rsp, 16", "sgdt [rsp]", "mov r12, rsp", "cli",
+                "mov rax, [{four} + 8]", "lea {target}, [rip + 2f]",
+                "mov [rax], {target}", "mov word ptr [rax + 8], {code}",
+                "lgdt [{four} + 24]", "mov rsp, [{four} + 16]", "jmp qword ptr [{four}]",
+                "2:", "mov rsp, r12", "lgdt [rsp]", "sti", "add rsp, 16",
+                four = in(reg) gpa, target = out(reg) _, code = const layout::CODE_SELECTOR,
+                out("rax") _, out("r12") _,
+            ),
         }
     }
     Some(result)

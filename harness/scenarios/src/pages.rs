@@ -1,7 +1,9 @@
 // SPDX-License-Identifier: MIT OR Apache-2.0
 //! Page access: what is denied is told, and let through once when the tool says so, whatever the instruction.
 
+mod at_once;
 mod commands;
+mod emulated;
 mod end;
 mod instructions;
 mod kinds;
@@ -36,7 +38,9 @@ pub(crate) fn scenarios() -> Vec<Scenario> {
         commands::SCENARIOS,
         kinds::SCENARIOS,
         instructions::SCENARIOS,
+        at_once::SCENARIOS,
         stepped::SCENARIOS,
+        emulated::SCENARIOS,
         others::SCENARIOS,
         memory::SCENARIOS,
         many::SCENARIOS,

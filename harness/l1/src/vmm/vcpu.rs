@@ -224,6 +224,15 @@ impl Runner {
                 self.console(&bytes);
                 ("io".to_owned(), true)
             }
+            Ok(VcpuExit::IoIn(MARK_PORT, data)) => {
+                // As many reads as there are words: a REP instruction makes several at once.
+                let mut state = self.shared.lock();
+                for word in data.chunks_exact_mut(size_of::<u32>()) {
+                    word.copy_from_slice(&state.status.inputs.to_le_bytes());
+                    state.status.inputs += 1;
+                }
+                ("io".to_owned(), true)
+            }
             Ok(VcpuExit::IoOut(..) | VcpuExit::IoIn(..)) => ("io".to_owned(), true),
             Ok(VcpuExit::MmioRead(..) | VcpuExit::MmioWrite(..)) => ("mmio".to_owned(), true),
             Ok(VcpuExit::Intr) => ("intr".to_owned(), true),

@@ -36,12 +36,6 @@ pub(super) const SCENARIOS: &[Scenario] = &[
     )
     .stepping(),
     scenario(
-        "pages::string_output",
-        "REP OUTSD from a page that may not be read: what KVM reads for the guest is told, and comes out once",
-        string_output,
-    )
-    .stepping(),
-    scenario(
         "pages::stepped_in_storm",
         "doorbells and signals while accesses are let through: none is lost, each access is told once",
         storm,
@@ -190,27 +184,6 @@ fn on_stack(context: &mut Context) -> Result<(), Failure> {
         check_eq!(seen & TRAP_FLAG, 0, "TF that the guest sees");
         check_eq!(watched.word(top - 16)?, seen, "the flags on the stack");
     }
-    watched.vm.exit()
-}
-
-fn string_output(context: &mut Context) -> Result<(), Failure> {
-    const VALUES: [u32; 3] = [11, 12, 13];
-    let mut watched = Watched::start(context, 1)?;
-    let bytes = VALUES.map(u32::to_le_bytes).concat();
-    watched.vm.guest.write(PLACE, &bytes)?;
-    watched.wire.restrict(&[(PLACE, 0)])?;
-    context.stage("output", Duration::from_secs(10));
-    let number = watched.begin(Access::Output, [PLACE, VALUES.len() as u64, 0])?;
-    // What KVM emulates in one go is told once.
-    watched.let_through(R, PLACE)?;
-    watched.vm.finished(context, 0, number)?;
-    watched.wire.expect_no_event()?;
-    let marks = watched.vm.status(0)?.marks;
-    check_eq!(
-        marks.iter().map(|mark| mark.value).collect::<Vec<_>>(),
-        VALUES,
-        "marks that the VMM saw"
-    );
     watched.vm.exit()
 }
 
