@@ -31,9 +31,11 @@ pub enum Routine {
     TrapFlag = 11,
     /// Writes 7 to argument 1; the result is what it reads there.
     Store = 12,
+    /// ICEBP; the result is 1: one #DB, in whose frame TF was not set.
+    Icebp = 13,
 }
 
 impl Routine {
     /// How many there are.
-    pub const COUNT: usize = 13;
+    pub const COUNT: usize = 14;
 }

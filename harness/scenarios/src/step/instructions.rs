@@ -3,8 +3,10 @@
 
 use std::time::Duration;
 
-use kvmi_guests::{Routine, layout};
+use kvmi_guests::{Op, Routine, layout};
 use kvmi_lab_control::Backend;
+use kvmi_uapi::PageAccessEntry;
+use kvmi_uapi::event::{CONTINUE, HYPERCALL, PF, Pf};
 
 use super::{Stepped, TRAP_FLAG, check_rips};
 use crate::{Context, Failure, Scenario, check_eq, scenario};
@@ -56,7 +58,24 @@ pub(super) const SCENARIOS: &[Scenario] = &[
         trap_flag,
     )
     .stepping(),
+    scenario(
+        "step::icebp",
+        "ICEBP (0xf1): the next event is at the handler of #DB, which finds no TF in the frame",
+        icebp,
+    )
+    .stepping(),
+    scenario(
+        "step::fetch",
+        "in a page that may not be executed: each instruction is told by PF, then by SINGLESTEP, whoever carries it out",
+        fetch,
+    )
+    .stepping(),
 ];
+
+/// What the page with the code may be: all but executed.
+const NOT_EXECUTED: u8 = PageAccessEntry::READ | PageAccessEntry::WRITE;
+const ALL: u8 = NOT_EXECUTED | PageAccessEntry::EXEC;
+const PAGE: u64 = 4096;
 
 fn straight(context: &mut Context) -> Result<(), Failure> {
     let mut stepped = Stepped::start(context)?;
@@ -168,5 +187,56 @@ fn trap_flag(context: &mut Context) -> Result<(), Failure> {
         2,
         "the result afterwards"
     );
+    stepped.vm.exit()
+}
+
+fn icebp(context: &mut Context) -> Result<(), Failure> {
+    let mut stepped = Stepped::start(context)?;
+    context.stage("unstepped", Duration::from_secs(10));
+    check_eq!(stepped.run_unstepped(context, Routine::Icebp, 0)?, 1, "the result");
+    context.stage("stepped", Duration::from_secs(20));
+    check_eq!(
+        stepped.run_as_listed(context, Routine::Icebp, 0)?,
+        1,
+        "the result, stepped"
+    );
+    stepped.vm.exit()
+}
+
+fn fetch(context: &mut Context) -> Result<(), Failure> {
+    let mut stepped = Stepped::start(context)?;
+    stepped.wire.control_event(0, PF, true)?;
+    for routine in [Routine::Flags, Routine::MovSs, Routine::Iret, Routine::Syscall] {
+        context.stage(&format!("{routine:?}"), Duration::from_secs(20));
+        let list = stepped.list(routine)?;
+        let mut pages: Vec<_> = list.iter().map(|rip| rip & !(PAGE - 1)).collect();
+        pages.dedup();
+        let set = |access| pages.iter().map(|&page| (page, access)).collect::<Vec<_>>();
+        let number = stepped.vm.command(0, Op::Step, [routine as u64, 0, 0, 0])?;
+        let event = stepped.wire.expect_event(HYPERCALL, 0)?;
+        stepped.wire.singlestep(true)?;
+        stepped.wire.restrict(&set(NOT_EXECUTED))?;
+        stepped.wire.reply(&event, CONTINUE)?;
+        for &rip in &list {
+            let event = stepped.step()?;
+            check_eq!(event.arch.regs.rip, rip, "RIP of SINGLESTEP in {routine:?}");
+            stepped.wire.reply(&event, CONTINUE)?;
+            let event = stepped.wire.expect_event(PF, 0)?;
+            let data = event.data::<Pf>()?;
+            check_eq!(
+                (data.access, data.gpa, event.arch.regs.rip),
+                (PageAccessEntry::EXEC, rip, rip),
+                "access and gpa of PF, and RIP, in {routine:?}"
+            );
+            stepped.wire.reply(&event, CONTINUE)?;
+        }
+        let event = stepped.wire.expect_event(HYPERCALL, 0)?;
+        stepped.wire.singlestep(false)?;
+        stepped.wire.restrict(&set(ALL))?;
+        let result = stepped.finish_at(context, &event, number)?;
+        if routine != Routine::MovSs {
+            check_eq!(result & TRAP_FLAG, 0, "TF that the guest sees in {routine:?}");
+        }
+    }
     stepped.vm.exit()
 }
