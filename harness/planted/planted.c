@@ -6,12 +6,14 @@
 #include <linux/jiffies.h>
 #include <linux/module.h>
 #include <linux/moduleparam.h>
+#include <linux/mutex.h>
 #include <linux/preempt.h>
+#include <linux/slab.h>
 #include <linux/string.h>
 
 static char *what = "";
 module_param(what, charp, 0);
-MODULE_PARM_DESC(what, "oops, warn or lockup");
+MODULE_PARM_DESC(what, "oops, warn, lockup, use-after-free, lock-order or sleep");
 
 /* Longer than a soft lockup takes with watchdog_thresh=1, shorter than an RCU stall. */
 #define LOCKUP_JIFFIES (6 * HZ)
@@ -26,6 +28,39 @@ static void lock_up(void)
 	preempt_enable();
 }
 
+/* What only a kernel sees that watches itself. */
+static void use_after_free(void)
+{
+	int *volatile gone = kzalloc(sizeof(*gone), GFP_KERNEL);
+
+	kfree(gone);
+	if (gone)
+		READ_ONCE(*gone);
+}
+
+static DEFINE_MUTEX(first);
+static DEFINE_MUTEX(second);
+
+static void lock_order(void)
+{
+	mutex_lock(&first);
+	mutex_lock(&second);
+	mutex_unlock(&second);
+	mutex_unlock(&first);
+
+	mutex_lock(&second);
+	mutex_lock(&first);
+	mutex_unlock(&first);
+	mutex_unlock(&second);
+}
+
+static void sleep_where_it_must_not(void)
+{
+	preempt_disable();
+	might_sleep();
+	preempt_enable();
+}
+
 static int __init planted_init(void)
 {
 	static int *volatile nowhere;
@@ -36,6 +71,12 @@ static int __init planted_init(void)
 		WARN(1, "planted\n");
 	else if (!strcmp(what, "lockup"))
 		lock_up();
+	else if (!strcmp(what, "use-after-free"))
+		use_after_free();
+	else if (!strcmp(what, "lock-order"))
+		lock_order();
+	else if (!strcmp(what, "sleep"))
+		sleep_where_it_must_not();
 	else
 		return -EINVAL;
 	return 0;

@@ -50,11 +50,19 @@ pub(crate) struct Wanted {
     pub(crate) json: bool,
 }
 
-/// Every `of`th scenario, from the `part`th on; all slices together are all scenarios.
+/// Every `of`th thing, from the `part`th on; all slices together are all things.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub(crate) struct Slice {
     part: u32,
     of: u32,
+}
+
+impl Slice {
+    /// Those of the things that are in it.
+    pub(crate) fn of<T>(self, things: Vec<T>) -> Vec<T> {
+        let (part, of) = (self.part as usize, self.of as usize);
+        things.into_iter().skip(part - 1).step_by(of).collect()
+    }
 }
 
 impl FromStr for Slice {
@@ -437,6 +445,7 @@ mod tests {
             kernel: Some("trixie".to_owned()),
             kvm_source: Some("/tmp/my kvm".into()),
             without_introspection: true,
+            sanitize: true,
         };
         assert_eq!(
             again(&record, &Choice::default()),
@@ -444,7 +453,7 @@ mod tests {
         );
         assert_eq!(
             again(&record, &choice),
-            "cargo xtask e2e a::b --lane svm-tcg --seed 7 --kernel trixie --kvm-source '/tmp/my kvm' --without-introspection"
+            "cargo xtask e2e a::b --lane svm-tcg --seed 7 --kernel trixie --kvm-source '/tmp/my kvm' --without-introspection --sanitize"
         );
     }
 
@@ -455,5 +464,8 @@ mod tests {
         for wrong in ["", "1", "0/2", "3/2", "1/0", "a/b", "-1/2"] {
             assert!(wrong.parse::<Slice>().unwrap_err().contains(wrong), "{wrong}");
         }
+        let all = vec![1, 2, 3, 4, 5];
+        assert_eq!(Slice { part: 1, of: 2 }.of(all.clone()), [1, 3, 5]);
+        assert_eq!(Slice { part: 2, of: 2 }.of(all), [2, 4]);
     }
 }

@@ -11,10 +11,10 @@ pub(crate) const ERROR: u8 = 1;
 #[allow(dead_code, reason = "documents what clap exits with")]
 pub(crate) const USAGE: u8 = 2;
 
-/// `e2e`, `bench`: everything was set up, and at least one scenario did not pass.
+/// `e2e`, `bench`, `kernels run`: everything was set up, and at least one scenario did not pass.
 pub(crate) const SCENARIO_FAILED: u8 = 10;
 
-/// `ci`: a step found something to mend; `tidy`: something is untidy; `endure`: something was left.
+/// `ci`: a step found something to mend; `tidy`: something is untidy; `endure`: something was left; `kernels take` and `build`: a kernel does not fit.
 pub(crate) const CHECK_FAILED: u8 = 11;
 
 /// `repro`: the scenario ran and ended otherwise than the bundle says.

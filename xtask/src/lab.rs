@@ -75,7 +75,9 @@ pub(crate) fn boot_with(shop: &Workshop, built: &Built, busybox: Option<&Path>) 
     for (kind, keep) in [("initrds", KEPT_IMAGES), ("cds", KEPT_IMAGES), ("points", KEPT_POINTS)] {
         shop.cache.prune(kind, keep)?;
     }
-    Ok(Boot::new(stock.join("vmlinuz"), entry.join("initrd")))
+    let mut boot = Boot::new(stock.join("vmlinuz"), entry.join("initrd"));
+    boot.slowness = built.kernel.slowness;
+    Ok(boot)
 }
 
 fn read(path: &Path) -> Result<Vec<u8>> {

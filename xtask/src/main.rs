@@ -20,6 +20,7 @@ mod explore;
 mod gdb;
 mod hardware;
 mod kernel;
+mod kernels;
 mod lab;
 mod list;
 mod lockfile;
@@ -50,7 +51,7 @@ use crate::kernel::Choice;
 use crate::output::{complain, show};
 use crate::workshop::Workshop;
 
-const EXIT_CODES: &str = "Exit codes: 0 all well, 1 could not do it, 2 wrong usage, 10 a scenario or planted failure did not end as it should (e2e, bench, planted, twice, explore), 11 ci, check, tidy or endure found something, 12 doctor found something lacking, 13 repro came to another verdict";
+const EXIT_CODES: &str = "Exit codes: 0 all well, 1 could not do it, 2 wrong usage, 10 a scenario or planted failure did not end as it should (e2e, bench, planted, twice, explore, kernels run), 11 ci, check, tidy, endure, kernels take or build found something, 12 doctor found something lacking, 13 repro came to another verdict";
 
 /// Where random numbers start when nobody says otherwise: every run is the same.
 const SEED: u64 = 1;
@@ -91,6 +92,9 @@ enum Command {
         lane: Option<Lane>,
         /// Only what contains this
         filter: Option<String>,
+        /// On a kernel that watches itself, what only such a one sees
+        #[arg(long)]
+        sanitize: bool,
     },
     /// A prompt in L1, with busybox: the modules loaded, a guest running
     Shell(shell::Arguments),
@@ -113,6 +117,8 @@ enum Command {
         #[arg(long, conflicts_with = "why")]
         kernels: bool,
     },
+    /// Go through all kernels that --kernel takes
+    Kernels(kernels::Arguments),
     /// Everything that a push must pass: format, lints, tests, tidiness, bare-metal builds, scenarios on the lanes of e2e
     Ci,
     /// The part of ci that boots nothing
@@ -247,10 +253,15 @@ fn run(shop: &Workshop, arguments: &Arguments) -> Result<u8> {
         }
         Command::Shell(wanted) => shell::run(shop, wanted),
         Command::Repro(wanted) => repro::run(shop, wanted, arguments.json),
-        Command::Planted { lane, filter } => {
+        Command::Planted { lane, filter, sanitize } => {
+            let all = if *sanitize { planted::SANITIZED } else { planted::GROUP };
             let wanted = Wanted {
-                filter: Some(filter.clone().unwrap_or_else(|| planted::GROUP.to_owned())),
+                filter: Some(filter.clone().unwrap_or_else(|| all.to_owned())),
                 lane: *lane,
+                choice: Choice {
+                    sanitize: *sanitize,
+                    ..Choice::default()
+                },
                 seed: SEED,
                 json: arguments.json,
                 ..Wanted::default()
@@ -278,6 +289,7 @@ fn run(shop: &Workshop, arguments: &Arguments) -> Result<u8> {
             }
             Ok(exit::OK)
         }
+        Command::Kernels(wanted) => kernels::run(shop, wanted, SEED, arguments.json),
         Command::Ci => {
             let wanted = Wanted {
                 seed: SEED,

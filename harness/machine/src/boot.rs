@@ -26,6 +26,8 @@ pub struct Boot {
     pub initrd: PathBuf,
     /// What the kernel is told on every lane.
     pub arguments: Vec<String>,
+    /// How many times longer things may take in it than in a stock kernel.
+    pub slowness: u32,
 }
 
 impl Boot {
@@ -37,6 +39,7 @@ impl Boot {
             kernel,
             initrd,
             arguments,
+            slowness: 1,
         }
     }
 

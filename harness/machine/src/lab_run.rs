@@ -139,15 +139,19 @@ impl LabRun {
         )
     }
 
-    /// Deadlines of what is no stage, and how much longer stages may take: in a counted machine all CPUs run on one processor.
+    /// Deadlines of what is no stage, and how much longer stages may take: in a kernel that watches itself, and in a counted machine, all
+    /// of whose CPUs run on one processor.
     fn limits(&self, scenario: &str) -> Limits {
         let limits = plant::limits(scenario);
-        match self.source.pace {
-            Pace::Host => limits,
-            Pace::Counted(_) => Limits {
-                slowness: COUNTED_SLOWNESS,
-                ..limits
-            },
+        let kernel = self.source.boot.slowness;
+        let machine = match self.source.pace {
+            Pace::Host => 1,
+            Pace::Counted(_) => COUNTED_SLOWNESS,
+        };
+        Limits {
+            start_ms: limits.start_ms * u64::from(kernel),
+            power_off_ms: limits.power_off_ms * u64::from(kernel),
+            slowness: limits.slowness * kernel * machine,
         }
     }
 

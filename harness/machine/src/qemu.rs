@@ -175,7 +175,9 @@ pub fn prepare(
             .try_clone()
             .map_err(io_error("share the control channel"))?;
         let child = &mut qemu.child;
-        wait_for_point(lane, control, &console, BOOT, &task, || child.wait().ok())?;
+        wait_for_point(lane, control, &console, BOOT * boot.slowness, &task, || {
+            child.wait().ok()
+        })?;
         task.note("save its state");
         let mut qmp = qemu.qmp()?;
         require_acceleration(lane, &mut qmp)?;

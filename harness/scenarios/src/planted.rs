@@ -5,8 +5,10 @@ use std::fs::{self, File};
 use std::io::{ErrorKind, Write};
 use std::time::Duration;
 
+use kvmi_lab_control::WATCHES_ITSELF;
 use rustix::mount::{MountFlags, mount_remount};
 use rustix::process::{Signal, getpid, kill_process};
+use rustix::system::uname;
 
 use crate::vmm::Until;
 use crate::{Context, Failure, Scenario, check_eq, modules, scenario};
@@ -32,6 +34,21 @@ pub(crate) fn scenarios() -> Vec<Scenario> {
             fs::write("/proc/sys/kernel/watchdog_thresh", "1")?;
             module(c, "lockup")
         }),
+        row(
+            "planted::sanitizer_use_after_free",
+            "L1's kernel reads memory that it gave back",
+            |c| unseen_by_stock(c, "use-after-free"),
+        ),
+        row(
+            "planted::sanitizer_lock_order",
+            "L1's kernel takes two locks in one order and in the other",
+            |c| unseen_by_stock(c, "lock-order"),
+        ),
+        row(
+            "planted::sanitizer_sleep",
+            "L1's kernel might sleep with preemption off",
+            |c| unseen_by_stock(c, "sleep"),
+        ),
         row(
             "planted::l2_triple_fault",
             "L2 cannot even take an exception",
@@ -91,6 +108,17 @@ fn hang() -> ! {
 fn module(context: &mut Context, what: &str) -> Result<(), Failure> {
     context.stage(what, Duration::from_secs(90));
     Ok(modules::load_planted(what)?)
+}
+
+/// Does what a stock kernel does not notice.
+fn unseen_by_stock(context: &mut Context, what: &str) -> Result<(), Failure> {
+    let release = uname();
+    if !release.release().to_bytes().ends_with(WATCHES_ITSELF.as_bytes()) {
+        return Err(Failure::Skipped(
+            "this kernel does not watch itself: --sanitize".to_owned(),
+        ));
+    }
+    module(context, what)
 }
 
 fn l2_triple_fault(context: &mut Context) -> Result<(), Failure> {

@@ -76,6 +76,14 @@ pub(crate) const NEEDED: &[Needed] = &[
     needed("syslinux-common", "is the boot loader on that CD"),
 ];
 
+/// What compiling a whole kernel needs beside them.
+const FOR_KERNEL: &[Needed] = &[
+    needed("flex", "makes the kernel's configuration program"),
+    needed("bison", "makes the kernel's configuration program"),
+    needed("bc", "calculates for the kernel's build system"),
+    needed("libelf-dev", "is what objtool is built with"),
+];
+
 /// Those of them without which Bochs has nothing to boot from.
 const FOR_CD: &[&str] = &["xorriso", "isolinux", "syslinux-common"];
 
@@ -114,6 +122,11 @@ pub(crate) fn install_command(packages: &[&str]) -> String {
 /// Installs what is missing of [`NEEDED`].
 pub(crate) fn install_needed(shop: &Workshop) -> Result<()> {
     install(shop, &missing(NEEDED)?)
+}
+
+/// Installs what is missing of what compiling a kernel needs.
+pub(crate) fn install_for_kernel(shop: &Workshop) -> Result<()> {
+    install(shop, &missing(FOR_KERNEL)?)
 }
 
 /// Installs what is missing of what booting a lane needs, where nothing is built.

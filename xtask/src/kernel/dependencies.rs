@@ -1,7 +1,8 @@
 // SPDX-License-Identifier: MIT OR Apache-2.0
 //! What KVM's modules need of other modules, by what each says of itself: it differs between flavours.
 
-use std::collections::BTreeMap;
+use std::collections::{BTreeMap, BTreeSet};
+use std::fs;
 use std::path::{Path, PathBuf};
 
 use anyhow::{Context, Result, ensure};
@@ -9,42 +10,72 @@ use kvmi_lab_machine::cache::files_below;
 use kvmi_lab_machine::process::Program;
 use object::{Object, ObjectSection};
 
-/// How packaged modules' files end.
+/// KVM itself, and its vendor modules.
+const KVM: &str = "kvm";
+const VENDORS: &[&str] = &["kvm-amd", "kvm-intel"];
+
+/// The file that says, in a line for each vendor module, what must be loaded before it and before KVM, in order.
+pub(crate) const DEPENDENCIES: &str = "dependencies";
+
+/// How modules' files end: as a build leaves them, and as they are packaged.
+const PLAIN: &str = ".ko";
 const PACKED: &str = ".ko.xz";
 
-/// The packaged modules of a kernel.
+/// The modules of a kernel.
 #[derive(Debug)]
-pub(super) struct Packaged(BTreeMap<String, PathBuf>);
+pub(super) struct Modules(BTreeMap<String, PathBuf>);
 
 /// A name as the kernel knows it.
 fn plain(name: &str) -> String {
     name.replace('-', "_")
 }
 
-impl Packaged {
+impl Modules {
     /// Those below a folder.
     pub(super) fn below(folder: &Path) -> Result<Self> {
         let files = files_below(folder)?.into_iter();
         let module = |(name, path): (String, PathBuf)| {
             let file = name.rsplit('/').next()?;
-            Some((plain(file.strip_suffix(PACKED)?), path))
+            let name = file.strip_suffix(PACKED).or_else(|| file.strip_suffix(PLAIN))?;
+            Some((plain(name), path))
         };
         Ok(Self(files.filter_map(module).collect()))
     }
 
     /// A module, decompressed.
-    pub(super) fn read(&self, name: &str) -> Result<Vec<u8>> {
+    fn read(&self, name: &str) -> Result<Vec<u8>> {
         let path = self.0.get(&plain(name));
-        let path = path.with_context(|| format!("the image has no module {name}"))?;
+        let path = path.with_context(|| format!("the kernel has no module {name}"))?;
+        if path.extension().is_some_and(|e| e == "ko") {
+            return fs::read(path).with_context(|| format!("read {}", path.display()));
+        }
         Ok(Program::new("xz")
             .args(["--decompress", "--stdout"])
             .arg(path)
             .output()?)
     }
+
+    /// Writes those of KVM and what they need into a folder, and [`DEPENDENCIES`].
+    pub(super) fn keep_kvm(&self, into: &Path) -> Result<()> {
+        let mut wanted = BTreeSet::from([KVM.to_owned()]);
+        let mut lines = String::new();
+        for vendor in VENDORS {
+            let mut before = before(vendor, &|name| self.read(name))?;
+            before.retain(|name| name != KVM);
+            lines += &format!("{vendor} {}\n", before.join(" "));
+            wanted.insert((*vendor).to_owned());
+            wanted.extend(before);
+        }
+        for name in wanted {
+            fs::write(into.join(format!("{name}.ko")), self.read(&name)?)?;
+        }
+        fs::write(into.join(DEPENDENCIES), lines)?;
+        Ok(())
+    }
 }
 
 /// Every module that must be loaded before one, in the order in which they can be.
-pub(super) fn before(module: &str, read: &impl Fn(&str) -> Result<Vec<u8>>) -> Result<Vec<String>> {
+fn before(module: &str, read: &impl Fn(&str) -> Result<Vec<u8>>) -> Result<Vec<String>> {
     /// No kernel has chains of dependencies this long.
     const DEEPEST: usize = 20;
 

@@ -1,7 +1,6 @@
 // SPDX-License-Identifier: MIT OR Apache-2.0
 //! A kernel's source, headers and image, unpacked from Debian's packages into the cache.
 
-use std::collections::BTreeSet;
 use std::fs;
 use std::path::{Path, PathBuf};
 
@@ -10,7 +9,7 @@ use kvmi_lab_machine::cache::Key;
 use kvmi_lab_machine::process::Program;
 use kvmi_lab_machine::progress::Task;
 
-use super::dependencies::{self, Packaged};
+use super::dependencies::Modules;
 use super::matrix::matrix;
 use super::toolchain::Toolchain;
 use super::version::{KernelVersion, source_package};
@@ -26,13 +25,6 @@ const KEPT_SOURCE: &[&str] = &[
     "LICENSES/preferred/GPL-2.0",
 ];
 
-/// KVM itself, and its vendor modules.
-const KVM: &str = "kvm";
-const VENDORS: &[&str] = &["kvm-amd", "kvm-intel"];
-
-/// The file that says, in a line for each vendor module, what must be loaded before it and before KVM, in order.
-pub(crate) const DEPENDENCIES: &str = "dependencies";
-
 /// How an image is unpacked.
 const IMAGE: &str = "image 3";
 
@@ -44,8 +36,10 @@ pub(crate) struct Kernel {
     pub(crate) source: PathBuf,
     /// What `make -C` takes.
     pub(crate) headers: PathBuf,
-    /// Holds `vmlinuz`, `config`, the stock modules of KVM and what they need, decompressed, and [`DEPENDENCIES`].
+    /// Holds `vmlinuz`, `config`, the kernel's own modules of KVM and what they need, decompressed, and [`DEPENDENCIES`](super::DEPENDENCIES).
     pub(crate) image: PathBuf,
+    /// How many times longer things may take in it than in a stock kernel.
+    pub(crate) slowness: u32,
 }
 
 impl Kernel {
@@ -71,30 +65,38 @@ pub(crate) fn image_at_hand(shop: &Workshop, version: &KernelVersion) -> Option<
     Some(entry.join("vmlinuz"))
 }
 
+/// An entry of the cache with a part of a kernel's packages.
+fn entry(
+    shop: &Workshop,
+    version: &KernelVersion,
+    what: &str,
+    key: &Key,
+    make: impl Fn(&Path, &Task) -> Result<()>,
+) -> Result<PathBuf> {
+    shop.cache.entry(&format!("kernel-{what}"), key, |dir| {
+        let task = shop.progress.task(format!("fetch the kernel's {what}, {version}"));
+        make(dir, &task)?;
+        task.done();
+        anyhow::Ok(())
+    })
+}
+
+/// Unpacks a kernel's source, unless the cache has it. It is the same for all flavours.
+pub(crate) fn source(shop: &Workshop, version: &KernelVersion, archive: &Archive) -> Result<PathBuf> {
+    entry(shop, version, "source", &key("source 2", version, ""), |dir, task| {
+        unpack_source(version, archive, dir, KEPT_SOURCE, task)
+    })
+}
+
 /// Unpacks what is not in the cache yet.
 pub(crate) fn fetch(shop: &Workshop, version: KernelVersion, archive: &Archive, tools: &Toolchain) -> Result<Kernel> {
-    let entry = |kind: &str, key: Key, what: &str, make: &dyn Fn(&Path, &Task) -> Result<()>| {
-        shop.cache.entry(kind, &key, |dir| {
-            let task = shop.progress.task(format!("fetch the kernel's {what}, {version}"));
-            make(dir, &task)?;
-            task.done();
-            anyhow::Ok(())
-        })
-    };
     let release = version.release();
-    let source = entry(
-        "kernel-source",
-        key("source 2", &version, ""),
-        "source",
-        &|dir, task| source(&version, archive, dir, task),
-    )?;
-    let headers = entry(
-        "kernel-headers",
-        key("headers 2", &version, &release),
-        "headers",
-        &|dir, task| headers(&version, archive, tools, dir, task),
-    )?;
-    let image = entry("kernel-image", key(IMAGE, &version, &release), "image", &|dir, task| {
+    let source = source(shop, &version, archive)?;
+    let headers_key = key("headers 2", &version, &release);
+    let headers = entry(shop, &version, "headers", &headers_key, |dir, task| {
+        headers(&version, archive, tools, dir, task)
+    })?;
+    let image = entry(shop, &version, "image", &key(IMAGE, &version, &release), |dir, task| {
         image(&version, archive, dir, task)
     })?;
     let headers = headers.join(format!("usr/src/linux-headers-{release}"));
@@ -103,10 +105,18 @@ pub(crate) fn fetch(shop: &Workshop, version: KernelVersion, archive: &Archive, 
         source,
         headers,
         image,
+        slowness: 1,
     })
 }
 
-fn source(version: &KernelVersion, archive: &Archive, dir: &Path, task: &Task) -> Result<()> {
+/// Unpacks the source, or what stands in `parts` of it.
+pub(super) fn unpack_source(
+    version: &KernelVersion,
+    archive: &Archive,
+    dir: &Path,
+    parts: &[&str],
+    task: &Task,
+) -> Result<()> {
     let package = source_package(&matrix().series);
     let deb = archive.download(&package, &version.package, dir, task)?;
     let unpacked = dir.join("package");
@@ -118,7 +128,7 @@ fn source(version: &KernelVersion, archive: &Archive, dir: &Path, task: &Task) -
         .arg(unpacked.join(format!("usr/src/{top}.tar.xz")))
         .arg("--directory")
         .arg(dir)
-        .args(KEPT_SOURCE.iter().map(|part| format!("{top}/{part}")))
+        .args(parts.iter().map(|part| format!("{top}/{part}")))
         .run(task)?;
     fs::remove_dir_all(&unpacked)?;
     fs::remove_file(&deb)?;
@@ -159,20 +169,7 @@ fn image(version: &KernelVersion, archive: &Archive, dir: &Path, task: &Task) ->
         .iter()
         .find(|folder| folder.is_dir())
         .context("find the image's modules")?;
-    let modules = Packaged::below(modules)?;
-    let mut wanted = BTreeSet::from([KVM.to_owned()]);
-    let mut lines = String::new();
-    for vendor in VENDORS {
-        let mut before = dependencies::before(vendor, &|name| modules.read(name))?;
-        before.retain(|name| name != KVM);
-        lines += &format!("{vendor} {}\n", before.join(" "));
-        wanted.insert((*vendor).to_owned());
-        wanted.extend(before);
-    }
-    for name in wanted {
-        fs::write(dir.join(format!("{name}.ko")), modules.read(&name)?)?;
-    }
-    fs::write(dir.join(DEPENDENCIES), lines)?;
+    Modules::below(modules)?.keep_kvm(dir)?;
     fs::remove_dir_all(&unpacked)?;
     fs::remove_file(&deb)?;
     Ok(())

@@ -1,5 +1,6 @@
 // SPDX-License-Identifier: MIT OR Apache-2.0
-//! Compiler flags for Rust inside a kernel, from that kernel's configuration, as its own arch/x86/Makefile derives them.
+//! Compiler flags for Rust inside a kernel, from that kernel's configuration, as its own arch/x86/Makefile and
+//! scripts/Makefile.kasan derive them.
 
 use std::collections::BTreeMap;
 
@@ -68,6 +69,28 @@ pub(crate) fn rust_flags(config: &Config) -> Vec<String> {
     {
         add(true, &[&format!("-Zpatchable-function-entry={bytes},{bytes}")]);
     }
+    if config.is_on("KASAN_GENERIC")
+        && let Some(offset) = config.value("KASAN_SHADOW_OFFSET")
+    {
+        let is_inline = config.is_on("KASAN_INLINE");
+        // The number of accesses in a function from which on each becomes a call.
+        let threshold = if is_inline { 10_000 } else { 0 };
+        let parameters = [
+            format!("asan-mapping-offset={offset}"),
+            format!("asan-instrumentation-with-call-threshold={threshold}"),
+            format!("asan-stack={}", u8::from(config.is_on("KASAN_STACK"))),
+            "asan-kernel-mem-intrinsic-prefix=1".to_owned(),
+            // They would need constructors, which the linked object does not keep.
+            "asan-globals=0".to_owned(),
+        ];
+        add(
+            true,
+            &["-Zsanitizer=kernel-address", "-Zsanitizer-recover=kernel-address"],
+        );
+        for parameter in parameters {
+            add(true, &[&format!("-Cllvm-args=-{parameter}")]);
+        }
+    }
     flags
 }
 
@@ -94,6 +117,24 @@ mod tests {
                 "-Zfunction-return=thunk-extern",
                 "-Ctarget-feature=+harden-sls-ijmp,+harden-sls-ret",
                 "-Zpatchable-function-entry=16,16",
+            ]
+        );
+    }
+
+    #[test]
+    fn a_kernel_that_checks_its_memory_has_rust_checked_too() {
+        let text = "CONFIG_KASAN_GENERIC=y\nCONFIG_KASAN_INLINE=y\nCONFIG_KASAN_STACK=y\nCONFIG_KASAN_SHADOW_OFFSET=0xdffffc0000000000\n";
+        let flags = rust_flags(&Config::parse(text));
+        assert_eq!(
+            flags[ALWAYS.len()..],
+            [
+                "-Zsanitizer=kernel-address",
+                "-Zsanitizer-recover=kernel-address",
+                "-Cllvm-args=-asan-mapping-offset=0xdffffc0000000000",
+                "-Cllvm-args=-asan-instrumentation-with-call-threshold=10000",
+                "-Cllvm-args=-asan-stack=1",
+                "-Cllvm-args=-asan-kernel-mem-intrinsic-prefix=1",
+                "-Cllvm-args=-asan-globals=0",
             ]
         );
     }

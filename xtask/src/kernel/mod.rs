@@ -8,6 +8,7 @@ mod matrix;
 mod modules;
 mod own_source;
 mod rust_core;
+mod sanitized;
 mod series;
 mod toolchain;
 mod tree;
@@ -21,7 +22,8 @@ use anyhow::{Context, Result, bail};
 use kvmi_lab_machine::cache::Key;
 use kvmi_lab_machine::emulator::quoted;
 
-pub(crate) use fetch::{DEPENDENCIES, Kernel};
+pub(crate) use dependencies::DEPENDENCIES;
+pub(crate) use fetch::Kernel;
 pub(crate) use matrix::{Suite, matrix};
 pub(crate) use modules::MODULES;
 pub(crate) use variant::Variant;
@@ -49,6 +51,9 @@ pub(crate) struct Choice {
     /// Leave KVM as it is: no patch of this project, no introspection
     #[arg(long)]
     pub(crate) without_introspection: bool,
+    /// A kernel of the same source that watches itself, with KASAN, lockdep and the like; compiled on this machine, once
+    #[arg(long)]
+    pub(crate) sanitize: bool,
 }
 
 impl fmt::Display for Choice {
@@ -60,11 +65,13 @@ impl fmt::Display for Choice {
         if let Some(source) = &self.kvm_source {
             write!(f, " --kvm-source {}", quoted(&source.to_string_lossy()))?;
         }
-        f.write_str(if self.without_introspection {
-            " --without-introspection"
-        } else {
-            ""
-        })
+        for (is_set, option) in [
+            (self.without_introspection, " --without-introspection"),
+            (self.sanitize, " --sanitize"),
+        ] {
+            f.write_str(if is_set { option } else { "" })?;
+        }
+        Ok(())
     }
 }
 
@@ -189,8 +196,8 @@ fn named_by(shop: &Workshop, own: &OwnSource) -> Result<Option<String>> {
     Ok(None)
 }
 
-/// What to make the modules of, and with which compiler.
-fn sources(shop: &Workshop, choice: &Choice) -> Result<(Sources, Toolchain)> {
+/// What the modules are for, what to make them of, and with which compiler.
+fn sources(shop: &Workshop, choice: &Choice) -> Result<(Kernel, Sources, Toolchain)> {
     let own = choice.kvm_source.as_deref().map(OwnSource::at).transpose()?;
     let named = match (&choice.kernel, &own) {
         (None, Some(own)) => named_by(shop, own)?,
@@ -198,7 +205,10 @@ fn sources(shop: &Workshop, choice: &Choice) -> Result<(Sources, Toolchain)> {
     };
     let (version, archive) = resolve(shop, named.as_deref())?;
     let tools = toolchain::of(shop, &version, &archive)?;
-    let kernel = fetch::fetch(shop, version, &archive, &tools)?;
+    let mut kernel = fetch::fetch(shop, version, &archive, &tools)?;
+    if choice.sanitize {
+        kernel = sanitized::kernel(shop, &kernel, &archive, &tools)?;
+    }
     let with_headers = |own: OwnSource| {
         let headers = own.headers(&kernel.source)?;
         if !headers.taken.is_empty() {
@@ -215,11 +225,12 @@ fn sources(shop: &Workshop, choice: &Choice) -> Result<(Sources, Toolchain)> {
     let own = own.map(with_headers).transpose()?;
     let introspection = !choice.without_introspection;
     let sources = Sources {
-        kernel,
+        version: kernel.version.clone(),
+        packaged: kernel.source.clone(),
         own,
         introspection,
     };
-    Ok((sources, tools))
+    Ok((kernel, sources, tools))
 }
 
 /// The first few of many names, and how many more there are.
@@ -233,10 +244,18 @@ fn some_of(names: &[String]) -> String {
 }
 
 /// Everything that decides what the modules will be.
-fn key(shop: &Workshop, sources: &Sources, variant: Variant, tools: &Toolchain, with_core: bool) -> Result<Key> {
-    let version = &sources.kernel.version;
-    let mut key = Key::of("modules 3")
+fn key(
+    shop: &Workshop,
+    kernel: &Kernel,
+    sources: &Sources,
+    variant: Variant,
+    tools: &Toolchain,
+    with_core: bool,
+) -> Result<Key> {
+    let version = &kernel.version;
+    let mut key = Key::of("modules 4")
         .text("kernel", &format!("{} {}", version.package, version.release()))
+        .text("config", &kernel.config()?)
         .bytes("gcc", &tools.program(&tools.compiler).arg("--version").output()?);
     if sources.own.is_some() {
         for folder in FOLDERS {
@@ -274,12 +293,13 @@ pub(crate) fn build(shop: &Workshop, choice: &Choice) -> Result<Built> {
 
 /// Builds a variant of the modules, unless the cache has it.
 pub(crate) fn build_variant(shop: &Workshop, choice: &Choice, variant: Variant) -> Result<Built> {
-    let (sources, tools) = sources(shop, choice)?;
-    let (kernel, introspection) = (&sources.kernel, sources.introspection);
+    let (kernel, sources, tools) = sources(shop, choice)?;
+    let introspection = sources.introspection;
     let with_core = introspection && uses_rust_core(shop)?;
-    let modules = shop
-        .cache
-        .entry("modules", &key(shop, &sources, variant, &tools, with_core)?, |into| {
+    let modules = shop.cache.entry(
+        "modules",
+        &key(shop, &kernel, &sources, variant, &tools, with_core)?,
+        |into| {
             let task = shop
                 .progress
                 .task(format!("build the modules for kernel {}{variant}", kernel.version));
@@ -294,9 +314,9 @@ pub(crate) fn build_variant(shop: &Workshop, choice: &Choice, variant: Variant) 
             }
             // The objects of one kind fit no other one.
             let kind = if introspection { variant.suffix() } else { "-plain" };
-            let tree = shop.cache.work(&format!("kernel-{}{kind}", kernel.version.release()))?;
+            let tree = shop.cache.work(&format!("{}{kind}", tree_name(&kernel.version)))?;
             tree::sync(&fresh, &tree)?;
-            let warnings = modules::build(shop, kernel, variant, &tools, &tree, into, &task)?;
+            let warnings = modules::build(shop, &kernel, variant, &tools, &tree, into, &task)?;
             if !warnings.is_empty() {
                 let warnings = warnings.join("\n");
                 if sources.own.is_none() {
@@ -310,14 +330,54 @@ pub(crate) fn build_variant(shop: &Workshop, choice: &Choice, variant: Variant) 
             }
             task.done();
             anyhow::Ok(())
-        })?;
+        },
+    )?;
     shop.cache.prune("modules", KEPT_MODULES)?;
     Ok(Built {
-        kernel: sources.kernel,
+        kernel,
         modules,
         introspection,
         tools,
     })
+}
+
+/// Applies the series to the source of a kernel and builds nothing: whether each hook still finds its place.
+pub(crate) fn take(shop: &Workshop, version: &KernelVersion, archive: &Archive) -> Result<()> {
+    let sources = Sources {
+        version: version.clone(),
+        packaged: fetch::source(shop, version, archive)?,
+        own: None,
+        introspection: true,
+    };
+    let task = shop
+        .progress
+        .task(format!("apply the series to the source of {}", version.package));
+    let _lock = shop.cache.lock("kernel-tree")?;
+    tree::make(shop, &sources, &tempfile_dir(shop)?, &task)?;
+    task.done();
+    Ok(())
+}
+
+/// Every kernel on offer, the newest of each suite first, and where it comes from.
+pub(crate) fn all(shop: &Workshop) -> Result<Vec<(KernelVersion, Archive)>> {
+    let mut all = Vec::new();
+    for suite in &matrix().suites {
+        let (archive, kernels) = on_offer(shop, suite, Lists::Fresh)?;
+        all.extend(kernels.into_iter().map(|version| (version, archive.clone())));
+    }
+    Ok(all)
+}
+
+/// Removes the tree that modules for a kernel were built in; the modules stay.
+pub(crate) fn forget_tree(shop: &Workshop, version: &KernelVersion) -> Result<()> {
+    let _lock = shop.cache.lock("kernel-tree")?;
+    let tree = shop.cache.work(&tree_name(version))?;
+    fs::remove_dir_all(&tree).with_context(|| format!("remove {}", tree.display()))
+}
+
+/// The folder for work in which modules of one kind are built, but for what it is called beyond that.
+fn tree_name(version: &KernelVersion) -> String {
+    format!("kernel-{}", version.release())
 }
 
 /// An empty folder for the next tree; the lock on trees is held.

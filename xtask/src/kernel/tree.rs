@@ -9,10 +9,10 @@ use anyhow::{Context, Result, ensure};
 use kvmi_lab_machine::cache::files_below;
 use kvmi_lab_machine::progress::Task;
 
-use super::fetch::Kernel;
 use super::matrix::matrix;
 use super::own_source::{FOLDERS, OwnHeaders, OwnSource, is_source};
 use super::series;
+use super::version::KernelVersion;
 use crate::workshop::Workshop;
 
 /// Where our own files stand in the tree.
@@ -30,8 +30,10 @@ const HEADER_FOLDERS: &[&str] = &[
 /// What a tree is made of.
 #[derive(Clone, Debug)]
 pub(crate) struct Sources {
-    /// What the modules are for, with the packaged source.
-    pub(crate) kernel: Kernel,
+    /// What the modules are for.
+    pub(crate) version: KernelVersion,
+    /// Its packaged source.
+    pub(crate) packaged: PathBuf,
     /// What takes the place of the packaged one.
     pub(crate) own: Option<(OwnSource, OwnHeaders)>,
     /// Whether introspection is added.
@@ -43,7 +45,7 @@ impl Sources {
     pub(crate) fn folder(&self, folder: &str) -> Result<Vec<(String, PathBuf)>> {
         match &self.own {
             Some((own, _)) => own.sources(folder),
-            None => Ok(files_below(&self.kernel.source.join(folder))?),
+            None => Ok(files_below(&self.packaged.join(folder))?),
         }
     }
 
@@ -59,7 +61,7 @@ impl Sources {
     fn described(&self) -> String {
         match &self.own {
             Some((own, _)) => format!("the KVM in {}", own.folder().display()),
-            None => format!("kernel {}", self.kernel.version),
+            None => format!("kernel {}", self.version),
         }
     }
 
@@ -71,7 +73,7 @@ impl Sources {
             .into_iter()
             .filter(|f| HEADER_FOLDERS.iter().any(|d| f.starts_with(d)))
         {
-            let (from, to) = (self.kernel.source.join(header), tree.join(header));
+            let (from, to) = (self.packaged.join(header), tree.join(header));
             if from.is_file() && !to.exists() {
                 copy(&from, &to)?;
             }
@@ -95,7 +97,7 @@ impl Sources {
     fn has(&self, file: &str) -> bool {
         let top = match &self.own {
             Some((own, _)) => own.folder(),
-            None => &self.kernel.source,
+            None => &self.packaged,
         };
         top.join(file).is_file()
     }

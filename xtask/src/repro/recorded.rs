@@ -112,7 +112,7 @@ fn record(shop: &Workshop, bundle: &Bundle, recording: &Recording, fetched: &Fet
         limits: Limits {
             // From power-on.
             start_ms: 600_000,
-            slowness: SLOWNESS,
+            slowness: SLOWNESS * bundle.boot.slowness,
             ..Limits::default()
         },
         end_emulator_at: None,

@@ -69,7 +69,7 @@ pub fn prepare(
         fs::create_dir_all(&logs).map_err(io_error(format!("make {}", logs.display())))?;
         let state = into.join(STATE);
         fs::create_dir(&state).map_err(io_error(format!("make {}", state.display())))?;
-        save(parts, &logs, &state, progress)?;
+        save(parts, &logs, &state, BOOT * boot.slowness, progress)?;
         require_whole(&state)?;
         fs::copy(logs.join(BOOT_LOG), into.join(BOOT_LOG)).map_err(io_error("keep the boot log"))?;
         Ok::<(), BootError>(())
@@ -77,7 +77,7 @@ pub fn prepare(
     Ok(entry.join(STATE))
 }
 
-fn save(parts: &Parts, logs: &Path, state: &Path, progress: &Progress) -> Result<(), BootError> {
+fn save(parts: &Parts, logs: &Path, state: &Path, at_most: Duration, progress: &Progress) -> Result<(), BootError> {
     let task = progress.task(format!("boot L1 in Bochs ({})", parts.lane));
     let (serial, port) = serial_port()?;
     let console = logs.join(BOOT_LOG);
@@ -100,7 +100,7 @@ fn save(parts: &Parts, logs: &Path, state: &Path, progress: &Progress) -> Result
     let control = bochs.accept()?;
     let reader = control.try_clone().map_err(io_error("share the control channel"))?;
     let child = &mut bochs.child;
-    wait_for_point(parts.lane, reader, &console, BOOT, &task, || child.wait().ok())?;
+    wait_for_point(parts.lane, reader, &console, at_most, &task, || child.wait().ok())?;
     task.note("save its state");
     if !closes(&control).map_err(io_error("wait for Bochs to save L1"))? {
         return Err(BootError::Late {

@@ -9,7 +9,10 @@ use crate::outcome::Outcome;
 use crate::pace::Pace;
 
 /// The form of bundles that this lab writes, and the newest that it reads.
-pub const SCHEMA: u32 = 2;
+pub const SCHEMA: u32 = 3;
+
+/// The largest [`Manifest::slowness`]: nobody waits longer.
+pub(super) const MAX_SLOWNESS: u32 = 100;
 
 /// What is in a bundle and what came of it.
 #[derive(Clone, Debug, PartialEq, Serialize, Deserialize)]
@@ -39,6 +42,9 @@ pub struct Manifest {
     pub kernel: String,
     /// What the kernel was told on every lane.
     pub arguments: Vec<String>,
+    /// How many times longer things may take than in a stock kernel; schemas before 3 do not have it.
+    #[serde(default = "as_stock")]
+    pub slowness: u32,
     /// The emulator's package and version.
     pub emulator: String,
     /// Each other member, in order. The modules are in the initrd, under `/modules`.
@@ -54,6 +60,10 @@ pub struct Member {
     pub bytes: u64,
     /// Its hash, in hexadecimal digits.
     pub sha256: String,
+}
+
+fn as_stock() -> u32 {
+    1
 }
 
 /// A hash as the manifest writes it.

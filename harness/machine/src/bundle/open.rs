@@ -8,7 +8,7 @@ use std::path::{Path, PathBuf};
 
 use serde::Deserialize;
 
-use super::manifest::{Manifest, Member, SCHEMA, sha256};
+use super::manifest::{MAX_SLOWNESS, Manifest, Member, SCHEMA, sha256};
 use super::{MAX_BYTES, MAX_MANIFEST_BYTES, MAX_MEMBER_BYTES, name};
 use crate::boot::Boot;
 use crate::run_folder;
@@ -122,6 +122,7 @@ pub fn open(path: &Path, into: &Path) -> Result<Bundle, BundleError> {
             kernel: into.join(name::KERNEL),
             initrd: into.join(name::INITRD),
             arguments: manifest.arguments.clone(),
+            slowness: manifest.slowness,
         },
         logs: into.join(name::LOGS),
         manifest,
@@ -189,6 +190,9 @@ fn check(manifest: &Manifest) -> Result<(), BundleError> {
     // The emulator is told it.
     if !manifest.pace.is_possible() {
         return Err(text("pace", &manifest.pace.to_string()));
+    }
+    if !(1..=MAX_SLOWNESS).contains(&manifest.slowness) {
+        return Err(text("slowness", &manifest.slowness.to_string()));
     }
     // They are shown on terminals.
     let shown = [("emulator", &manifest.emulator), ("checkout", &manifest.checkout)];

@@ -7,7 +7,7 @@ use std::path::Path;
 use kvmi_lab_control::Lane;
 use tempfile::TempDir;
 
-use super::manifest::sha256;
+use super::manifest::{MAX_SLOWNESS, sha256};
 use super::write::pack;
 use super::*;
 use crate::boot::Boot;
@@ -169,9 +169,11 @@ fn a_newer_schema_is_told_whatever_else_it_says() {
 fn an_older_schema_is_read() {
     let mut manifest = serde_json::to_value(manifest_of(&[KERNEL, INITRD])).unwrap();
     manifest["schema"] = 1.into();
-    manifest.as_object_mut().unwrap().remove("pace");
+    for later in ["pace", "slowness"] {
+        manifest.as_object_mut().unwrap().remove(later);
+    }
     let manifest: Manifest = serde_json::from_value(manifest).unwrap();
-    assert_eq!((manifest.schema, manifest.pace), (1, Pace::Host));
+    assert_eq!((manifest.schema, manifest.pace, manifest.slowness), (1, Pace::Host, 1));
     assert_eq!(said_of(&manifest, &[KERNEL, INITRD]), "fine");
 }
 
@@ -219,6 +221,11 @@ fn hostile_members_are_refused() {
     let mut hasty = good.clone();
     hasty.pace = Pace::Counted(MAX_SHIFT + 1);
     assert!(said_of(&hasty, &[KERNEL, INITRD]).contains("its pace is"));
+    for slowness in [0, MAX_SLOWNESS + 1] {
+        let mut slow = manifest_of(&[KERNEL, INITRD]);
+        slow.slowness = slowness;
+        assert!(said_of(&slow, &[KERNEL, INITRD]).contains("its slowness is"));
+    }
     let mut bomb = good;
     bomb.checkout = "x".repeat(usize::try_from(MAX_MANIFEST_BYTES).unwrap());
     assert!(said_of(&bomb, &[KERNEL, INITRD]).contains("has more than 1048576 bytes"));

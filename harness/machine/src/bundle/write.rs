@@ -63,6 +63,7 @@ pub fn write(source: &Source, record: &Record, folder: &Path) -> io::Result<Path
         seconds: record.seconds,
         kernel: source.kernel.clone(),
         arguments: source.boot.arguments.clone(),
+        slowness: source.boot.slowness,
         emulator: emulator.map(|(_, text)| text.clone()).unwrap_or_default(),
         members: members.iter().map(|(name, content)| member(name, content)).collect(),
     };
