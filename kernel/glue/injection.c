@@ -51,7 +51,7 @@ static void queue(struct kvm_vcpu *vcpu, const struct kvmi_injection *what)
 	};
 
 	if (what->nr == PF_VECTOR)
-		kvm_inject_page_fault(vcpu, &fault, false);
+		kvm_introspection_call_page_fault(kvm_inject_page_fault, vcpu, &fault, false);
 	else if (what->has_error_code)
 		kvm_queue_exception_e(vcpu, what->nr, what->error_code);
 	else

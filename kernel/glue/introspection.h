@@ -216,15 +216,21 @@ static inline bool kvm_introspection_defer_xsetbv(struct kvm_vcpu *vcpu, u64 old
 	return kvm_is_introspected(vcpu) && __kvm_introspection_defer_xsetbv(vcpu, old);
 }
 
-/* Give the guest a #PF that its own hardware raised; before 6.12.117 nobody asked whose it is. */
+/* Before 6.12.117 nobody asked whether a #PF is the hardware's. */
+#if LINUX_VERSION_CODE >= KERNEL_VERSION(6, 12, 117)
+#define kvm_introspection_call_page_fault(inject, vcpu, fault, from_hardware) \
+	inject(vcpu, fault, from_hardware)
+#else
+#define kvm_introspection_call_page_fault(inject, vcpu, fault, from_hardware) \
+	inject(vcpu, fault)
+#endif
+
+/* Give the guest a #PF that its own hardware raised. */
 static inline void kvm_introspection_inject_page_fault(struct kvm_vcpu *vcpu,
 						       struct x86_exception *fault)
 {
-#if LINUX_VERSION_CODE >= KERNEL_VERSION(6, 12, 117)
-	vcpu->arch.walk_mmu->inject_page_fault(vcpu, fault, true);
-#else
-	vcpu->arch.walk_mmu->inject_page_fault(vcpu, fault);
-#endif
+	kvm_introspection_call_page_fault(vcpu->arch.walk_mmu->inject_page_fault,
+					  vcpu, fault, true);
 }
 
 /* The VMM writes this vCPU's registers; vcpu->mutex is held. */
