@@ -47,15 +47,15 @@ const VERDICTS: &[(&str, &str, &str)] = &[
 ];
 
 /// The part of the group that a stock kernel does not notice, and what a kernel that watches itself says of each.
-pub(crate) const SANITIZED: &str = "planted::sanitizer_";
+pub(crate) const SANITIZED: &str = "planted::sanitizer::";
 const SANITIZED_VERDICTS: &[(&str, &str, &str)] = &[
     (
-        "sanitizer_use_after_free",
+        "sanitizer::use_after_free",
         "splat (memory)",
         "KASAN: slab-use-after-free",
     ),
-    ("sanitizer_lock_order", "splat (locking)", "possible circular locking"),
-    ("sanitizer_sleep", "splat (locking)", "sleeping function called"),
+    ("sanitizer::lock_order", "splat (locking)", "possible circular locking"),
+    ("sanitizer::sleep", "splat (locking)", "sleeping function called"),
 ];
 
 /// The kernel module by which scenarios plant failures, from the cache or built.

@@ -35,17 +35,17 @@ pub(crate) fn scenarios() -> Vec<Scenario> {
             module(c, "lockup")
         }),
         row(
-            "planted::sanitizer_use_after_free",
+            "planted::sanitizer::use_after_free",
             "L1's kernel reads memory that it gave back",
             |c| unseen_by_stock(c, "use-after-free"),
         ),
         row(
-            "planted::sanitizer_lock_order",
+            "planted::sanitizer::lock_order",
             "L1's kernel takes two locks in one order and in the other",
             |c| unseen_by_stock(c, "lock-order"),
         ),
         row(
-            "planted::sanitizer_sleep",
+            "planted::sanitizer::sleep",
             "L1's kernel might sleep with preemption off",
             |c| unseen_by_stock(c, "sleep"),
         ),
