@@ -56,6 +56,9 @@ pub(crate) struct Arguments {
     /// Leave a wait out of the modules that must be there, and look whether exploration finds that
     #[arg(long)]
     planted_race: bool,
+    /// In a kernel that watches itself, as for e2e
+    #[arg(long)]
+    sanitize: bool,
 }
 
 impl Arguments {
@@ -97,7 +100,11 @@ pub(crate) fn run(shop: &Workshop, wanted: &Arguments, json: bool) -> Result<u8>
         bail!("lane {} does not run on this machine: {}", wanted.lane, lack.text());
     }
     apt::install_needed(shop)?;
-    let built = kernel::build_variant(shop, &Choice::default(), wanted.variant())?;
+    let choice = Choice {
+        sanitize: wanted.sanitize,
+        ..Choice::default()
+    };
+    let built = kernel::build_variant(shop, &choice, wanted.variant())?;
     let fetched = emulators::fetch(shop)?;
     let boot = lab::boot(shop, &built)?;
     let folder = e2e::new_folder(shop)?;
