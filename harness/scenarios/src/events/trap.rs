@@ -148,6 +148,8 @@ fn before_pause(context: &mut Context) -> Result<(), Failure> {
     let request = |nr| crate::wire::vcpu_payload(0, &[nr, 0, 0, 0, 0, 0, 0, 0, 0, 0, 0, 0, 0, 0, 0, 0]);
     let first = wire.send(msg::VCPU_INJECT_EXCEPTION, &request(UNDEFINED as u8))?;
     let second = wire.send(msg::VCPU_INJECT_EXCEPTION, &request(7))?;
+    // What is answered after them: they are with the vCPU.
+    wire.expect_version()?;
     vm.resume(0)?;
     check_eq!(wire.answer(first)?, Ok(vec![]), "the first injection");
     check_eq!(wire.answer(second)?, Err(EBUSY), "the second injection");
