@@ -110,14 +110,15 @@ pub(crate) fn kernel(shop: &Workshop, stock: &Kernel, archive: &Archive, tools: 
         let task = shop.progress.task(format!("build kernel {version} (many minutes)"));
         let _lock = shop.cache.lock("sanitized-tree")?;
         let tree = shop.cache.work(&format!("sanitized-{}", version.release()))?;
-        // What an interrupted build left is gone on with, if it is of the same configuration.
-        let wanted = wanted(&version, &config);
-        if fs::read_to_string(tree.join("wanted.config")).ok() != Some(wanted.clone()) {
+        // What an interrupted build left is gone on with.
+        let unpacked = tree.join("unpacked");
+        if !unpacked.is_file() {
             fs::remove_dir_all(&tree)?;
             fs::create_dir_all(&tree)?;
             fetch::unpack_source(&version, archive, &tree, &[], &task)?;
-            configure(&tree, &wanted, tools, &task)?;
+            fs::write(&unpacked, "")?;
         }
+        configure(&tree, &wanted(&version, &config), tools, &task)?;
         task.note("compile");
         make(&tree, tools)
             .arg(format!("-j{}", shop.jobs()))
@@ -167,9 +168,13 @@ fn make(tree: &Path, tools: &Toolchain) -> Program {
         .env("LC_ALL", "C")
 }
 
-/// Makes the configuration, and sees to it that all is in it that must be.
+/// Makes the configuration, unless it is made, and sees to it that all is in it that must be.
 fn configure(tree: &Path, wanted: &str, tools: &Toolchain, task: &Task) -> Result<()> {
     task.note("configure");
+    let made_of = tree.join("made-of.config");
+    if fs::read_to_string(&made_of).is_ok_and(|text| text == wanted) {
+        return Ok(());
+    }
     let all = tree.join("all.config");
     fs::write(&all, wanted).context("write what the configuration is made of")?;
     make(tree, tools)
@@ -184,8 +189,7 @@ fn configure(tree: &Path, wanted: &str, tools: &Toolchain, task: &Task) -> Resul
         "the kernel's configuration does not take {}: what it depends on is not in xtask/sanitize.toml",
         missing.join(", ")
     );
-    // Last: a tree without it is not gone on with.
-    fs::rename(&all, tree.join("wanted.config")).context("keep what the configuration was made of")
+    fs::rename(&all, &made_of).context("keep what the configuration was made of")
 }
 
 /// Those of the wanted lines that a configuration does not have, for people.
