@@ -115,6 +115,8 @@ fn while_delivering(vm: &Vm, wire: &mut Wire, by: VcpuWrite) -> Result<(), Failu
         msg::VCPU_INJECT_EXCEPTION,
         &crate::wire::vcpu_payload(0, request.as_bytes()),
     )?;
+    // What is answered after it: it is with the vCPU.
+    wire.expect_version()?;
     check_eq!(vm.write(0, by)?, 0, "errno of {by:?}");
     vm.resume(0)?;
     check_eq!(wire.answer(seq)?, Err(EBUSY), "VCPU_INJECT_EXCEPTION after {by:?}");
