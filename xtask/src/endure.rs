@@ -170,7 +170,7 @@ impl Place {
         let mut command = Command::new(format!("/proc/{}/exe", std::process::id()));
         command
             .arg0("xtask")
-            .args(["e2e", SCENARIO, "--lane", lane.name(), "--runs"])
+            .args(["e2e", SCENARIO, "--lane", lane.name(), "--logs"])
             .arg(self.folder.join("runs"))
             .env("KVMI_CACHE", self.cache())
             .env("TMPDIR", self.temporary())

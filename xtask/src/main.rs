@@ -64,7 +64,7 @@ struct Arguments {
     json: bool,
     /// Where runs have their folders, in place of target/lab: those of endure are not to sweep a person's last ones away
     #[arg(long, global = true, hide = true, value_name = "DIR")]
-    runs: Option<PathBuf>,
+    logs: Option<PathBuf>,
     #[command(subcommand)]
     command: Command,
 }
@@ -180,7 +180,7 @@ struct E2eArguments {
 fn main() -> ExitCode {
     let arguments = Arguments::parse();
     let progress = screen::progress(arguments.json);
-    let ran = Workshop::open(progress, arguments.runs.as_deref()).and_then(|shop| run(&shop, &arguments));
+    let ran = Workshop::open(progress, arguments.logs.as_deref()).and_then(|shop| run(&shop, &arguments));
     match ran {
         // What was asked for and could not be shown was not done.
         Ok(exit::OK) if !output::is_whole() => exit::ERROR.into(),
@@ -407,5 +407,22 @@ fn show_count(arguments: &Arguments, count: ci::Count) -> u8 {
         exit::OK
     } else {
         exit::CHECK_FAILED
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn what_holds_for_all_commands_has_a_name_of_its_own() {
+        for line in [
+            "xtask explore a::b --runs 3 --logs /l",
+            "xtask bench --harness --runs 3 --logs /l",
+            "xtask e2e --logs /l a::b --seed 3",
+        ] {
+            let parsed = Arguments::try_parse_from(line.split(' ')).unwrap();
+            assert_eq!(parsed.logs, Some("/l".into()), "{line}");
+        }
     }
 }
