@@ -33,6 +33,13 @@ global_asm!(
     "wrmsr",
     "mov eax, 0x80010033",
     "mov cr0, eax",
+    // Two writes of an MSR that nobody uses, where a CPU without unrestricted guest has its host emulate one instruction after the other.
+    "mov ecx, 0xc0000102",
+    "xor edx, edx",
+    "mov eax, {first}",
+    "wrmsr",
+    "mov eax, {second}",
+    "wrmsr",
     // A far jump with a 32-bit offset.
     ".byte 0x66, 0xea",
     ".long {page} + (kvmi_guest_trampoline_64 - kvmi_guest_trampoline)",
@@ -59,6 +66,8 @@ global_asm!(
     ".balign 8",
     "kvmi_guest_trampoline_end:",
     ".popsection",
+    first = const layout::TRAMPOLINE_WRITES[0],
+    second = const layout::TRAMPOLINE_WRITES[1],
     page = const layout::TRAMPOLINE,
     root = const layout::ROOT,
     code = const layout::CODE_SELECTOR,

@@ -112,6 +112,13 @@ impl Scenario {
         self
     }
 
+    /// The same, about something that AMD's CPUs do not have.
+    const fn on_intel(mut self) -> Self {
+        const WHY: &str = "AMD's CPUs run each state of a guest";
+        self.needs.not_on = &[(Lane::SvmTcg, WHY), (Lane::SvmBochs, WHY), (Lane::SvmKvm, WHY)];
+        self
+    }
+
     /// The same, in which a guest is stepped: by TF on SVM.
     const fn stepping(mut self) -> Self {
         self.needs.not_on = &[(

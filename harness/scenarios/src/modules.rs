@@ -153,6 +153,21 @@ pub fn without_nested_paging(backend: Backend) -> io::Result<()> {
     load_vendor(Origin::under_test(), backend, parameters)
 }
 
+/// Loads kvm-intel under test anew such that KVM emulates what a CPU without unrestricted guest cannot run.
+///
+/// # Errors
+///
+/// Those of unloading and loading.
+pub fn without_unrestricted_guest() -> io::Result<()> {
+    let vendor = vendor_module(Backend::Vmx);
+    unload(vendor)?;
+    load_vendor(
+        Origin::under_test(),
+        Backend::Vmx,
+        "unrestricted_guest=0 enable_apicv=0",
+    )
+}
+
 /// Has KVM emulate each instruction that stands behind the prefix for it, in any guest.
 ///
 /// # Errors

@@ -6,12 +6,12 @@ use std::time::Duration;
 use kvmi_guests::{Op, layout};
 use kvmi_uapi::Regs;
 use kvmi_uapi::error::EBUSY;
-use kvmi_uapi::event::{BREAKPOINT, CONTINUE, CR, Cr, HYPERCALL};
+use kvmi_uapi::event::{BREAKPOINT, CONTINUE, CR, Cr, HYPERCALL, MSR, Msr};
 
 use crate::lifecycle::GUEST_REQUEST;
 use crate::vmm::{Vm, field};
 use crate::wire::Wire;
-use crate::{Context, Failure, Scenario, check, check_eq, scenario};
+use crate::{Context, Failure, Scenario, check, check_eq, modules, scenario};
 
 pub(crate) const SCENARIOS: &[Scenario] = &[
     scenario(
@@ -22,7 +22,7 @@ pub(crate) const SCENARIOS: &[Scenario] = &[
     .in_real_mode(),
     scenario(
         "reset::watch_holds",
-        "CR and BREAKPOINT events of a vCPU that gets INIT and SIPI: from its first instruction in real mode on",
+        "CR, MSR and BREAKPOINT events of a vCPU that gets INIT and SIPI: from its first instruction in real mode on",
         watch_holds,
     )
     .in_real_mode(),
@@ -44,6 +44,24 @@ pub(crate) const SCENARIOS: &[Scenario] = &[
         no_injection,
     )
     .in_real_mode(),
+    scenario(
+        "reset::unwatched_emulated",
+        "INIT and SIPI in a VM that nobody hooks, on a CPU without unrestricted guest: what the next rests on",
+        |c| {
+            modules::without_unrestricted_guest()?;
+            unwatched(c)
+        },
+    )
+    .on_intel(),
+    scenario(
+        "reset::watch_holds_emulated",
+        "CR, MSR and BREAKPOINT events of such a vCPU that gets INIT and SIPI: KVM emulates its real mode",
+        |c| {
+            modules::without_unrestricted_guest()?;
+            watch_holds(c)
+        },
+    )
+    .on_intel(),
 ];
 
 /// The vCPU that is reset.
@@ -53,6 +71,8 @@ const AP: u16 = 1;
 const INIT: u64 = 0x4500;
 /// Interrupt command: start-up, at the trampoline's page.
 const SIPI: u64 = 0x4600 | layout::TRAMPOLINE >> 12;
+
+const KERNEL_GS_BASE: u32 = 0xc000_0102;
 
 /// RIP after INIT.
 const RESET_RIP: u64 = 0xfff0;
@@ -97,6 +117,15 @@ fn let_cr_through(wire: &mut Wire, cr: u8) -> Result<(u64, u64), Failure> {
     Ok((data.old_value, data.new_value))
 }
 
+/// The next event, which must be a write of KERNEL_GS_BASE; answered with this. Old and new value.
+fn let_msr_through(wire: &mut Wire, answer: u64) -> Result<(u64, u64), Failure> {
+    let event = wire.expect_event(MSR, AP)?;
+    let data = event.data::<Msr>()?;
+    check_eq!(data.msr, KERNEL_GS_BASE, "MSR that is written");
+    wire.reply_with(&event, CONTINUE, &answer.to_ne_bytes())?;
+    Ok((data.old_value, data.new_value))
+}
+
 /// Fails unless a CR3 write and an int3 of the program are events.
 fn is_watched(context: &Context, vm: &Vm, wire: &mut Wire) -> Result<(), Failure> {
     for (old, new) in [(layout::ROOT, layout::OTHER_ROOT), (layout::OTHER_ROOT, layout::ROOT)] {
@@ -130,9 +159,14 @@ fn unwatched(context: &mut Context) -> Result<(), Failure> {
 fn watch_holds(context: &mut Context) -> Result<(), Failure> {
     context.stage("start", Duration::from_secs(20));
     let (vm, mut wire) = context.hooked_vm("resets", 2)?;
-    for event in [CR, BREAKPOINT] {
+    for event in [CR, BREAKPOINT, MSR] {
         wire.control_event(AP, event, true)?;
     }
+    check_eq!(
+        wire.control_msr(AP, KERNEL_GS_BASE, true)?,
+        Ok(vec![]),
+        "VCPU_CONTROL_MSR"
+    );
     for cr in [0, 3, 4] {
         wire.control_cr(AP, cr, true)?;
     }
@@ -150,6 +184,14 @@ fn watch_holds(context: &mut Context) -> Result<(), Failure> {
             let (old, new) = let_cr_through(wire, 0)?;
             check!(old & 1 == 0, "CR0 {old:#x} is not that of real mode");
             check_eq!(new & 0x8000_0001, 0x8000_0001, "PG and PE of the new CR0");
+            // The answer to one write is none to the next.
+            let [first, second] = layout::TRAMPOLINE_WRITES.map(u64::from);
+            check_eq!(let_msr_through(wire, 2 * second)?.1, first, "the first value");
+            check_eq!(
+                let_msr_through(wire, second)?,
+                (2 * second, second),
+                "the value before the second, and the second"
+            );
             Ok(())
         })?;
         is_watched(context, &vm, &mut wire)?;
