@@ -37,7 +37,7 @@ pub const PAGE_DIRECTORY: u64 = 0x5000;
 /// The page at which a vCPU that gets a SIPI starts in real mode; the program `resets` writes it.
 pub const TRAMPOLINE: u64 = 0x7000;
 
-/// What the trampoline writes to KERNEL_GS_BASE, behind its write of CR0.
+/// What the trampoline writes to KERNEL_GS_BASE, between its second and its last write of CR0.
 pub const TRAMPOLINE_WRITES: [u32; 2] = [0x1000, 0x2000];
 
 /// The page that holds the [`crate::Mailbox`].

@@ -31,15 +31,22 @@ global_asm!(
     "rdmsr",
     "or eax, 0x100",
     "wrmsr",
-    "mov eax, 0x80010033",
+    // To protected mode for a data segment of 4 GiB, and back with it: a CPU without unrestricted guest cannot run that, and its host emulates
+    // one instruction after the other. Two of them write an MSR that nobody uses.
+    "mov eax, 0x11",
     "mov cr0, eax",
-    // Two writes of an MSR that nobody uses, where a CPU without unrestricted guest has its host emulate one instruction after the other.
+    "mov ax, {data}",
+    "mov ds, ax",
+    "mov eax, 0x10",
+    "mov cr0, eax",
     "mov ecx, 0xc0000102",
     "xor edx, edx",
     "mov eax, {first}",
     "wrmsr",
     "mov eax, {second}",
     "wrmsr",
+    "mov eax, 0x80010033",
+    "mov cr0, eax",
     // A far jump with a 32-bit offset.
     ".byte 0x66, 0xea",
     ".long {page} + (kvmi_guest_trampoline_64 - kvmi_guest_trampoline)",

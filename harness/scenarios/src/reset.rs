@@ -181,9 +181,10 @@ fn watch_holds(context: &mut Context) -> Result<(), Failure> {
             let (_, cr4) = let_cr_through(wire, 4)?;
             check!(cr4 & 0x20 != 0, "CR4 {cr4:#x} is without PAE");
             check_eq!(let_cr_through(wire, 3)?, (0, layout::ROOT), "old and new CR3");
-            let (old, new) = let_cr_through(wire, 0)?;
+            let (old, _) = let_cr_through(wire, 0)?;
             check!(old & 1 == 0, "CR0 {old:#x} is not that of real mode");
-            check_eq!(new & 0x8000_0001, 0x8000_0001, "PG and PE of the new CR0");
+            let (_, new) = let_cr_through(wire, 0)?;
+            check!(new & 1 == 0, "CR0 {new:#x} is not that of real mode again");
             // The answer to one write is none to the next.
             let [first, second] = layout::TRAMPOLINE_WRITES.map(u64::from);
             check_eq!(let_msr_through(wire, 2 * second)?.1, first, "the first value");
@@ -192,6 +193,8 @@ fn watch_holds(context: &mut Context) -> Result<(), Failure> {
                 (2 * second, second),
                 "the value before the second, and the second"
             );
+            let (_, new) = let_cr_through(wire, 0)?;
+            check_eq!(new & 0x8000_0001, 0x8000_0001, "PG and PE of the last CR0");
             Ok(())
         })?;
         is_watched(context, &vm, &mut wire)?;
