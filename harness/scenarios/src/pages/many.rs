@@ -91,7 +91,8 @@ fn million(context: &mut Context) -> Result<(), Failure> {
     let all: Vec<_> = (0..PAGES).map(|i| (page(i), R | X)).collect();
     watched.wire.restrict(&all)?;
     let seconds = start.elapsed().as_secs_f64();
-    let bytes = tree_bytes()?.saturating_sub(before) as f64 / PAGES as f64;
+    let map = tree_bytes()?.saturating_sub(before);
+    let bytes = map as f64 / PAGES as f64;
     context.measure("bytes of a restricted page", bytes, "bytes");
     context.measure("pages restricted in a second", PAGES as f64 / seconds, "pages/s");
     let fits = bytes <= MOST_BYTES;
@@ -108,9 +109,10 @@ fn million(context: &mut Context) -> Result<(), Failure> {
     )?;
     context.stage("unhook", Duration::from_secs(60));
     check_eq!(watched.vm.unhook()?, 0, "errno of UNHOOK");
-    // Nodes are freed after a grace period of RCU.
+    // Nodes are freed after a grace period of RCU. What is free in the slabs that a CPU keeps to itself, some hundred nodes on each, counts as
+    // in use: not all of the map is seen to go.
     context.wait_for("the map to be freed", || {
-        Ok(tree_bytes()?.saturating_sub(before) < PAGES / 16)
+        Ok(tree_bytes()?.saturating_sub(before) < map / 2)
     })?;
     watched.vm.exit()
 }
