@@ -7,7 +7,7 @@ use core::sync::atomic::Ordering::Relaxed;
 
 use kvmi_guests::runtime::{
     Cpu, descriptor, enable_extended_state, hypercall, int3, read_cr, read_msr, read_xcr0, read_xmm, vendor, write_cr,
-    write_msr_or_fault, write_xcr0_or_fault, write_xmm,
+    write_cr_or_fault, write_msr_or_fault, write_xcr0_or_fault, write_xmm,
 };
 use kvmi_guests::{DescriptorOp, Op, RepeatOp, layout};
 
@@ -34,6 +34,11 @@ fn program(cpu: Cpu) -> ! {
         }
         Op::ReadXmm => Some(read_xmm()),
         Op::Descriptor => DescriptorOp::from_number(first).map(descriptor),
+        Op::WriteCr => {
+            write_cr_or_fault(&cpu, first, second);
+            Some(read_cr(first))
+        }
+        Op::ReadCr => Some(read_cr(first)),
         Op::Repeat => RepeatOp::from_number(first).map(|op| repeat(&cpu, op, second)),
         Op::Hypercall => Some(hypercall(vendor, first, second, third)[0]),
         _ => None,

@@ -7,6 +7,7 @@ mod hypercall_and_breakpoint;
 mod hypercall_registers;
 mod legacy;
 mod msr;
+mod owners;
 mod reply_errors;
 mod software_interrupts;
 mod system;
@@ -26,6 +27,7 @@ pub(crate) fn scenarios() -> Vec<Scenario> {
         control_registers::SCENARIOS,
         legacy::SCENARIOS,
         msr::SCENARIOS,
+        owners::SCENARIOS,
         system::SCENARIOS,
         trap::SCENARIOS,
         waiting::SCENARIOS,

@@ -119,6 +119,12 @@ impl Scenario {
         self
     }
 
+    /// The same, which cannot run on these lanes, for these reasons.
+    const fn not_on(mut self, lanes: &'static [(Lane, &'static str)]) -> Self {
+        self.needs.not_on = lanes;
+        self
+    }
+
     /// The same, in which a guest is stepped: by TF on SVM.
     const fn stepping(mut self) -> Self {
         self.needs.not_on = &[(

@@ -22,6 +22,8 @@ use crate::vmm::{Permission, Vm, field};
 use crate::wire::Wire;
 use crate::{Context, Failure, Scenario, check, check_eq, scenario};
 
+pub(crate) use cleanup::{ROUNDS, leaves, rounds};
+
 /// The hypercall that becomes a HYPERCALL event: RAX, RDI, RSI.
 pub(crate) const GUEST_REQUEST: [u64; 4] = [event::HYPERCALL_NUMBER, event::HYPERCALL_GUEST_REQUEST, 0, 0];
 

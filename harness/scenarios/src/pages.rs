@@ -3,6 +3,7 @@
 
 mod at_once;
 mod commands;
+mod delivery;
 mod emulated;
 mod end;
 mod instructions;
@@ -41,6 +42,7 @@ pub(crate) fn scenarios() -> Vec<Scenario> {
         at_once::SCENARIOS,
         stepped::SCENARIOS,
         emulated::SCENARIOS,
+        delivery::SCENARIOS,
         others::SCENARIOS,
         memory::SCENARIOS,
         many::SCENARIOS,

@@ -35,7 +35,8 @@ pub(super) const SCENARIOS: &[Scenario] = &[
     .giving_breakpoints_back(),
 ];
 
-const ROUNDS: u64 = 1000;
+/// How often a guest does what may leave it.
+pub(crate) const ROUNDS: u64 = 1000;
 
 /// Exits for other reasons, above all the host's timer, are far fewer.
 const FEW: u64 = ROUNDS / 2;
@@ -64,12 +65,17 @@ fn intercept(vm: &Vm, wire: &mut Wire, op: RepeatOp) -> Result<(), Failure> {
     Ok(())
 }
 
-/// Has the guest do it [`ROUNDS`] times, rightly; whether each time left the guest.
-fn leaves(context: &Context, vm: &Vm, op: RepeatOp) -> Result<bool, Failure> {
-    let breakpoints = vm.guest.field(0, crate::vmm::field!(breakpoints))?;
+/// Has the guest do it [`ROUNDS`] times; what came of the last, and how often the guest was left.
+pub(crate) fn rounds(context: &Context, vm: &Vm, op: RepeatOp) -> Result<(u64, u64), Failure> {
     let before = vm.exits(0)?;
     let result = vm.carry_out(context, 0, Op::Repeat, [op as u64, ROUNDS, 0, 0])?;
-    let exits = vm.exits(0)? - before;
+    Ok((result, vm.exits(0)? - before))
+}
+
+/// The same, rightly; whether each time left the guest.
+pub(crate) fn leaves(context: &Context, vm: &Vm, op: RepeatOp) -> Result<bool, Failure> {
+    let breakpoints = vm.guest.field(0, crate::vmm::field!(breakpoints))?;
+    let (result, exits) = rounds(context, vm, op)?;
     let wanted = match op {
         RepeatOp::KernelGsBase => ROUNDS,
         RepeatOp::Sgdt => layout::GDT,

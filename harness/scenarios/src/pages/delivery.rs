@@ -1,0 +1,177 @@
+// SPDX-License-Identifier: MIT OR Apache-2.0
+//! Exceptions whose delivery a restricted page interrupts: the tool is asked in the middle of it, and the exception is neither lost nor
+//! taken twice.
+
+use std::time::Duration;
+
+use kvmi_guests::Op;
+use kvmi_uapi::error::EBUSY;
+use kvmi_uapi::event::{self, CONTINUE, PF, Pf, RETRY, Trap};
+
+use super::{ALL, PAGE, R, X};
+use crate::vmm::{Vm, field};
+use crate::wire::Wire;
+use crate::{Context, Failure, Scenario, check, check_eq, scenario};
+
+pub(super) const SCENARIOS: &[Scenario] = &[
+    scenario(
+        "pages::injected_onto_the_stack",
+        "an exception that the tool injects, onto a stack that denies writes: TRAP tells of it, PF interrupts it, the guest takes it once",
+        |c| injected(c, Place::Stack),
+    )
+    .stepping(),
+    scenario(
+        "pages::injected_through_the_idt",
+        "the same with an IDT that denies reads",
+        |c| injected(c, Place::Idt),
+    )
+    .stepping(),
+    scenario(
+        "pages::own_exception_interrupted",
+        "the guest's own #BP, onto a stack that denies writes: no exception of the tool's takes its place",
+        own_exception,
+    )
+    .stepping(),
+];
+
+const PAGE_FAULT: u8 = 14;
+const ERROR_CODE: u32 = 2;
+const ADDRESS: u64 = 0xdead_b000;
+const FRAME_BYTES: u64 = 6 * 8;
+
+/// What is in the way.
+#[derive(Clone, Copy)]
+enum Place {
+    Stack,
+    Idt,
+}
+
+/// The guest's way on, each access let through, until it has done what it was told to. Its handlers, too, use the page.
+fn pump(
+    context: &Context,
+    wire: &mut Wire,
+    what: &str,
+    is_over: impl Fn() -> Result<bool, Failure>,
+) -> Result<(), Failure> {
+    context.wait_for(what, || {
+        wire.expect_version()?;
+        while wire.has_event() {
+            let event = wire.expect_event(PF, 0)?;
+            wire.reply(&event, CONTINUE)?;
+        }
+        is_over()
+    })
+}
+
+fn exceptions(vm: &Vm) -> Result<u64, Failure> {
+    vm.no_exception(0)?;
+    vm.guest.field(0, field!(exceptions))
+}
+
+fn injected(context: &mut Context, place: Place) -> Result<(), Failure> {
+    context.stage("start", Duration::from_secs(20));
+    let (vm, mut wire) = context.hooked_vm("halt", 1)?;
+    vm.guest.set_field(0, field!(tolerated), 1 << PAGE_FAULT)?;
+    wire.control_event(0, PF, true)?;
+    // The guest sleeps, and so stays where it is.
+    let state = wire.registers(0)?;
+    let (first, end, access) = match place {
+        // The frame begins at a multiple of 16.
+        Place::Stack => (state.regs.rsp - FRAME_BYTES - 15, state.regs.rsp, R | X),
+        Place::Idt => {
+            let gate = state.sregs.idt.base + 16 * u64::from(PAGE_FAULT);
+            (gate, gate + 16, 0)
+        }
+    };
+    let page = (end - 1) / PAGE * PAGE;
+    for (taken, action) in (1..).zip([CONTINUE, RETRY]) {
+        context.stage(&format!("answer {action}"), Duration::from_secs(30));
+        wire.restrict(&[(page, access)])?;
+        check_eq!(
+            wire.inject(0, PAGE_FAULT, ERROR_CODE, ADDRESS)?,
+            Ok(vec![]),
+            "VCPU_INJECT_EXCEPTION"
+        );
+        let trap = wire.expect_event(event::TRAP, 0)?;
+        let told = trap.data::<Trap>()?;
+        check_eq!(
+            (told.nr, told.error_code, told.address),
+            (PAGE_FAULT, ERROR_CODE, ADDRESS),
+            "what TRAP tells"
+        );
+        wire.reply(&trap, CONTINUE)?;
+        let event = wire.expect_event(PF, 0)?;
+        let gpa = event.data::<Pf>()?.gpa;
+        check!(
+            (first..end).contains(&gpa),
+            "PF at {gpa:#x}, not in {first:#x}..{end:#x}"
+        );
+        check_eq!(event.arch.regs.rip, trap.arch.regs.rip, "RIP in mid-delivery");
+        check_eq!(exceptions(&vm)?, taken - 1, "exceptions so far");
+        check_eq!(
+            wire.inject(0, PAGE_FAULT, ERROR_CODE, ADDRESS)?,
+            Err(EBUSY),
+            "a second one in mid-delivery"
+        );
+        if action == RETRY {
+            wire.restrict(&[(page, ALL)])?;
+        }
+        wire.reply(&event, action)?;
+        pump(context, &mut wire, "the guest to take its exception", || {
+            Ok(exceptions(&vm)? == taken)
+        })?;
+        let field = |field| vm.guest.field(0, field);
+        check_eq!(
+            (
+                field(field!(exception))?,
+                field(field!(exception_error_code))?,
+                field(field!(exception_cr2))?,
+                field(field!(exception_rip))?
+            ),
+            (PAGE_FAULT.into(), ERROR_CODE.into(), ADDRESS, trap.arch.regs.rip),
+            "vector, error code, CR2 and RIP that the guest found"
+        );
+        context.stage("the guest goes on", Duration::from_secs(30));
+        let number = vm.command(0, Op::Nothing, [0; 4])?;
+        pump(context, &mut wire, "the guest to carry out a command", || {
+            vm.no_exception(0)?;
+            Ok(vm.guest.field(0, field!(done))? == number)
+        })?;
+        check_eq!(exceptions(&vm)?, taken, "exceptions in all");
+        wire.restrict(&[(page, ALL)])?;
+    }
+    vm.exit()
+}
+
+fn own_exception(context: &mut Context) -> Result<(), Failure> {
+    context.stage("start", Duration::from_secs(20));
+    let (vm, mut wire) = context.hooked_vm("breakpoint", 1)?;
+    wire.control_event(0, PF, true)?;
+    wire.control_event(0, event::BREAKPOINT, true)?;
+    context.stage("interrupt", Duration::from_secs(30));
+    let number = vm.command(0, Op::Int3, [0; 4])?;
+    let breakpoint = wire.expect_event(event::BREAKPOINT, 0)?;
+    let rsp = breakpoint.arch.regs.rsp;
+    let page = (rsp - 1) / PAGE * PAGE;
+    wire.restrict(&[(page, R | X)])?;
+    wire.reply(&breakpoint, CONTINUE)?;
+    let event = wire.expect_event(PF, 0)?;
+    let gpa = event.data::<Pf>()?.gpa;
+    check!(
+        (rsp - FRAME_BYTES - 15..rsp).contains(&gpa),
+        "PF at {gpa:#x}, not below {rsp:#x}"
+    );
+    check_eq!(
+        wire.inject(0, PAGE_FAULT, ERROR_CODE, ADDRESS)?,
+        Err(EBUSY),
+        "VCPU_INJECT_EXCEPTION in mid-delivery"
+    );
+    check_eq!(vm.guest.field(0, field!(breakpoints))?, 0, "#BP so far");
+    wire.reply(&event, CONTINUE)?;
+    pump(context, &mut wire, "the guest to go on", || {
+        vm.no_exception(0)?;
+        Ok(vm.guest.field(0, field!(done))? == number)
+    })?;
+    check_eq!(vm.guest.field(0, field!(breakpoints))?, 1, "#BP in the guest");
+    vm.exit()
+}
