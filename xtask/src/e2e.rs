@@ -26,7 +26,7 @@ use crate::lab;
 use crate::nextest;
 use crate::points;
 use crate::workshop::Workshop;
-use crate::{apt, differential, summary, table};
+use crate::{apt, differential, parity, summary, table};
 
 /// How many runs' logs are kept below `target/lab`.
 const KEPT_RUNS: usize = 10;
@@ -36,8 +36,8 @@ const KEPT_RUNS: usize = 10;
 pub(crate) struct Wanted {
     /// A part of the scenarios' names, or the whole name of one.
     pub(crate) filter: Option<String>,
-    /// The lane; all of them if not given.
-    pub(crate) lane: Option<Lane>,
+    /// The lanes; those of every run if none is given.
+    pub(crate) lanes: Vec<Lane>,
     /// The hardware lanes that the machine has, and nothing else.
     pub(crate) hardware: bool,
     /// Which modules L1 loads.
@@ -85,14 +85,20 @@ impl fmt::Display for Slice {
     }
 }
 
-/// The lanes of a run: the one that is wanted, or those of every run that this machine has.
+/// The lanes of a run: those that are wanted, or those of every run that this machine has.
 fn lanes(shop: &Workshop, wanted: &Wanted, facts: &Facts) -> Result<Vec<Lane>> {
     let lack = |lane| hardware::lack(facts, lane);
-    if let Some(lane) = wanted.lane {
-        if let Some(lack) = lack(lane) {
-            bail!("lane {lane} does not run on this machine: {}", lack.text());
+    if !wanted.lanes.is_empty() {
+        for &lane in &wanted.lanes {
+            if let Some(lack) = lack(lane) {
+                bail!("lane {lane} does not run on this machine: {}", lack.text());
+            }
         }
-        return Ok(vec![lane]);
+        return Ok(Lane::ALL
+            .iter()
+            .copied()
+            .filter(|lane| wanted.lanes.contains(lane))
+            .collect());
     }
     // A machine that came as far as the last step looks as if it could.
     for (lane, lack) in Lane::ALL.iter().filter_map(|&lane| Some((lane, lack(lane)?))) {
@@ -116,6 +122,8 @@ pub(crate) struct Ran {
     pub(crate) records: Vec<Record>,
     /// What a tool saw on one lane and not on another.
     pub(crate) differences: Vec<String>,
+    /// Where docs/parity.md is not what the scenarios show.
+    pub(crate) stale: Vec<String>,
     pub(crate) run: LabRun,
 }
 
@@ -125,7 +133,7 @@ impl Ran {
     }
 
     pub(crate) fn failed(&self) -> usize {
-        self.records.len() - self.passed() + self.differences.len()
+        self.records.len() - self.passed() + self.differences.len() + self.stale.len()
     }
 }
 
@@ -134,11 +142,12 @@ pub(crate) fn run(shop: &Workshop, wanted: &Wanted) -> Result<Ran> {
     require_part_of_name(wanted.filter.as_deref())?;
     apt::require_debian()?;
     let mut facts = hardware::look();
-    if let Some(lane) = wanted.lane
-        && let Some(lack) = hardware::lack(&facts, lane)
-        && lack.step < 4
-    {
-        bail!("lane {lane} does not run on this machine: {}", lack.text());
+    for &lane in &wanted.lanes {
+        if let Some(lack) = hardware::lack(&facts, lane)
+            && lack.step < 4
+        {
+            bail!("lane {lane} does not run on this machine: {}", lack.text());
+        }
     }
     apt::install_needed(shop)?;
     // The emulators come over the network while the processor is busy with the kernel.
@@ -150,7 +159,7 @@ pub(crate) fn run(shop: &Workshop, wanted: &Wanted) -> Result<Ran> {
             .unwrap_or_else(|_| bail!("fetching the emulators panicked"));
         anyhow::Ok((built?, fetched?))
     })?;
-    if wanted.lane.is_none_or(|lane| !lane.platform().is_emulated()) {
+    if wanted.lanes.is_empty() || wanted.lanes.iter().any(|lane| !lane.platform().is_emulated()) {
         let kernel = built.kernel.image.join("vmlinuz");
         hardware::try_guest(shop, &mut facts, &fetched.emulators, &kernel)?;
     }
@@ -186,10 +195,13 @@ pub(crate) fn run(shop: &Workshop, wanted: &Wanted) -> Result<Ran> {
     table::show(shop, wanted, &records, &run);
     let differences = differential::compare(&run, &records)?;
     table::show_differences(wanted, &differences);
+    let stale = parity::compare(&shop.checkout, &run, &records)?;
+    table::show_stale(shop, wanted, &stale, &run);
     summary::add(&records, &differences, &run)?;
     Ok(Ran {
         records,
         differences,
+        stale,
         run,
     })
 }

@@ -26,6 +26,7 @@ mod list;
 mod lockfile;
 mod nextest;
 mod output;
+mod parity;
 mod planted;
 mod points;
 mod repro;
@@ -125,8 +126,12 @@ enum Command {
     Check,
     /// Look for what is untidy in the sources; the part of ci that takes no time
     Tidy,
-    /// Write those tables of the documents anew that follow from the sources
-    Docs,
+    /// Write those tables of the documents anew that follow from the sources, and from what runs have shown
+    Docs {
+        /// A run of e2e, target/lab/NUMBER, whose results docs/parity.md is to have; may be given several times
+        #[arg(long, value_name = "FOLDER")]
+        results: Vec<PathBuf>,
+    },
     /// Say what this machine has, lacks and can run, and the command that mends each lack
     Doctor,
     /// Kill the lab's processes at random moments and look for what is left
@@ -161,9 +166,9 @@ enum Command {
 struct E2eArguments {
     /// A part of scenarios' names, or the whole name of one
     filter: Option<String>,
-    /// Run on this lane only: svm-tcg, vmx-bochs, svm-bochs, or where the machine has it svm-kvm or vmx-kvm
+    /// Run on this lane only: svm-tcg, vmx-bochs, svm-bochs, or where the machine has it svm-kvm or vmx-kvm; or, given several times, on these
     #[arg(long)]
-    lane: Option<Lane>,
+    lane: Vec<Lane>,
     /// Run on the hardware lanes that this machine has and on no other; where it has none, say why, and be content
     #[arg(long, conflicts_with = "lane")]
     hardware: bool,
@@ -237,7 +242,7 @@ fn run(shop: &Workshop, arguments: &Arguments) -> Result<u8> {
             }
             let wanted = Wanted {
                 filter: e2e.filter.clone(),
-                lane: e2e.lane,
+                lanes: e2e.lane.clone(),
                 hardware: e2e.hardware,
                 choice: e2e.choice.clone(),
                 seed: e2e.seed,
@@ -257,7 +262,7 @@ fn run(shop: &Workshop, arguments: &Arguments) -> Result<u8> {
             let all = if *sanitize { planted::SANITIZED } else { planted::GROUP };
             let wanted = Wanted {
                 filter: Some(filter.clone().unwrap_or_else(|| all.to_owned())),
-                lane: *lane,
+                lanes: lane.iter().copied().collect(),
                 choice: Choice {
                     sanitize: *sanitize,
                     ..Choice::default()
@@ -272,7 +277,7 @@ fn run(shop: &Workshop, arguments: &Arguments) -> Result<u8> {
         Command::Twice { lane, filter } => {
             let wanted = Wanted {
                 filter: filter.clone(),
-                lane: *lane,
+                lanes: lane.iter().copied().collect(),
                 seed: SEED,
                 json: arguments.json,
                 ..Wanted::default()
@@ -317,8 +322,9 @@ fn run(shop: &Workshop, arguments: &Arguments) -> Result<u8> {
                 exit::CHECK_FAILED
             })
         }
-        Command::Docs => {
-            let changed = series::write(&shop.checkout)?;
+        Command::Docs { results } => {
+            let series = series::write(&shop.checkout)?;
+            let changed = parity::write(&shop.checkout, results)? || series;
             if arguments.json {
                 show!("{}", serde_json::json!({ "event": "docs", "changed": changed }));
             } else {
@@ -378,10 +384,10 @@ fn run(shop: &Workshop, arguments: &Arguments) -> Result<u8> {
         }
         Command::Bench { choice, .. } => {
             // Only Bochs counts exactly.
-            let (filter, lane) = (Some(bench::GROUP.to_owned()), Some(Lane::VmxBochs));
+            let (filter, lanes) = (Some(bench::GROUP.to_owned()), vec![Lane::VmxBochs]);
             let wanted = Wanted {
                 filter,
-                lane,
+                lanes,
                 choice: choice.clone(),
                 seed: SEED,
                 json: arguments.json,

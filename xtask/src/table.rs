@@ -70,6 +70,21 @@ pub(crate) fn show_differences(wanted: &Wanted, differences: &[String]) {
     }
 }
 
+/// Shows where docs/parity.md is not what the scenarios show.
+pub(crate) fn show_stale(shop: &Workshop, wanted: &Wanted, stale: &[String], run: &LabRun) {
+    for what in stale {
+        if wanted.json {
+            show!("{}", json!({ "event": "stale", "text": what }));
+        } else {
+            show!("stale: {what}");
+        }
+    }
+    if !stale.is_empty() && !wanted.json {
+        let folder = relative(&run.folder, &shop.checkout);
+        show!("  where it should be as this run has it: cargo xtask docs --results {folder}");
+    }
+}
+
 pub(crate) fn relative(path: &Path, to: &Path) -> String {
     path.strip_prefix(to).unwrap_or(path).display().to_string()
 }

@@ -8,7 +8,7 @@ use std::path::Path;
 use anyhow::{Context, Result};
 use kvmi_lab_machine::cache::files_below;
 
-use crate::series;
+use crate::{parity, series};
 
 /// Sources by their endings, and what stands before and after the licence in their first line.
 const LICENSED: &[(&str, &str, &str)] = &[
@@ -84,6 +84,7 @@ pub(crate) fn findings(checkout: &Path) -> Result<Vec<Finding>> {
     let map = fs::read_to_string(checkout.join("ARCHITECTURE.md")).unwrap_or_default();
     findings.extend(missing_in_map(&folders, &map));
     findings.extend(series::findings(checkout)?);
+    findings.extend(parity::findings(checkout)?);
     Ok(findings)
 }
 

@@ -27,21 +27,19 @@ struct Pair {
 
 /// Runs them twice on each lane in Bochs that is wanted, and compares.
 pub(crate) fn run(shop: &Workshop, wanted: &Wanted) -> Result<u8> {
-    let lanes = match wanted.lane {
-        Some(lane) if lane.platform() != Platform::Bochs => {
-            bail!("on {lane} no run is like another: only in Bochs time counts instructions")
-        }
-        Some(lane) => vec![lane],
-        None => Lane::ALL
-            .iter()
-            .copied()
-            .filter(|l| l.platform() == Platform::Bochs)
-            .collect(),
+    let is_exact = |lane: &&Lane| lane.platform() == Platform::Bochs;
+    if let Some(lane) = wanted.lanes.iter().find(|lane| !is_exact(lane)) {
+        bail!("on {lane} no run is like another: only in Bochs time counts instructions");
+    }
+    let lanes = if wanted.lanes.is_empty() {
+        Lane::ALL
+    } else {
+        &wanted.lanes
     };
     let mut pairs = Vec::new();
-    for lane in lanes {
+    for &lane in lanes.iter().filter(is_exact) {
         let wanted = Wanted {
-            lane: Some(lane),
+            lanes: vec![lane],
             ..wanted.clone()
         };
         let (first, second) = (e2e::run(shop, &wanted)?, e2e::run(shop, &wanted)?);
@@ -72,7 +70,7 @@ pub(crate) fn sample_again(shop: &Workshop, wanted: &Wanted, first: &Ran) -> Res
     };
     let again = Wanted {
         filter: Some(scenario.to_owned()),
-        lane: Some(lane),
+        lanes: vec![lane],
         ..wanted.clone()
     };
     let said = pair(record, first, &e2e::run(shop, &again)?).said;

@@ -8,7 +8,6 @@ mod hypercall_registers;
 mod legacy;
 mod msr;
 mod owners;
-mod reply_errors;
 mod software_interrupts;
 mod system;
 mod trap;
@@ -32,7 +31,6 @@ pub(crate) fn scenarios() -> Vec<Scenario> {
         trap::SCENARIOS,
         waiting::SCENARIOS,
         void::SCENARIOS,
-        reply_errors::SCENARIOS,
         voided::SCENARIOS,
     ]
     .concat()

@@ -6,6 +6,7 @@
 mod bench;
 mod client;
 mod commands;
+pub mod conformance;
 mod context;
 mod destroy;
 pub mod differential;
@@ -149,6 +150,7 @@ pub fn all() -> &'static [Scenario] {
             lab::SCENARIOS.to_vec(),
             lifecycle::scenarios(),
             commands::scenarios(),
+            conformance::scenarios(),
             pause::scenarios(),
             events::scenarios(),
             reset::SCENARIOS.to_vec(),

@@ -197,7 +197,7 @@ fn is_nested(rsp: u64) -> bool {
 }
 
 /// Has the guest's guest wait; the command's number.
-fn wait_in_nested(context: &mut Context, vm: &Vm) -> Result<u64, Failure> {
+pub(crate) fn wait_in_nested(context: &mut Context, vm: &Vm) -> Result<u64, Failure> {
     context.stage("into the guest's guest", Duration::from_secs(10));
     let number = vm.command(0, Op::Nested, args(Deed::Wait, WORD + 4096, Level::Nested))?;
     context.wait_for("the guest's guest", || Ok(word(vm)? == 1))?;
@@ -210,7 +210,8 @@ fn word(vm: &Vm) -> Result<u64, Failure> {
     Ok(u64::from_ne_bytes(bytes))
 }
 
-fn release(vm: &Vm) -> Result<(), Failure> {
+/// Lets it go on.
+pub(crate) fn release(vm: &Vm) -> Result<(), Failure> {
     vm.guest.write(WORD + 4096, &2u64.to_ne_bytes())
 }
 

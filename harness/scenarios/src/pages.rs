@@ -71,6 +71,11 @@ fn payload(entries: &[PageAccessEntry]) -> Vec<u8> {
     [head.as_bytes(), entries.as_bytes()].concat()
 }
 
+/// The payload of a request about these pages.
+pub(crate) fn request(access: &[(u64, u8)]) -> Vec<u8> {
+    payload(&entries(access))
+}
+
 impl Wire {
     /// VM_SET_PAGE_ACCESS.
     fn set_page_access(&mut self, access: &[(u64, u8)]) -> Result<Answer, Failure> {

@@ -3,7 +3,10 @@
 
 use std::os::fd::{AsRawFd, BorrowedFd, OwnedFd};
 
-use kvm_bindings::{CpuId, KVM_CAP_SPLIT_IRQCHIP, KVM_MAX_CPUID_ENTRIES, kvm_enable_cap, kvm_guest_debug, kvm_msi};
+use kvm_bindings::{
+    CpuId, KVM_CAP_DIRTY_LOG_RING, KVM_CAP_SPLIT_IRQCHIP, KVM_MAX_CPUID_ENTRIES, kvm_enable_cap, kvm_guest_debug,
+    kvm_msi,
+};
 use kvm_ioctls::{Kvm, MsrFilterDefaultAction, MsrFilterRange, MsrFilterRangeFlags, VmFd};
 use kvmi_guests::{DOORBELL_VECTOR, layout};
 use kvmi_lab_scenarios::ioctls;
@@ -19,6 +22,9 @@ const UUID: [u8; 16] = *b"kvmi lab's guest";
 
 /// Inputs of an I/O APIC, which KVM wants to know of even where it is the VMM's.
 const IOAPIC_PINS: u64 = 24;
+
+/// Bytes of a vCPU's ring of dirty pages: more than what KVM keeps free of it.
+const DIRTY_RING_BYTES: u64 = 1 << 16;
 
 /// A VM. Fields are dropped in this order: threads first, memory last.
 pub(super) struct Machine {
@@ -46,6 +52,15 @@ impl Machine {
                 .refused("KVM_ENABLE_CAP of KVM_CAP_SPLIT_IRQCHIP")?;
         } else {
             vm.create_irq_chip().refused("KVM_CREATE_IRQCHIP")?;
+        }
+        if config.dirty_ring {
+            let ring = kvm_enable_cap {
+                cap: KVM_CAP_DIRTY_LOG_RING,
+                args: [DIRTY_RING_BYTES, 0, 0, 0],
+                ..Default::default()
+            };
+            vm.enable_cap(&ring)
+                .refused("KVM_ENABLE_CAP of KVM_CAP_DIRTY_LOG_RING")?;
         }
         let mut cpuid = kvm
             .get_supported_cpuid(KVM_MAX_CPUID_ENTRIES)
@@ -148,6 +163,7 @@ impl Machine {
             Request::AddReadOnlySlot { bytes } => self.slots.add_read_only(&self.vm, bytes)?,
             Request::AddSlot { gpa, bytes } => self.slots.add(&self.vm, gpa, bytes)?,
             Request::DeleteSlot { gpa } => self.slots.delete(&self.vm, gpa)?,
+            Request::HideSlot => self.slots.hide()?,
             Request::RemakeRam => self.slots.remake_ram(&self.vm)?,
             Request::ShowRamToSmm => self.slots.show_ram_to_smm(&self.vm)?,
             Request::CheckExtension { capability } => {

@@ -10,6 +10,7 @@ use kvm_bindings::{KVM_MEM_LOG_DIRTY_PAGES, KVM_MEM_READONLY, kvm_userspace_memo
 use kvm_ioctls::VmFd;
 use kvmi_guests::layout;
 use kvmi_lab_scenarios::vmm::Refusal;
+use rustix::mm::{MprotectFlags, mprotect};
 use vm_memory::{Bytes, FileOffset, GuestAddress, GuestMemoryBackend, GuestMemoryMmap};
 
 use super::{Refused, refuse};
@@ -79,6 +80,13 @@ impl Slots {
             .last();
         let (slot, memory) = slot.ok_or_else(|| refuse(format!("no slot at {gpa:#x}")))?;
         set(vm, slot, 0, gpa, 0, memory)
+    }
+
+    pub(super) fn hide(&self) -> Result<(), Refusal> {
+        let last = self.more.last().and_then(|memory| memory.iter().next());
+        let region = last.ok_or_else(|| refuse("no slot was added"))?;
+        // SAFETY: the mapping is this region's own, and nothing but KVM, which copes, reads or writes it.
+        unsafe { mprotect(region.as_ptr().cast(), region.size(), MprotectFlags::empty()) }.refused("mprotect")
     }
 
     pub(super) fn add_read_only(&mut self, vm: &VmFd, bytes: u64) -> Result<(), Refusal> {

@@ -50,6 +50,11 @@ pub(super) fn write(vcpu: &mut VcpuFd, by: VcpuWrite) -> Result<(), Refusal> {
             (events.interrupt.injected, events.interrupt.nr, events.interrupt.soft) = (1, vector, 0);
             vcpu.set_vcpu_events(&events).refused("KVM_SET_VCPU_EVENTS")
         }
+        VcpuWrite::InjectedNmi => {
+            let mut events = vcpu.get_vcpu_events().refused("KVM_GET_VCPU_EVENTS")?;
+            events.nmi.injected = 1;
+            vcpu.set_vcpu_events(&events).refused("KVM_SET_VCPU_EVENTS")
+        }
         VcpuWrite::PendingException(vector) => {
             let mut events = vcpu.get_vcpu_events().refused("KVM_GET_VCPU_EVENTS")?;
             // Without the capability for pending ones, an exception to be delivered is one that is injected.

@@ -22,10 +22,10 @@ const ROOT: &str = "/tmp/cgroup";
 const GROUP: &str = "/tmp/cgroup/vmm";
 
 /// As many of the largest commands as may wait for one vCPU.
-const FIT: usize = MAX_QUEUED_BYTES / (MAX_PAYLOAD + 8);
+pub(crate) const FIT: usize = MAX_QUEUED_BYTES / (MAX_PAYLOAD + 8);
 
-/// Makes the cgroup and puts the VMM into it.
-fn confine(vm: &Vm) -> Result<(), Failure> {
+/// Makes the cgroup and puts the VMM into it; it has no limit yet.
+pub(crate) fn confine(vm: &Vm) -> Result<(), Failure> {
     fs::create_dir(ROOT)?;
     mount("none", ROOT, "cgroup2", MountFlags::empty(), None)?;
     fs::write(format!("{ROOT}/cgroup.subtree_control"), "+memory")?;
@@ -39,14 +39,31 @@ fn bytes_charged() -> Result<usize, Failure> {
     Ok(fs::read_to_string(format!("{GROUP}/memory.current"))?.trim().parse()?)
 }
 
-/// Sends them to a vCPU that is out; how many were answered, which must be by ENOMEM.
-fn fill(wire: &mut Wire) -> Result<usize, Failure> {
-    let largest = vcpu_payload(0, &vec![0; MAX_PAYLOAD - 8]);
+/// Has no more charged to the cgroup than there is now and so many bytes.
+pub(crate) fn limit(bytes: usize) -> Result<(), Failure> {
+    let most = bytes_charged()? + bytes;
+    Ok(fs::write(format!("{GROUP}/memory.max"), most.to_string())?)
+}
+
+/// Has anything charged to the cgroup.
+pub(crate) fn unlimit() -> Result<(), Failure> {
+    Ok(fs::write(format!("{GROUP}/memory.max"), "max")?)
+}
+
+/// A request that fills a message: what is beyond its structure is ignored.
+pub(crate) fn largest(request: &[u8]) -> Vec<u8> {
+    let mut payload = vcpu_payload(0, request);
+    payload.resize(MAX_PAYLOAD, 0);
+    payload
+}
+
+/// Sends as many to a vCPU that is out as may wait for it; how many were answered, which must be by ENOMEM.
+pub(crate) fn fill(wire: &mut Wire, id: u16, payload: &[u8]) -> Result<usize, Failure> {
     for _ in 0..FIT {
-        wire.send(msg::VCPU_GET_INFO, &largest)?;
+        wire.send(id, payload)?;
     }
     // The reader takes them one after the other, so this answer shows that none is under way.
-    check_eq!(wire.vcpu_count()?, 1, "vCPUs");
+    wire.expect_version()?;
     let refused = wire.untaken_answers();
     for _ in 0..refused {
         check_eq!(
@@ -66,9 +83,11 @@ fn drain(wire: &mut Wire, commands: usize) -> Result<(), Failure> {
     Ok(())
 }
 
+/// What the kernel charges in advance, per CPU.
+pub(crate) const SLACK: usize = 512 << 10;
+
 fn charged(context: &mut Context) -> Result<(), Failure> {
-    /// What the kernel charges in advance, per CPU.
-    const SLACK: usize = 512 << 10;
+    let largest = largest(&[]);
     context.stage("start", Duration::from_secs(20));
     let vm = context.running_vm("halt", 1)?;
     confine(&vm)?;
@@ -77,7 +96,11 @@ fn charged(context: &mut Context) -> Result<(), Failure> {
 
     context.stage("no limit", Duration::from_secs(20));
     let before = bytes_charged()?;
-    check_eq!(fill(&mut wire)?, 0, "commands refused without a limit");
+    check_eq!(
+        fill(&mut wire, msg::VCPU_GET_INFO, &largest)?,
+        0,
+        "commands refused without a limit"
+    );
     let charged = bytes_charged()?.saturating_sub(before);
     check!(
         charged >= MAX_QUEUED_BYTES - SLACK,
@@ -88,14 +111,13 @@ fn charged(context: &mut Context) -> Result<(), Failure> {
 
     context.stage("a limit", Duration::from_secs(20));
     vm.pause(0)?;
-    let limit = bytes_charged()? + SLACK;
-    fs::write(format!("{GROUP}/memory.max"), limit.to_string())?;
-    let refused = fill(&mut wire)?;
+    limit(SLACK)?;
+    let refused = fill(&mut wire, msg::VCPU_GET_INFO, &largest)?;
     check!(
         refused > 0 && refused < FIT,
         "{refused} of {FIT} commands were refused with {SLACK} bytes left"
     );
-    fs::write(format!("{GROUP}/memory.max"), "max")?;
+    unlimit()?;
     vm.resume(0)?;
     drain(&mut wire, FIT - refused)?;
     check!(

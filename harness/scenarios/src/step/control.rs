@@ -4,24 +4,16 @@
 use std::time::Duration;
 
 use kvmi_guests::{Routine, layout};
-use kvmi_uapi::error::{EBUSY, EINVAL, EPERM};
+use kvmi_uapi::error::EBUSY;
 use kvmi_uapi::event::{CONTINUE, PAUSE, PF, Pf, SINGLESTEP};
-use kvmi_uapi::{
-    GetVersionReply, PageAccessEntry, Regs, VcpuControlSinglestep, VcpuInjectException, VmPageAccess, msg,
-};
+use kvmi_uapi::{PageAccessEntry, Regs, VcpuInjectException, VmPageAccess, msg};
 use zerocopy::IntoBytes;
 
 use super::{Stepped, check_rips};
-use crate::requests::{expect_data, read_exactly};
 use crate::vmm::{Permission, VcpuWrite};
 use crate::{Context, Failure, Scenario, check_eq, scenario};
 
 pub(super) const SCENARIOS: &[Scenario] = &[
-    scenario(
-        "step::control_errors",
-        "VCPU_CONTROL_SINGLESTEP: EPERM, then EINVAL; features of GET_VERSION",
-        control_errors,
-    ),
     scenario(
         "step::one_owner",
         "single-step by the VMM and by the tool exclude each other: EBUSY both ways",
@@ -55,49 +47,6 @@ pub(super) const SCENARIOS: &[Scenario] = &[
 
 /// KVM_GUESTDBG_ENABLE and KVM_GUESTDBG_SINGLESTEP.
 const VMM_STEPS: u32 = 3;
-
-fn control_errors(context: &mut Context) -> Result<(), Failure> {
-    context.stage("start", Duration::from_secs(20));
-    let vm = context.running_vm("halt", 1)?;
-    let mut wire = context.hook(&vm)?;
-    context.stage("errors", Duration::from_secs(10));
-    let version = expect_data(wire.vm(msg::GET_VERSION, &[0u8; 0])?, "GET_VERSION")?;
-    let version = read_exactly::<GetVersionReply>(&version, "GET_VERSION")?;
-    check_eq!(version.features.singlestep, 1, "singlestep of GET_VERSION");
-    for enable in [2, 0xff] {
-        check_eq!(wire.control_singlestep(0, enable)?, Err(EINVAL), "enable {enable}");
-    }
-    for at in 0..7 {
-        let mut request = VcpuControlSinglestep {
-            enable: 1,
-            ..Default::default()
-        };
-        request.pad[at] = 1;
-        check_eq!(
-            wire.vcpu(0, msg::VCPU_CONTROL_SINGLESTEP, &request)?,
-            Err(EINVAL),
-            "padding {at}"
-        );
-    }
-    check_eq!(
-        vm.permit(Permission::Event, 0, SINGLESTEP.into())?,
-        0,
-        "errno of revoking SINGLESTEP"
-    );
-    for enable in [0, 1, 2] {
-        check_eq!(wire.control_singlestep(0, enable)?, Err(EPERM), "without permission");
-    }
-    check_eq!(
-        vm.permit(Permission::Event, 1, SINGLESTEP.into())?,
-        0,
-        "errno of granting SINGLESTEP"
-    );
-    for enable in [0, 1, 1, 0, 0] {
-        check_eq!(wire.control_singlestep(0, enable)?, Ok(vec![]), "enable {enable}");
-    }
-    wire.expect_no_event()?;
-    vm.exit()
-}
 
 fn one_owner(context: &mut Context) -> Result<(), Failure> {
     context.stage("start", Duration::from_secs(20));

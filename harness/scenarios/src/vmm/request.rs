@@ -23,6 +23,8 @@ pub struct VmConfig {
     pub split_irqchip: bool,
     /// Whose hypercalls the guest makes, beside KVM's own.
     pub hypercalls: Hypercalls,
+    /// Have KVM record dirty pages in rings of the vCPUs instead of bitmaps of the slots.
+    pub dirty_ring: bool,
 }
 
 /// A hypervisor that KVM passes itself off as, where a guest's hypercalls are concerned.
@@ -46,6 +48,7 @@ impl VmConfig {
             uninitialised_aps: false,
             split_irqchip: false,
             hypercalls: Hypercalls::Kvm,
+            dirty_ring: false,
         }
     }
 }
@@ -85,6 +88,8 @@ pub enum VcpuWrite {
     NestedState,
     /// `KVM_SET_VCPU_EVENTS` with an interrupt of this vector that was on its way into the guest, as after a migration.
     InjectedInterrupt(u8),
+    /// `KVM_SET_VCPU_EVENTS` with an NMI that was on its way into the guest.
+    InjectedNmi,
     /// `KVM_SET_VCPU_EVENTS` with an exception of this vector, without error code, that is to be delivered.
     PendingException(u8),
     /// `KVM_INTERRUPT` with this vector.
@@ -234,6 +239,8 @@ pub enum Request {
         /// Where it lies.
         gpa: u64,
     },
+    /// Take the VMM's own right to the memory of the slot that was added last.
+    HideSlot,
     /// Delete the slot of RAM and make it again.
     RemakeRam,
     /// Make the slot of RAM that a vCPU in SMM sees.

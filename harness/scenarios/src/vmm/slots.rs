@@ -61,6 +61,15 @@ impl Vm {
         self.done(&Request::DeleteSlot { gpa })
     }
 
+    /// Leaves the slot that was added last without memory that could be read or written.
+    ///
+    /// # Errors
+    ///
+    /// A VMM that is gone, or no such slot.
+    pub fn hide_slot(&self) -> Result<(), Failure> {
+        self.done(&Request::HideSlot)
+    }
+
     /// Deletes the slot of RAM and makes it again; all vCPUs are out.
     ///
     /// # Errors

@@ -1,0 +1,135 @@
+// SPDX-License-Identifier: MIT OR Apache-2.0
+//! Each command and each event on each lane: what it does, and each error that docs/protocol.md knows. One table, of which both the
+//! scenarios here and docs/parity.md are made: a row of it is provoked by the scenario of its command or event, shown by another scenario,
+//! or cannot be, and says why.
+
+mod command;
+mod event;
+mod message;
+mod rows;
+
+use kvmi_lab_control::Backend;
+use kvmi_uapi::error;
+
+pub use rows::{Part, Proof, Row, rows};
+
+use crate::{Context, Failure, Scenario};
+
+/// The group whose transcripts say what was shown.
+pub const GROUP: &str = "conformance::";
+
+/// How the lines begin that say it.
+pub const MARK: &str = "+ ";
+
+/// Of each command a request with which nothing is wrong.
+pub(crate) fn good_requests() -> impl Iterator<Item = (u16, &'static str, Vec<u8>)> {
+    command::COMMANDS.iter().map(command::Command::good_request)
+}
+
+pub(crate) fn scenarios() -> Vec<Scenario> {
+    let commands = command::COMMANDS.iter().map(command::Command::scenario);
+    commands
+        .chain(event::EVENTS.iter().map(event::Event::scenario))
+        .collect()
+}
+
+/// What a row of the table is about.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub(crate) enum About {
+    /// What it is there for.
+    Works,
+    /// This error value.
+    Error(i32),
+    /// The connection closes.
+    Closes,
+}
+
+impl About {
+    fn label(self) -> &'static str {
+        match self {
+            Self::Works => "works",
+            Self::Closes => "closes",
+            Self::Error(value) => error::ALL
+                .iter()
+                .find(|(v, _)| *v == value)
+                .map_or("?", |(_, name)| name),
+        }
+    }
+}
+
+/// One row of the table. `S` is what a provocation is given.
+pub(crate) struct Case<S: 'static> {
+    about: About,
+    what: &'static str,
+    vmx: Shown<S>,
+    svm: Shown<S>,
+}
+
+/// How a row comes to its `pass` on a back end.
+pub(crate) enum Shown<S: 'static> {
+    /// The scenario of the command or event does it.
+    Here(fn(&mut S, &mut Context) -> Result<(), Failure>),
+    /// Another scenario does.
+    There(&'static str),
+    /// Not at all, for this reason.
+    Never(&'static str),
+}
+
+impl<S> Clone for Shown<S> {
+    fn clone(&self) -> Self {
+        *self
+    }
+}
+
+impl<S> Copy for Shown<S> {}
+
+const fn case<S>(about: About, what: &'static str, shown: Shown<S>) -> Case<S> {
+    Case {
+        about,
+        what,
+        vmx: shown,
+        svm: shown,
+    }
+}
+
+/// A row that the scenario of its command or event provokes.
+const fn here<S>(
+    about: About,
+    what: &'static str,
+    provoke: fn(&mut S, &mut Context) -> Result<(), Failure>,
+) -> Case<S> {
+    case(about, what, Shown::Here(provoke))
+}
+
+/// A row that another scenario shows; which says what it shows.
+const fn there<S>(about: About, scenario: &'static str) -> Case<S> {
+    case(about, "", Shown::There(scenario))
+}
+
+/// A row that cannot be.
+const fn never<S>(about: About, why: &'static str) -> Case<S> {
+    case(about, "", Shown::Never(why))
+}
+
+impl<S> Case<S> {
+    fn shown(&self, backend: Backend) -> Shown<S> {
+        match backend {
+            Backend::Vmx => self.vmx,
+            Backend::Svm => self.svm,
+        }
+    }
+
+    /// The row's name within its command or event.
+    fn name(&self) -> String {
+        match (self.vmx, self.what) {
+            (Shown::There(scenario), _) => format!("{}: {scenario}", self.about.label()),
+            (_, "") => self.about.label().to_owned(),
+            (_, what) => format!("{}: {what}", self.about.label()),
+        }
+    }
+}
+
+/// Says that this row was shown.
+fn say<S>(context: &Context, of: &str, case: &Case<S>) {
+    context.wire(format!("{MARK}{of} {}", case.name()));
+}

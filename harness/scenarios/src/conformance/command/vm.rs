@@ -1,0 +1,412 @@
+// SPDX-License-Identifier: MIT OR Apache-2.0
+//! VM commands (docs/protocol.md, 4.1).
+
+use kvmi_guests::layout;
+use kvmi_uapi::error::{EAGAIN, EBUSY, EINVAL, ENOENT, ENOMEM, EOPNOTSUPP, EPERM};
+use kvmi_uapi::{
+    GetVersionReply, MAX_PAGE_ACCESS_ENTRIES, PageAccessEntry, VmCheckCommand, VmCheckEvent, VmControlCleanup,
+    VmControlEvents, VmGetInfoReply, VmPauseVcpu, VmReadPhysical, VmWritePhysical, event, msg,
+};
+use zerocopy::IntoBytes;
+
+use super::{Command, Stand, VCPUS};
+use crate::commands::charged;
+use crate::conformance::{About, Case, Shown, here, never, there};
+use crate::pages::request as page_access;
+use crate::vmm::{Permission, VmConfig};
+use crate::{Context, Failure, check_eq};
+
+const PLACE: u64 = layout::SCRATCH;
+const PAGE: u64 = 4096;
+const R: u8 = PageAccessEntry::READ;
+const W: u8 = PageAccessEntry::WRITE;
+const X: u8 = PageAccessEntry::EXEC;
+
+/// Pages in no memory slot: behind RAM, behind what the CPU can address, the last of all.
+const NOWHERE: [u64; 4] = [layout::RAM_BYTES, 1 << 40, 1 << 52, !0xfff];
+
+pub(super) const GET_VERSION: Command = Command::new::<{ msg::GET_VERSION }>(
+    "conformance::get_version",
+    Vec::new,
+    &[there(About::Works, "commands::get_version")],
+)
+.replying(size_of::<GetVersionReply>());
+
+pub(super) const VM_CHECK_COMMAND: Command = Command::new::<{ msg::VM_CHECK_COMMAND }>(
+    "conformance::vm_check_command",
+    || {
+        VmCheckCommand {
+            id: msg::VM_GET_INFO,
+            ..Default::default()
+        }
+        .as_bytes()
+        .to_vec()
+    },
+    &[
+        here(
+            About::Error(ENOENT),
+            "a command that this kernel does not carry out",
+            |stand, _| {
+                [0, 1, 22, 24, 26, 31, 127, 131, 0x7fff, 0xffff]
+                    .iter()
+                    .try_for_each(|id: &u16| stand.refused(&stand.good_but(0, id.as_bytes()), &format!("id {id}")))
+            },
+        ),
+        here(
+            About::Error(EPERM),
+            "a command that the VMM does not allow",
+            |stand, _| stand.refused_without(Permission::Command, msg::VM_GET_INFO, &stand.good()),
+        ),
+        there(About::Works, "commands::check"),
+    ],
+)
+.padded(2..8);
+
+pub(super) const VM_CHECK_EVENT: Command = Command::new::<{ msg::VM_CHECK_EVENT }>(
+    "conformance::vm_check_event",
+    || {
+        VmCheckEvent {
+            id: event::PAUSE,
+            ..Default::default()
+        }
+        .as_bytes()
+        .to_vec()
+    },
+    &[
+        here(
+            About::Error(ENOENT),
+            "an event that this kernel does not send",
+            |stand, _| {
+                [2, 4, 6, 21, 127, 128, 129, 0xffff]
+                    .iter()
+                    .try_for_each(|id: &u16| stand.refused(&stand.good_but(0, id.as_bytes()), &format!("id {id}")))
+            },
+        ),
+        here(
+            About::Error(EPERM),
+            "an event that the VMM does not allow",
+            |stand, _| stand.refused_without(Permission::Event, event::PAUSE, &stand.good()),
+        ),
+        there(About::Works, "commands::check"),
+    ],
+)
+.padded(2..8);
+
+pub(super) const VM_GET_INFO: Command = Command::new::<{ msg::VM_GET_INFO }>(
+    "conformance::vm_get_info",
+    Vec::new,
+    &[there(About::Works, "commands::vm_get_info")],
+)
+.replying(size_of::<VmGetInfoReply>());
+
+pub(super) const VM_CONTROL_EVENTS: Command = Command::new::<{ msg::VM_CONTROL_EVENTS }>(
+    "conformance::vm_control_events",
+    || {
+        VmControlEvents {
+            event_id: event::UNHOOK,
+            enable: 1,
+            ..Default::default()
+        }
+        .as_bytes()
+        .to_vec()
+    },
+    &[
+        here(About::Error(EINVAL), "`enable` above 1", |stand, _| {
+            stand.refused(&stand.good_but(2, &[2]), "enable 2")
+        }),
+        here(About::Works, "on, on, off, off, and on", |stand, _| {
+            for enable in [1, 1, 0, 0, 1] {
+                stand.works(&stand.good_but(2, &[enable]), &format!("{enable}"))?;
+            }
+            Ok(())
+        }),
+        here(About::Error(EINVAL), "an event that is not UNHOOK", |stand, _| {
+            [event::PAUSE, event::CR, 2, 4, 128, 0xffff]
+                .iter()
+                .try_for_each(|id| stand.refused(&stand.good_but(0, id.as_bytes()), &format!("event {id}")))
+        }),
+        here(About::Error(EPERM), "the VMM does not allow UNHOOK", |stand, _| {
+            stand.refused_without(Permission::Event, event::UNHOOK, &stand.good())
+        }),
+    ],
+)
+.padded(3..8);
+
+fn range(gpa: u64, size: u16) -> Vec<u8> {
+    VmReadPhysical {
+        gpa,
+        size,
+        ..Default::default()
+    }
+    .as_bytes()
+    .to_vec()
+}
+
+/// What VM_READ_PHYSICAL and VM_WRITE_PHYSICAL ask for: the latter brings data.
+fn physical(stand: &Stand, gpa: u64, size: u16) -> Vec<u8> {
+    let data = if stand.command.id == msg::VM_WRITE_PHYSICAL {
+        size
+    } else {
+        0
+    };
+    [range(gpa, size), vec![0x5a; data.into()]].concat()
+}
+
+fn not_in_a_page(stand: &mut Stand, _: &mut Context) -> Result<(), Failure> {
+    for (offset, size) in [(0, 4097), (4095, 2), (1, 4096), (4000, 97)] {
+        let request = physical(stand, PLACE + offset, size);
+        stand.refused(&request, &format!("{size} bytes at {offset:#x}"))?;
+    }
+    Ok(())
+}
+
+fn no_bytes(stand: &mut Stand, _: &mut Context) -> Result<(), Failure> {
+    stand.refused(&physical(stand, PLACE, 0), "no bytes")
+}
+
+fn no_slot(stand: &mut Stand, _: &mut Context) -> Result<(), Failure> {
+    for gpa in NOWHERE {
+        stand.refused(&physical(stand, gpa, 8), &format!("8 bytes at {gpa:#x}"))?;
+    }
+    Ok(())
+}
+
+/// A slot whose memory is no longer the VMM's own.
+fn hidden(stand: &mut Stand, _: &mut Context) -> Result<(), Failure> {
+    stand.vm.add_slot(layout::ANONYMOUS_SLOT, PAGE)?;
+    stand.works(&physical(stand, layout::ANONYMOUS_SLOT, 8), "8 bytes of a slot")?;
+    stand.vm.hide_slot()?;
+    stand.refused(
+        &physical(stand, layout::ANONYMOUS_SLOT, 8),
+        "8 bytes of a slot without memory",
+    )
+}
+
+pub(super) const VM_READ_PHYSICAL: Command = Command::new::<{ msg::VM_READ_PHYSICAL }>(
+    "conformance::vm_read_physical",
+    || range(PLACE, 8),
+    &[
+        here(About::Error(EINVAL), "a size of 0", no_bytes),
+        here(About::Error(EINVAL), "a range that leaves its page", not_in_a_page),
+        here(About::Error(ENOENT), "no memory slot", no_slot),
+        here(
+            About::Error(ENOENT),
+            "the memory behind the slot cannot be read",
+            hidden,
+        ),
+        there(About::Works, "commands::vm_read_physical"),
+    ],
+)
+.replying(8)
+.padded(10..16);
+
+pub(super) const VM_WRITE_PHYSICAL: Command = Command::new::<{ msg::VM_WRITE_PHYSICAL }>(
+    "conformance::vm_write_physical",
+    || {
+        let request = VmWritePhysical {
+            gpa: PLACE,
+            size: 8,
+            ..Default::default()
+        };
+        [request.as_bytes(), &[0; 8]].concat()
+    },
+    &[
+        here(About::Error(EINVAL), "a size of 0", no_bytes),
+        here(About::Error(EINVAL), "a range that leaves its page", not_in_a_page),
+        here(About::Error(ENOENT), "no memory slot", no_slot),
+        here(
+            About::Error(ENOENT),
+            "the memory behind the slot cannot be written",
+            hidden,
+        ),
+        here(About::Error(EPERM), "a read-only slot", |stand, _| {
+            stand.vm.add_read_only_slot(PAGE)?;
+            stand.refused(
+                &physical(stand, layout::READ_ONLY_SLOT, 8),
+                "8 bytes of a read-only slot",
+            )
+        }),
+        here(
+            About::Error(EOPNOTSUPP),
+            "a dirty ring alone records what is dirty",
+            dirty_ring,
+        ),
+        here(About::Closes, "fewer bytes than it says", |stand, context| {
+            let request = stand.good();
+            stand.wire.send(stand.command.id, &request[..request.len() - 1])?;
+            stand.closes(context)
+        }),
+        there(About::Works, "commands::vm_write_physical"),
+        there(About::Works, "commands::vm_write_physical_marks_dirty"),
+        there(About::Error(EPERM), "commands::vm_write_physical_read_only_slot"),
+    ],
+)
+.padded(10..16);
+
+/// The stand's VM has no ring, so another takes its place for a while.
+fn dirty_ring(stand: &mut Stand, context: &mut Context) -> Result<(), Failure> {
+    let vm = context.vm_with(&VmConfig {
+        dirty_ring: true,
+        ..VmConfig::new(stand.command.guest, 1)
+    })?;
+    vm.run()?;
+    vm.wait_ready(context)?;
+    let wire = context.hook(&vm)?;
+    let (vm, wire) = (
+        std::mem::replace(&mut stand.vm, vm),
+        std::mem::replace(&mut stand.wire, wire),
+    );
+    let good = stand.good();
+    stand.works(&good, "8 bytes while nothing records what is dirty")?;
+    stand.vm.log_dirty(true)?;
+    stand.refused(&good, "8 bytes while the ring does")?;
+    stand.vm.log_dirty(false)?;
+    stand.works(&good, "8 bytes while nothing does again")?;
+    stand.wire = wire;
+    std::mem::replace(&mut stand.vm, vm).exit()
+}
+
+pub(super) const VM_PAUSE_VCPU: Command = Command::new::<{ msg::VM_PAUSE_VCPU }>(
+    "conformance::vm_pause_vcpu",
+    || VmPauseVcpu::default().as_bytes().to_vec(),
+    &[
+        here(About::Error(EINVAL), "`wait` above 1", |stand, _| {
+            stand.refused(&stand.good_but(2, &[2]), "wait 2")
+        }),
+        here(About::Error(EINVAL), "no such vCPU", |stand, _| {
+            [VCPUS, 0x7fff, 0xffff]
+                .iter()
+                .try_for_each(|vcpu| stand.refused(&stand.good_but(0, vcpu.as_bytes()), &format!("vCPU {vcpu}")))
+        }),
+        here(About::Error(EPERM), "the VMM does not allow PAUSE", |stand, _| {
+            stand.refused_without(Permission::Event, event::PAUSE, &stand.good())
+        }),
+        never(About::Error(EAGAIN), "it is accepted for a vCPU before its INIT too"),
+        there(About::Error(EBUSY), "pause::request_limit"),
+        there(About::Works, "pause::with_wait"),
+    ],
+)
+.padded(3..8);
+
+pub(super) const VM_CONTROL_CLEANUP: Command = Command::new::<{ msg::VM_CONTROL_CLEANUP }>(
+    "conformance::vm_control_cleanup",
+    || {
+        VmControlCleanup {
+            enable: 1,
+            ..Default::default()
+        }
+        .as_bytes()
+        .to_vec()
+    },
+    &[
+        here(About::Error(EINVAL), "`enable` above 1", |stand, _| {
+            stand.refused(&stand.good_but(0, &[2]), "enable 2")
+        }),
+        here(About::Works, "off, off, and on", |stand, _| {
+            for enable in [0, 0, 1] {
+                stand.works(&stand.good_but(0, &[enable]), &format!("{enable}"))?;
+            }
+            Ok(())
+        }),
+        there(About::Works, "unhook::cleanup_of_msr"),
+        there(About::Works, "unhook::cleanup_of_descriptor"),
+        there(About::Works, "unhook::cleanup_of_cr3"),
+        there(About::Works, "unhook::cleanup_of_breakpoint"),
+    ],
+)
+.padded(1..8);
+
+fn of_nowhere(stand: &mut Stand, _: &mut Context) -> Result<(), Failure> {
+    for gpa in NOWHERE {
+        stand.refused(&page_access(&[(gpa, R)]), &format!("a page at {gpa:#x}"))?;
+    }
+    Ok(())
+}
+
+fn fewer_entries(stand: &mut Stand, context: &mut Context) -> Result<(), Failure> {
+    let whole = page_access(&[(PLACE, R), (PLACE + PAGE, R)]);
+    stand.wire.send(stand.command.id, &whole[..whole.len() - 1])?;
+    stand.closes(context)
+}
+
+fn cannot_be(stand: &mut Stand, access: &[u8]) -> Result<(), Failure> {
+    for &access in access {
+        stand.refused(&page_access(&[(PLACE, access)]), &format!("access {access}"))?;
+    }
+    Ok(())
+}
+
+/// Nodes of the map need memory, and are scattered as far as they can be.
+fn no_nodes(stand: &mut Stand, _: &mut Context) -> Result<(), Failure> {
+    const BYTES: u64 = 4 << 30;
+    const OF_A_NODE: u64 = 4 << 20;
+    stand.vm.add_slot(layout::SPARSE_SLOT, BYTES)?;
+    let pages: Vec<_> = (0..BYTES / OF_A_NODE)
+        .map(|i| layout::SPARSE_SLOT + i * OF_A_NODE)
+        .collect();
+    let restrict = |stand: &mut Stand, access| -> Result<Vec<_>, Failure> {
+        let some = pages.chunks(MAX_PAGE_ACCESS_ENTRIES);
+        some.map(|some| stand.ask(&page_access(&some.iter().map(|&gpa| (gpa, access)).collect::<Vec<_>>())))
+            .collect()
+    };
+    charged::limit(charged::SLACK / 4)?;
+    let limited = restrict(stand, R)?;
+    charged::unlimit()?;
+    let failed = limited
+        .iter()
+        .find(|answer| answer.is_err())
+        .unwrap_or(&Ok(vec![]))
+        .clone();
+    stand.is_refused(&failed, "pages in as many nodes")?;
+    for answer in [restrict(stand, R)?, restrict(stand, R | W | X)?].concat() {
+        check_eq!(answer, Ok(vec![]), "the same with memory, and lifted");
+    }
+    Ok(())
+}
+
+pub(super) const VM_SET_PAGE_ACCESS: Command = Command::new::<{ msg::VM_SET_PAGE_ACCESS }>(
+    "conformance::vm_set_page_access",
+    || page_access(&[(PLACE, R | W | X)]),
+    &[
+        here(
+            About::Error(EINVAL),
+            "bits of `access` that have no meaning",
+            |stand, _| cannot_be(stand, &[8, 0x10, 0x80, 0xff]),
+        ),
+        here(About::Error(EINVAL), "a page in no memory slot", of_nowhere),
+        here(About::Error(EOPNOTSUPP), "`-w-` and `-wx`", |stand, _| {
+            cannot_be(stand, &[W, W | X])
+        }),
+        Case {
+            about: About::Error(EOPNOTSUPP),
+            what: "`--x`",
+            vmx: Shown::Never("EPT of each lane's CPU has it"),
+            svm: Shown::Here(|stand, _| cannot_be(stand, &[X])),
+        },
+        there(About::Error(EOPNOTSUPP), "pages::shadow_paging"),
+        here(
+            About::Error(ENOMEM),
+            "the memory cgroup of the VMM has none left for the map",
+            no_nodes,
+        ),
+        here(About::Closes, "fewer entries than it says", fewer_entries),
+        there(About::Works, "pages::set"),
+        there(About::Works, "pages::kinds"),
+        there(About::Works, "pages::full_message"),
+    ],
+)
+.padded(2..8)
+.with_padded_entries(17..24);
+
+pub(super) const VM_GET_PAGE_ACCESS: Command = Command::new::<{ msg::VM_GET_PAGE_ACCESS }>(
+    "conformance::vm_get_page_access",
+    || page_access(&[(PLACE, 0)]),
+    &[
+        here(About::Error(EINVAL), "a page in no memory slot", of_nowhere),
+        here(About::Closes, "fewer entries than it says", fewer_entries),
+        there(About::Works, "pages::get"),
+    ],
+)
+.replying(size_of::<PageAccessEntry>())
+.padded(2..8)
+.with_padded_entries(17..24);

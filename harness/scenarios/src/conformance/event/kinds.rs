@@ -1,0 +1,365 @@
+// SPDX-License-Identifier: MIT OR Apache-2.0
+//! Each event: how it comes to be, and what is its own (docs/protocol.md, 5).
+
+use kvmi_guests::{Access, DescriptorOp, Op, layout};
+use kvmi_uapi::error::ENOENT;
+use kvmi_uapi::event::{self, CONTINUE};
+use kvmi_uapi::{PageAccessEntry, VcpuEventReply};
+
+use super::replies::{NEEDS_ENABLING, NEEDS_PERMISSION};
+use super::{Event, Stand, nothing, run};
+use crate::conformance::command::UNDEFINED;
+use crate::conformance::{About, here, never, there};
+use crate::lifecycle::GUEST_REQUEST;
+use crate::vmm::{Permission, field};
+use crate::{Context, Failure, Needs, Scenario, check_eq, scenario};
+
+/// A vCPU event that the tool enables by its number alone, told of by the number of the guest's command.
+const fn plain<const ID: u16>(
+    name: &'static str,
+    guest: &'static str,
+    data: usize,
+    occur: fn(&mut Stand, &Context) -> Result<u64, Failure>,
+) -> Event {
+    Event {
+        id: ID,
+        scenario: name,
+        run: run::<ID>,
+        needs: Needs::NOTHING,
+        guest,
+        data,
+        reply: 0,
+        may_retry: false,
+        enable,
+        occur,
+        once: nothing,
+        over: finished,
+        own: &[],
+    }
+}
+
+fn enable(stand: &mut Stand, _: &Context) -> Result<(), Failure> {
+    stand.wire.control_event(0, stand.event.id, true)
+}
+
+fn needs_no_enabling(_: &mut Stand, _: &Context) -> Result<(), Failure> {
+    Ok(())
+}
+
+fn finished(stand: &Stand, context: &Context, number: u64) -> Result<(), Failure> {
+    stand.vm.finished(context, 0, number)?;
+    Ok(())
+}
+
+const fn needs(scenario: Scenario) -> Needs {
+    scenario.needs
+}
+
+const PLAIN: Scenario = scenario("", "", |_| Ok(()));
+const STEPPING: Needs = needs(PLAIN.stepping());
+const GIVING_BREAKPOINTS_BACK: Needs = needs(PLAIN.giving_breakpoints_back());
+
+pub(in crate::conformance) static EVENTS: &[Event] = &[
+    UNHOOK,
+    PAUSE,
+    Event {
+        own: &[
+            NEEDS_PERMISSION,
+            NEEDS_ENABLING,
+            there(About::Works, "events::hypercall"),
+        ],
+        ..plain::<{ event::HYPERCALL }>("conformance::event_hypercall", "hypercall", 0, |stand, _| {
+            stand.vm.command(0, Op::Hypercall, GUEST_REQUEST)
+        })
+    },
+    Event {
+        needs: GIVING_BREAKPOINTS_BACK,
+        may_retry: true,
+        own: &[
+            NEEDS_PERMISSION,
+            NEEDS_ENABLING,
+            there(About::Works, "events::breakpoint_continue"),
+            there(About::Works, "events::breakpoint_retry"),
+        ],
+        ..plain::<{ event::BREAKPOINT }>(
+            "conformance::event_breakpoint",
+            "breakpoint",
+            size_of::<event::Breakpoint>(),
+            |stand, _| stand.vm.command(0, Op::Int3, [0; 4]),
+        )
+    },
+    CR,
+    TRAP,
+    XSETBV,
+    Event {
+        may_retry: true,
+        own: &[
+            NEEDS_PERMISSION,
+            NEEDS_ENABLING,
+            there(About::Works, "events::descriptor"),
+        ],
+        ..plain::<{ event::DESCRIPTOR }>(
+            "conformance::event_descriptor",
+            "system",
+            size_of::<event::Descriptor>(),
+            |stand, _| stand.vm.command(0, Op::Descriptor, [DescriptorOp::Str as u64, 0, 0, 0]),
+        )
+    },
+    MSR,
+    PF,
+    SINGLESTEP,
+];
+
+/// Has no reply, and is about no vCPU.
+const UNHOOK: Event = Event {
+    enable: |stand, _| stand.wire.control_unhook_event(true),
+    occur: |stand, _| {
+        check_eq!(stand.vm.preunhook()?, 0, "errno of PREUNHOOK");
+        Ok(0)
+    },
+    own: &[
+        here(About::Works, "it arises by PREUNHOOK", |stand, context| {
+            stand.raise(context)?;
+            stand.seen += 1;
+            Ok(())
+        }),
+        here(
+            About::Error(ENOENT),
+            "PREUNHOOK while the VMM does not allow it",
+            |stand, context| {
+                (stand.event.enable)(stand, context)?;
+                let permit = |stand: &Stand, allow| stand.vm.permit(Permission::Event, allow, event::UNHOOK.into());
+                check_eq!(permit(stand, 0)?, 0, "errno of EVENT");
+                preunhook_refused(stand)?;
+                check_eq!(permit(stand, 1)?, 0, "errno of EVENT");
+                stand.raise(context)?;
+                Ok(())
+            },
+        ),
+        here(
+            About::Error(ENOENT),
+            "PREUNHOOK while the tool has not enabled it",
+            |stand, _| preunhook_refused(stand),
+        ),
+        here(About::Closes, "a reply to it", |stand, context| {
+            let (event, _) = stand.raise(context)?;
+            let reply = VcpuEventReply {
+                action: CONTINUE,
+                event: event.id as u8,
+                ..Default::default()
+            };
+            stand.wire.reply_raw(event.seq, 0, &reply, &[])?;
+            stand.wire.expect_closed()?;
+            stand.seen += 1;
+            Ok(())
+        }),
+        there(About::Works, "unhook::preunhook_honoured"),
+        there(About::Works, "unhook::preunhook_ignored"),
+    ],
+    over: |_, _, _| Ok(()),
+    ..plain::<{ event::UNHOOK }>("conformance::event_unhook", "halt", 0, |_, _| Ok(0))
+};
+
+fn preunhook_refused(stand: &mut Stand) -> Result<(), Failure> {
+    check_eq!(stand.vm.preunhook()?, ENOENT, "errno of PREUNHOOK");
+    stand.wire.expect_no_event()?;
+    stand.seen += 1;
+    Ok(())
+}
+
+const PAUSE: Event = Event {
+    enable: needs_no_enabling,
+    own: &[
+        never(
+            About::Works,
+            "it needs no enabling; without permission VM_PAUSE_VCPU is refused",
+        ),
+        there(About::Works, "pause::with_wait"),
+        there(About::Works, "pause::halted"),
+    ],
+    // The guest carries something out when it runs again.
+    over: |stand, context, _| {
+        stand.vm.carry_out(context, 0, Op::Nothing, [0; 4])?;
+        Ok(())
+    },
+    ..plain::<{ event::PAUSE }>("conformance::event_pause", "halt", 0, |stand, _| {
+        check_eq!(stand.wire.pause(0, false)?, Ok(vec![]), "VM_PAUSE_VCPU");
+        Ok(0)
+    })
+};
+
+/// Toggled between two values that the program is content with.
+fn toggled(stand: &mut Stand, now: u64, values: [u64; 2]) -> u64 {
+    stand.value = if now == values[0] { values[1] } else { values[0] };
+    stand.value
+}
+
+const CR: Event = Event {
+    enable: |stand, _| {
+        stand.wire.control_event(0, event::CR, true)?;
+        stand.wire.control_cr(0, 3, true)
+    },
+    reply: size_of::<event::CrReply>(),
+    own: &[
+        NEEDS_PERMISSION,
+        NEEDS_ENABLING,
+        there(About::Works, "events::cr0"),
+        there(About::Works, "events::cr3"),
+        there(About::Works, "events::cr4"),
+        there(About::Works, "events::cr_needs_both_switches"),
+    ],
+    ..plain::<{ event::CR }>(
+        "conformance::event_cr",
+        "cr_writes",
+        size_of::<event::Cr>(),
+        |stand, context| {
+            let now = stand.vm.carry_out(context, 0, Op::ReadCr, [3, 0, 0, 0])?;
+            let value = toggled(stand, now, [layout::ROOT, layout::OTHER_ROOT]);
+            stand.vm.command(0, Op::WriteCr, [3, value, 0, 0])
+        },
+    )
+};
+
+const TRAP: Event = Event {
+    enable: |stand, _| stand.vm.guest.set_field(0, field!(tolerated), 1 << UNDEFINED),
+    own: &[
+        never(
+            About::Works,
+            "it needs no enabling; without permission VCPU_INJECT_EXCEPTION is refused",
+        ),
+        there(About::Works, "events::trap"),
+    ],
+    over: |stand, context, taken| {
+        context.wait_for("the guest to take its exception", || {
+            stand.vm.no_exception(0)?;
+            Ok(stand.vm.guest.field(0, field!(exceptions))? == taken + 1)
+        })
+    },
+    ..plain::<{ event::TRAP }>(
+        "conformance::event_trap",
+        "halt",
+        size_of::<event::Trap>(),
+        |stand, _| {
+            let taken = stand.vm.guest.field(0, field!(exceptions))?;
+            check_eq!(
+                stand.wire.inject(0, UNDEFINED, 0, 0)?,
+                Ok(vec![]),
+                "VCPU_INJECT_EXCEPTION"
+            );
+            Ok(taken)
+        },
+    )
+};
+
+const XSETBV: Event = Event {
+    own: &[NEEDS_PERMISSION, NEEDS_ENABLING, there(About::Works, "events::xsetbv")],
+    ..plain::<{ event::XSETBV }>(
+        "conformance::event_xsetbv",
+        "system",
+        size_of::<event::Xsetbv>(),
+        |stand, _| {
+            let now = stand.wire.xcr0(0)?;
+            let value = toggled(stand, now, [1, 3]);
+            stand.vm.command(0, Op::WriteXcr0, [value, 0, 0, 0])
+        },
+    )
+};
+
+const KERNEL_GS_BASE: u32 = 0xc000_0102;
+
+const MSR: Event = Event {
+    enable: |stand, _| {
+        stand.wire.control_event(0, event::MSR, true)?;
+        check_eq!(
+            stand.wire.control_msr(0, KERNEL_GS_BASE, true)?,
+            Ok(vec![]),
+            "VCPU_CONTROL_MSR"
+        );
+        Ok(())
+    },
+    reply: size_of::<event::MsrReply>(),
+    own: &[
+        NEEDS_PERMISSION,
+        NEEDS_ENABLING,
+        there(About::Works, "events::msr"),
+        there(About::Works, "events::msr_needs_both_switches"),
+    ],
+    ..plain::<{ event::MSR }>(
+        "conformance::event_msr",
+        "system",
+        size_of::<event::Msr>(),
+        |stand, context| {
+            let msr = KERNEL_GS_BASE.into();
+            let now = stand.vm.carry_out(context, 0, Op::ReadMsr, [msr, 0, 0, 0])?;
+            let value = toggled(stand, now, [0x1234_5000, 0x4321_6000]);
+            stand.vm.command(0, Op::WriteMsr, [msr, value, 0, 0])
+        },
+    )
+};
+
+const PF: Event = Event {
+    may_retry: true,
+    own: &[
+        NEEDS_PERMISSION,
+        here(
+            About::Works,
+            "it does not arise while the tool has not enabled it",
+            |stand, context| {
+                restrict(stand)?;
+                let told = (stand.event.occur)(stand, context)?;
+                (stand.event.over)(stand, context, told)?;
+                stand.wire.expect_no_event()?;
+                stand.seen += 1;
+                Ok(())
+            },
+        ),
+        there(About::Works, "pages::kinds"),
+        there(About::Works, "pages::retry"),
+    ],
+    enable: |stand, _| {
+        stand.wire.control_event(0, event::PF, true)?;
+        restrict(stand)
+    },
+    ..plain::<{ event::PF }>(
+        "conformance::event_pf",
+        "accesses",
+        size_of::<event::Pf>(),
+        |stand, _| {
+            let args = [Access::Write as u64, layout::SCRATCH, 7, 0];
+            stand.vm.command(0, Op::Access, args)
+        },
+    )
+};
+
+fn restrict(stand: &mut Stand) -> Result<(), Failure> {
+    let access = PageAccessEntry::READ | PageAccessEntry::EXEC;
+    stand.wire.restrict(&[(layout::SCRATCH, access)])
+}
+
+const SINGLESTEP: Event = Event {
+    needs: STEPPING,
+    enable: needs_no_enabling,
+    own: &[
+        never(About::Works, "it needs no enabling but VCPU_CONTROL_SINGLESTEP"),
+        there(About::Works, "step::permission"),
+        there(About::Works, "step::straight"),
+    ],
+    once: |stand| stand.wire.singlestep(false),
+    over: |stand, context, _| counts_on_vcpu_0(stand, context),
+    ..plain::<{ event::SINGLESTEP }>(
+        "conformance::event_singlestep",
+        "counter",
+        size_of::<event::Singlestep>(),
+        |stand, _| {
+            stand.wire.singlestep(true)?;
+            Ok(0)
+        },
+    )
+};
+
+fn counts_on_vcpu_0(stand: &Stand, context: &Context) -> Result<(), Failure> {
+    let before = stand.vm.guest.field(0, field!(counter))?;
+    context.wait_for("the guest to count on", || {
+        Ok(stand.vm.guest.field(0, field!(counter))? > before)
+    })
+}
