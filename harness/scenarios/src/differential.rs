@@ -2,7 +2,9 @@
 //! The same guests and the same script of a tool on every lane. What the tool sees is said field by field; L0 lays the lanes' words beside
 //! each other, and nothing may differ but what [`NAMED`] names.
 
+mod answers;
 mod fields;
+mod more_events;
 mod named;
 
 use std::time::Duration;
@@ -36,6 +38,33 @@ pub(crate) const SCENARIOS: &[Scenario] = &[
         "events, their state and what comes of the replies: the same on every lane",
         events,
     ),
+    scenario(
+        "differential::answers",
+        "each command with nothing wrong with it: the same answers on every lane",
+        answers::answers,
+    ),
+    scenario(
+        "differential::system",
+        "MSR, XSETBV and DESCRIPTOR: the same on every lane",
+        more_events::system,
+    ),
+    scenario(
+        "differential::trap",
+        "injected exceptions and TRAP: the same on every lane",
+        more_events::trap,
+    ),
+    scenario(
+        "differential::pages",
+        "page access and PF: the same on every lane",
+        more_events::pages,
+    )
+    .stepping(),
+    scenario(
+        "differential::steps",
+        "SINGLESTEP: the same on every lane",
+        more_events::steps,
+    )
+    .stepping(),
 ];
 
 /// Commands that close the connection when they say to be longer than they are.
@@ -46,13 +75,25 @@ struct Script<'c> {
     context: &'c mut Context,
     vm: Vm,
     wire: Wire,
+    /// Registers of which nothing is said, because the program keeps there what it knows of the vendor.
+    kept: &'static [&'static str],
 }
 
 impl<'c> Script<'c> {
     fn start(context: &'c mut Context, guest: &str) -> Result<Self, Failure> {
         context.stage(guest, Duration::from_secs(30));
         let (vm, wire) = context.hooked_vm(guest, 1)?;
-        let script = Self { context, vm, wire };
+        let kept: &[&str] = match guest {
+            "system" => &["rbx"],
+            "steps" => &["rbp", "r8", "r9", "r10", "r11", "r13"],
+            _ => &[],
+        };
+        let script = Self {
+            context,
+            vm,
+            wire,
+            kept,
+        };
         script.say(&format!("guest {guest}"));
         Ok(script)
     }
@@ -83,17 +124,21 @@ impl<'c> Script<'c> {
     /// Takes the next event and says all of it.
     fn event(&mut self, name: &str) -> Result<Event, Failure> {
         let event = self.wire.event()?;
+        self.say_event(name, &event);
+        Ok(event)
+    }
+
+    fn say_event(&self, name: &str, event: &Event) {
         self.say(&format!(
-            "{name} event: id={} vcpu={} seq={} data={}",
+            "{name} event: id={} vcpu={} seq={} {}",
             event.id,
             event.vcpu,
             event.seq,
-            fields::hex(&event.data)
+            fields::of_data(&event.data)
         ));
-        for line in fields::of_state(&event.arch) {
+        for line in fields::of_state(&event.arch, self.kept) {
             self.say(&format!("{name} {line}"));
         }
-        Ok(event)
     }
 
     /// Has the guest do something that raises an event, answers it, and says what came of it.
@@ -146,7 +191,10 @@ fn commands(context: &mut Context) -> Result<(), Failure> {
     let event = script.wire.expect_event(HYPERCALL, 0)?;
     let registers = script.wire.registers(0)?;
     script.say(&format!("VCPU_GET_REGISTERS: mode={:#x}", registers.mode));
-    script.say(&format!("VCPU_GET_REGISTERS {}", fields::of_regs(&registers.regs)));
+    script.say(&format!(
+        "VCPU_GET_REGISTERS {}",
+        fields::of_regs(&registers.regs, script.kept)
+    ));
     for line in fields::of_sregs(&registers.sregs) {
         script.say(&format!("VCPU_GET_REGISTERS {line}"));
     }

@@ -14,6 +14,15 @@ pub(super) fn hex(bytes: &[u8]) -> String {
     })
 }
 
+/// An event's own data, eight bytes a field.
+pub(super) fn of_data(data: &[u8]) -> String {
+    let words = data.chunks(8).map(hex).zip(0..);
+    words
+        .map(|(word, number)| format!("data{number}={word}"))
+        .collect::<Vec<_>>()
+        .join(" ")
+}
+
 fn line(group: &str, fields: &[(&str, u64)]) -> String {
     fields.iter().fold(format!("{group}:"), |mut text, (key, value)| {
         let _ = write!(text, " {key}={value:#x}");
@@ -21,30 +30,34 @@ fn line(group: &str, fields: &[(&str, u64)]) -> String {
     })
 }
 
-pub(super) fn of_regs(r: &Regs) -> String {
-    line(
-        "regs",
-        &[
-            ("rax", r.rax),
-            ("rbx", r.rbx),
-            ("rcx", r.rcx),
-            ("rdx", r.rdx),
-            ("rsi", r.rsi),
-            ("rdi", r.rdi),
-            ("rsp", r.rsp),
-            ("rbp", r.rbp),
-            ("r8", r.r8),
-            ("r9", r.r9),
-            ("r10", r.r10),
-            ("r11", r.r11),
-            ("r12", r.r12),
-            ("r13", r.r13),
-            ("r14", r.r14),
-            ("r15", r.r15),
-            ("rip", r.rip),
-            ("rflags", r.rflags),
-        ],
-    )
+/// RFLAGS.RF.
+const RESUME: u64 = 1 << 16;
+
+/// All but those in which the program keeps something of its own that depends on the vendor.
+pub(super) fn of_regs(r: &Regs, kept: &[&str]) -> String {
+    let all = [
+        ("rax", r.rax),
+        ("rbx", r.rbx),
+        ("rcx", r.rcx),
+        ("rdx", r.rdx),
+        ("rsi", r.rsi),
+        ("rdi", r.rdi),
+        ("rsp", r.rsp),
+        ("rbp", r.rbp),
+        ("r8", r.r8),
+        ("r9", r.r9),
+        ("r10", r.r10),
+        ("r11", r.r11),
+        ("r12", r.r12),
+        ("r13", r.r13),
+        ("r14", r.r14),
+        ("r15", r.r15),
+        ("rip", r.rip),
+        ("rflags", r.rflags & !RESUME),
+        ("rf", (r.rflags & RESUME) >> 16),
+    ];
+    let said: Vec<_> = all.into_iter().filter(|(name, _)| !kept.contains(name)).collect();
+    line("regs", &said)
 }
 
 fn of_segment(name: &str, s: &Segment) -> String {
@@ -104,8 +117,8 @@ pub(super) fn of_sregs(s: &Sregs) -> Vec<String> {
     lines
 }
 
-pub(super) fn of_state(arch: &VcpuEventArch) -> Vec<String> {
-    let mut lines = vec![of_regs(&arch.regs)];
+pub(super) fn of_state(arch: &VcpuEventArch, kept: &[&str]) -> Vec<String> {
+    let mut lines = vec![of_regs(&arch.regs, kept)];
     lines.extend(of_sregs(&arch.sregs));
     lines.push(line(
         "arch",

@@ -20,6 +20,41 @@ pub const NAMED: &[Named] = &[
         reason: "EPT has pages that can be executed and not read, NPT has none",
     },
     Named {
+        line: "GET_VERSION, good",
+        key: "data",
+        reason: "as GET_VERSION",
+    },
+    Named {
+        line: "VCPU_GET_CPUID, good",
+        key: "data",
+        reason: "leaf 0 is the vendor's name",
+    },
+    Named {
+        line: "VCPU_GET_XSAVE, good",
+        key: "data",
+        reason: "as VCPU_GET_XSAVE of ones",
+    },
+    Named {
+        line: "VCPU_GET_INFO, good",
+        key: "data",
+        reason: "as VCPU_GET_INFO of ones",
+    },
+    Named {
+        line: "PF event",
+        key: "data0",
+        reason: "SVM does not tell the linear address of an access",
+    },
+    Named {
+        line: "PF regs",
+        key: "rf",
+        reason: "VMX saves RF as the fault would push it, SVM as it was",
+    },
+    Named {
+        line: "behind a hypercall regs",
+        key: "rip",
+        reason: TWO_INSTRUCTIONS,
+    },
+    Named {
         line: "GET_VERSION of ones",
         key: "data",
         reason: "as GET_VERSION, which has no request to be wrong",

@@ -1,0 +1,67 @@
+// SPDX-License-Identifier: MIT OR Apache-2.0
+//! What each command answers to a request with which nothing is wrong: the requests are those of `conformance::`.
+
+use kvmi_uapi::event::{self, CONTINUE};
+use kvmi_uapi::{VcpuGetCpuid, VcpuGetRegisters, VcpuTranslateGva, msg};
+use zerocopy::IntoBytes;
+
+use super::{Script, fields};
+use crate::conformance::good_requests;
+use crate::vmm::field;
+use crate::{Context, Failure};
+
+const UNDEFINED: u64 = 6;
+
+pub(super) fn answers(context: &mut Context) -> Result<(), Failure> {
+    let mut script = Script::start(context, "halt")?;
+    script.vm.guest.set_field(0, field!(tolerated), 1 << UNDEFINED)?;
+    // Registers are said of each event.
+    for (id, name, request) in good_requests().filter(|(id, ..)| *id != msg::VCPU_GET_REGISTERS) {
+        let name = format!("{name}, good");
+        if msg::is_vcpu(id) {
+            script.vcpu(&name, id, &request[..])?;
+        } else {
+            script.vm(&name, id, &request[..])?;
+        }
+        // These two have an event follow, whose state is that of a guest that sleeps or is about to.
+        if matches!(id, msg::VM_PAUSE_VCPU | msg::VCPU_INJECT_EXCEPTION) {
+            let event = script.wire.event()?;
+            let data = fields::of_data(&event.data);
+            script.say(&format!("{name} event: id={} {data}", event.id));
+            script.wire.reply(&event, CONTINUE)?;
+        }
+    }
+    // Leaves that do not say which CPU it is: what a hypervisor is called, and one that there is not.
+    for function in [0x4000_0000, 0x1234_5678] {
+        let request = VcpuGetCpuid { function, index: 0 };
+        script.vcpu(
+            &format!("VCPU_GET_CPUID of {function:#x}"),
+            msg::VCPU_GET_CPUID,
+            &request,
+        )?;
+    }
+    for gva in [1 << 30, 1 << 63] {
+        let request = VcpuTranslateGva { gva };
+        script.vcpu(
+            &format!("VCPU_TRANSLATE_GVA of {gva:#x}"),
+            msg::VCPU_TRANSLATE_GVA,
+            &request,
+        )?;
+    }
+    // EFER, PAT and the APIC's base; and one that there is not.
+    for msrs in [[0xc000_0080, 0x277, 0x1b], [0xc000_0080, 0x277, 0x1234_5678u32]] {
+        let head = VcpuGetRegisters {
+            nmsrs: 3,
+            ..Default::default()
+        };
+        let request = [head.as_bytes(), msrs.as_bytes()].concat();
+        let answer = script.wire.vcpu(0, msg::VCPU_GET_REGISTERS, &request[..])?;
+        let name = format!("VCPU_GET_REGISTERS of MSR {:#x}", msrs[2]);
+        // The registers before them belong to such a guest.
+        script.say_answer(&name, &answer.map(|data| data[data.len() - 3 * 16..].to_vec()));
+    }
+    for event in [event::MSR, event::DESCRIPTOR, event::PF, event::SINGLESTEP] {
+        script.wire.control_event(0, event, true)?;
+    }
+    script.end()
+}
