@@ -33,9 +33,13 @@ pub enum Routine {
     Store = 12,
     /// ICEBP; the result is 1: one #DB, in whose frame TF was not set.
     Icebp = 13,
+    /// Writes 0x200 to SYSCALL_MASK and 0x300 again; the result is what it held in between.
+    SyscallMask = 14,
+    /// Sets BS in DR6, and clears it again; the result is what it held, the second in the upper half.
+    DebugStatus = 15,
 }
 
 impl Routine {
     /// How many there are.
-    pub const COUNT: usize = 14;
+    pub const COUNT: usize = 16;
 }

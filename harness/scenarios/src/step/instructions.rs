@@ -65,6 +65,18 @@ pub(super) const SCENARIOS: &[Scenario] = &[
     )
     .stepping(),
     scenario(
+        "step::syscall_mask",
+        "WRMSR of SYSCALL_MASK, which KVM lets the guest write by itself: it holds what was written",
+        syscall_mask,
+    )
+    .stepping(),
+    scenario(
+        "step::debug_status",
+        "MOV to and from DR6: the guest sees BS as it set it, and not that of the steps",
+        debug_status,
+    )
+    .stepping(),
+    scenario(
         "step::fetch",
         "in a page that may not be executed: each instruction is told by PF, then by SINGLESTEP, whoever carries it out",
         fetch,
@@ -201,6 +213,23 @@ fn icebp(context: &mut Context) -> Result<(), Failure> {
         "the result, stepped"
     );
     stepped.vm.exit()
+}
+
+fn syscall_mask(context: &mut Context) -> Result<(), Failure> {
+    check_eq!(once(context, Routine::SyscallMask, 0)?, 0x200, "SYSCALL_MASK");
+    Ok(())
+}
+
+fn debug_status(context: &mut Context) -> Result<(), Failure> {
+    const NOTHING: u64 = 0xffff_0ff0;
+    const BS: u64 = 1 << 14;
+    let seen = once(context, Routine::DebugStatus, 0)?;
+    check_eq!(
+        (seen & 0xffff_ffff, seen >> 32),
+        (NOTHING | BS, NOTHING),
+        "DR6 with BS and without"
+    );
+    Ok(())
 }
 
 fn fetch(context: &mut Context) -> Result<(), Failure> {
