@@ -22,8 +22,9 @@ static bool tell_emulated(struct kvm_vcpu *vcpu, gpa_t gpa, gva_t gva, u8 kind)
 	};
 	gfn_t gfn = gpa_to_gfn(gpa);
 
-	/* In real mode the emulator may be delivering an interrupt, which it cannot leave. */
+	/* In real mode the emulator may be delivering an interrupt, which it cannot leave, nor a task switch. */
 	if (!vi || is_guest_mode(vcpu) || is_smm(vcpu) || !is_protmode(vcpu) ||
+	    vcpu->introspection_in_task_switch ||
 	    !(kvmi_denied_access(vcpu->kvm, KVMI_VIEW, gfn) & kind) ||
 	    !kvm_is_visible_gfn(vcpu->kvm, gfn))
 		return false;
