@@ -12,6 +12,7 @@ use std::os::unix::fs::symlink;
 use std::os::unix::process::CommandExt;
 use std::path::{Path, PathBuf};
 use std::process::{Child, Command};
+use std::thread;
 use std::time::{Duration, Instant};
 
 use anyhow::{Context, Result, ensure};
@@ -285,8 +286,21 @@ impl Place {
         }
     }
 
-    /// Sockets that have a name although nobody runs who made them.
+    /// Sockets that have a name when each process has had its time to end. One that is ending gives its memory back, by which it was known,
+    /// before its files; nothing tells when those are gone.
     fn left_sockets(&self, lab: u32) -> Result<Vec<String>> {
+        let begin = Instant::now();
+        loop {
+            let sockets = self.sockets(lab)?;
+            if sockets.is_empty() || begin.elapsed() > TO_END {
+                return Ok(sockets);
+            }
+            thread::sleep(Duration::from_millis(10));
+        }
+    }
+
+    /// Sockets that have a name of the lab's.
+    fn sockets(&self, lab: u32) -> Result<Vec<String>> {
         let table = fs::read_to_string("/proc/net/unix").context("list sockets")?;
         // Named by a path of ours, or by the lab's own number.
         let ours = [self.folder.display().to_string(), format!("@kvmi-lab-{lab}-")];
