@@ -117,13 +117,13 @@ fn of_file(name: &str, text: &str) -> Vec<Finding> {
     if name.starts_with(".github/") {
         findings.extend(workflow(name, text));
     }
-    if text.lines().count() > MAX_LINES && !LONG.iter().any(|l| name.starts_with(l)) {
+    // Rows of a table are as many as there are: a run writes those of the README.
+    let is_row = |line: &&str| name.ends_with(".md") && line.starts_with("| ");
+    let lines = text.lines().filter(|line| !is_row(line)).count();
+    if lines > MAX_LINES && !LONG.iter().any(|l| name.starts_with(l)) {
         findings.push(finding(
             name,
-            format!(
-                "{} lines, more than {MAX_LINES}: split it by subject",
-                text.lines().count()
-            ),
+            format!("{lines} lines, more than {MAX_LINES}: split it by subject"),
         ));
     }
     if SAFE_CRATES.contains(&name) && !text.contains("#![forbid(unsafe_code)]") {
