@@ -12,7 +12,6 @@ use std::os::unix::fs::symlink;
 use std::os::unix::process::CommandExt;
 use std::path::{Path, PathBuf};
 use std::process::{Child, Command};
-use std::thread;
 use std::time::{Duration, Instant};
 
 use anyhow::{Context, Result, ensure};
@@ -88,22 +87,23 @@ pub(crate) fn run(shop: &Workshop, wanted: Wanted) -> Result<Endured> {
         }
         let mut lab = place.start(wanted.lane)?;
         let began = Instant::now();
-        let mut processes = place.moment(&lab, victim, whole, &mut random)?;
-        let killed = (!processes.is_empty()).then(|| processes.swap_remove(random.usize(..processes.len())));
-        if let Some(killed) = &killed {
+        let processes = place.moment(&lab, victim, whole, &mut random)?;
+        let killed = (!processes.is_empty()).then(|| random.usize(..processes.len()));
+        let killed = killed.and_then(|index| processes.get(index));
+        if let Some(killed) = killed {
             task.note(format!("kill {}", killed.name));
             *endured.killed.entry(killed.name.clone()).or_default() += 1;
             // It may have ended by itself just now.
             let _ = killed.pid().map(|pid| kill_process(pid, Signal::KILL));
         }
-        let name = killed.map_or_else(|| "nothing".to_owned(), |killed| killed.name);
+        let name = killed.map_or_else(|| "nothing".to_owned(), |killed| killed.name.clone());
         let what = format!("{what}, {name} killed after {:.1} s", began.elapsed().as_secs_f64());
         let ended = ends_within(lab.id(), TO_END)?;
         if !ended {
             lab.kill().context("end the lab")?;
         }
         lab.wait().context("wait for the lab")?;
-        let mut left = place.left_running()?;
+        let mut left = place.left_running(&processes)?;
         left.extend(place.left_sockets(lab.id())?);
         if !ended {
             left.push("the lab itself, waiting".to_owned());
@@ -267,40 +267,30 @@ impl Place {
             .collect()
     }
 
-    /// What still runs when each process has had its time to end.
-    fn left_running(&self) -> Result<Vec<String>> {
+    /// What still runs when each process has had its time to end: those that were seen before, and those that are seen now. One that is ending
+    /// gives its memory back, by which it is known, before its files.
+    fn left_running(&self, seen: &[Process]) -> Result<Vec<String>> {
         let begin = Instant::now();
+        let rest = || TO_END.saturating_sub(begin.elapsed());
+        for one in seen {
+            ends_within(one.id, rest())?;
+        }
         loop {
             let processes = self.processes();
-            let Some(one) = processes.first() else {
-                return Ok(Vec::new());
-            };
-            let rest = TO_END.saturating_sub(begin.elapsed());
-            if rest.is_zero() {
+            if processes.is_empty() || rest().is_zero() {
                 return Ok(processes
                     .iter()
                     .map(|p| format!("process {} ({})", p.id, p.name))
                     .collect());
             }
-            ends_within(one.id, rest)?;
-        }
-    }
-
-    /// Sockets that have a name when each process has had its time to end. One that is ending gives its memory back, by which it was known,
-    /// before its files; nothing tells when those are gone.
-    fn left_sockets(&self, lab: u32) -> Result<Vec<String>> {
-        let begin = Instant::now();
-        loop {
-            let sockets = self.sockets(lab)?;
-            if sockets.is_empty() || begin.elapsed() > TO_END {
-                return Ok(sockets);
+            for one in &processes {
+                ends_within(one.id, rest())?;
             }
-            thread::sleep(Duration::from_millis(10));
         }
     }
 
-    /// Sockets that have a name of the lab's.
-    fn sockets(&self, lab: u32) -> Result<Vec<String>> {
+    /// Sockets that have a name although nobody runs who made them.
+    fn left_sockets(&self, lab: u32) -> Result<Vec<String>> {
         let table = fs::read_to_string("/proc/net/unix").context("list sockets")?;
         // Named by a path of ours, or by the lab's own number.
         let ours = [self.folder.display().to_string(), format!("@kvmi-lab-{lab}-")];
