@@ -21,7 +21,7 @@ mod message;
 
 pub use lane::{Backend, Lane, PLATFORM, Platform, UnknownLane, UnknownPlatform};
 pub use line::{LineReader, MAX_LINE_BYTES, ReadError, encode};
-pub use message::{FromL1, LoadedModule, PLACES, POINT, SCENARIO, SEED, ToL1, Verdict};
+pub use message::{FromL1, HOOK_BEFORE_POINT, LoadedModule, PLACES, POINT, SCENARIO, SEED, ToL1, Verdict};
 
 /// What the releases of kernels end with that watch themselves.
 pub const WATCHES_ITSELF: &str = "-sanitize";

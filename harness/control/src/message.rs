@@ -20,6 +20,9 @@ pub const SCENARIO: &str = "kvmi_lab.scenario";
 /// The kernel argument that goes with [`SCENARIO`] and says where random numbers start.
 pub const SEED: &str = "kvmi_lab.seed";
 
+/// The kernel argument that has L1 hook a VM, and unhook it, before the point: KVM's code is then patched for introspection while no guest runs.
+pub const HOOK_BEFORE_POINT: &str = "kvmi_lab.hook_before_point";
+
 /// What L1 tells L0.
 #[derive(Clone, Debug, PartialEq, Serialize, Deserialize)]
 #[serde(tag = "type", rename_all = "snake_case")]

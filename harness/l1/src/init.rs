@@ -6,7 +6,9 @@ use std::fs::{self, File, OpenOptions};
 use std::io::Write;
 
 use anyhow::{Context, anyhow};
-use kvmi_lab_control::{Backend, FromL1, LineReader, PLACES, POINT, SCENARIO, SEED, ToL1, Verdict, brief, encode};
+use kvmi_lab_control::{
+    Backend, FromL1, HOOK_BEFORE_POINT, LineReader, PLACES, POINT, SCENARIO, SEED, ToL1, Verdict, brief, encode,
+};
 use kvmi_lab_scenarios::modules::{self, Origin};
 use kvmi_lab_scenarios::planted::{self, Place};
 use rustix::mount::{MountFlags, mount};
@@ -14,7 +16,7 @@ use rustix::system::{RebootCommand, reboot};
 use rustix::termios::{OptionalActions, QueueSelector, tcdrain, tcflush, tcgetattr, tcsetattr};
 
 use crate::runner::{self, Waiting};
-use crate::shell;
+use crate::{shell, vmm};
 
 /// The second serial port.
 pub(crate) const CHANNEL: &str = "/dev/ttyS1";
@@ -111,6 +113,12 @@ fn order_on_command_line() -> anyhow::Result<Option<ToL1>> {
     Ok(Some(ToL1::Run { scenario, seed }))
 }
 
+fn is_on_command_line(argument: &str) -> anyhow::Result<bool> {
+    Ok(fs::read_to_string("/proc/cmdline")?
+        .split_whitespace()
+        .any(|word| word == argument))
+}
+
 fn mount_all() -> anyhow::Result<()> {
     let options: Option<&CStr> = None;
     for (kind, folder) in [
@@ -143,7 +151,11 @@ fn open_channel() -> anyhow::Result<File> {
 fn prepare(channel: &File) -> anyhow::Result<(Backend, Waiting)> {
     let backend = modules::backend()?;
     modules::load_dependencies(backend)?;
-    modules::load_kvm(Origin::under_test(), backend, true)?;
+    let origin = Origin::under_test();
+    modules::load_kvm(origin, backend, true)?;
+    if origin == Origin::Kvmi && is_on_command_line(HOOK_BEFORE_POINT)? {
+        vmm::hook_and_unhook().context("hook a VM before the point")?;
+    }
     runner::warm_up()?;
     Ok((backend, Waiting::start(channel)?))
 }

@@ -13,7 +13,8 @@ mod vcpu;
 
 use std::os::fd::{AsFd, OwnedFd};
 
-use anyhow::{Context, bail};
+use anyhow::{Context, anyhow, bail};
+use kvm_ioctls::Kvm;
 use kvmi_lab_scenarios::vmm::{Answer, Refusal, Reply, Request, receive, send};
 
 use machine::Machine;
@@ -50,6 +51,15 @@ pub(crate) fn main() -> anyhow::Result<()> {
     }
     // The scenario is gone. vCPU threads may be in the kernel; the end of the process ends them.
     std::process::exit(0)
+}
+
+/// Hooks a VM that has nothing, and unhooks it.
+pub(crate) fn hook_and_unhook() -> anyhow::Result<()> {
+    let vm = Kvm::new()
+        .context("open /dev/kvm")?
+        .create_vm()
+        .context("KVM_CREATE_VM")?;
+    machine::hook_cycles(slots::borrow(&vm), 1).map_err(|refusal| anyhow!("{refusal:?}"))
 }
 
 fn one(fds: Vec<OwnedFd>) -> anyhow::Result<OwnedFd> {

@@ -10,7 +10,7 @@ use std::process::{Child, Command};
 use std::sync::mpsc::{Receiver, Sender};
 use std::time::Duration;
 
-use kvmi_lab_control::{Lane, Platform, brief};
+use kvmi_lab_control::{HOOK_BEFORE_POINT, Lane, Platform, brief};
 use serde::{Deserialize, Serialize};
 use serde_json::json;
 
@@ -42,12 +42,16 @@ const STATE_FILE: &str = "state";
 const MEMORY_FILE: &str = "memory";
 const BOOT_LOG: &str = "boot.log";
 
-/// Kernel arguments where L1 runs in TCG.
+/// Kernel arguments where L1 runs in TCG: `isolcpus` and [`HOOK_BEFORE_POINT`].
 ///
 /// Nothing but interrupts and kernel threads runs on L1's CPU 0, so no guest does. TCG keeps the chipset's IGNNE# in the same word of its first
 /// CPU as "nested paging is on", and whichever CPU loads an x87 state (each KVM_RUN does) rewrites that word without a lock. Where a VMRUN or
 /// #VMEXIT of CPU 0 falls between that read and that write, CPU 0 goes on with nested paging off in the guest, or on in L1.
-const TCG_ARGUMENTS: &[&str] = &["isolcpus=0"];
+///
+/// Nothing is to run what L1's kernel patches. A store drops what was translated of its page, and is done after that: a CPU that translates the page
+/// in between keeps what stood there before. To switch a static key the kernel has INT3 stand there for a moment, so that CPU meets one
+/// when nobody expects it any more. The key of introspection is switched by the first HOOK.
+const TCG_ARGUMENTS: &[&str] = &["isolcpus=0", HOOK_BEFORE_POINT];
 
 /// L1's command line on a lane.
 fn command_line(lane: Lane, boot: &Boot) -> String {

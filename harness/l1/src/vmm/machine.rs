@@ -119,7 +119,7 @@ impl Machine {
             Request::Hook { .. } | Request::Permit { .. } | Request::PreUnhook | Request::Unhook => {
                 self.introspection(&request, &fds)?;
             }
-            Request::HookCycles(times) => self.hook_cycles(times)?,
+            Request::HookCycles(times) => hook_cycles(self.borrow_vm(), times)?,
             Request::Ring { vcpu } => self.ring(vcpu)?,
             Request::Signal { vcpu } => self.vcpu(vcpu)?.kick()?,
             Request::Pause { vcpu } => self.vcpu(vcpu)?.pause()?,
@@ -207,16 +207,6 @@ impl Machine {
         super::slots::borrow(&self.vm)
     }
 
-    fn hook_cycles(&self, times: u32) -> Result<(), Refusal> {
-        for _ in 0..times {
-            let (ours, _theirs) = socketpair(AddressFamily::UNIX, SocketType::STREAM, SocketFlags::CLOEXEC, None)
-                .refused("socketpair")?;
-            ioctls::hook(self.borrow_vm(), ours.as_raw_fd(), 0, UUID).refused("KVM_INTROSPECTION_HOOK")?;
-            ioctls::unhook(self.borrow_vm()).refused("KVM_INTROSPECTION_UNHOOK")?;
-        }
-        Ok(())
-    }
-
     fn deny_msr_write(&self, msr: Option<u32>) -> Result<(), Refusal> {
         let denied = msr.map(|base| MsrFilterRange {
             flags: MsrFilterRangeFlags::WRITE,
@@ -249,4 +239,15 @@ impl Machine {
         });
         Ok(Answer::Status(status))
     }
+}
+
+/// Hooks and unhooks a VM so many times.
+pub(super) fn hook_cycles(vm: BorrowedFd<'_>, times: u32) -> Result<(), Refusal> {
+    for _ in 0..times {
+        let (ours, _theirs) =
+            socketpair(AddressFamily::UNIX, SocketType::STREAM, SocketFlags::CLOEXEC, None).refused("socketpair")?;
+        ioctls::hook(vm, ours.as_raw_fd(), 0, UUID).refused("KVM_INTROSPECTION_HOOK")?;
+        ioctls::unhook(vm).refused("KVM_INTROSPECTION_UNHOOK")?;
+    }
+    Ok(())
 }
