@@ -18,7 +18,10 @@ use anyhow::{Context, Result, ensure};
 use kvmi_lab_control::Lane;
 use kvmi_lab_machine::process::end_with_us;
 use rustix::event::{PollFd, PollFlags, Timespec, poll};
-use rustix::process::{Pid, PidfdFlags, Signal, kill_process, pidfd_open};
+use rustix::io::Errno;
+use rustix::process::{
+    Pid, PidfdFlags, Signal, WaitOptions, getpid, kill_process, pidfd_open, set_child_subreaper, wait,
+};
 
 use self::victim::{Process, Victim};
 use crate::workshop::Workshop;
@@ -64,6 +67,8 @@ pub(crate) struct Endured {
 ///
 /// When the lab cannot run even if nobody kills it.
 pub(crate) fn run(shop: &Workshop, wanted: Wanted) -> Result<Endured> {
+    // Whoever loses its parent becomes a child of this process, which can wait for it.
+    set_child_subreaper(Some(getpid())).context("become the parent of what the lab leaves behind")?;
     let place = Place::make(shop)?;
     let mut random = fastrand::Rng::with_seed(wanted.seed);
     let task = shop.progress.task("run the lab undisturbed");
@@ -103,7 +108,7 @@ pub(crate) fn run(shop: &Workshop, wanted: Wanted) -> Result<Endured> {
             lab.kill().context("end the lab")?;
         }
         lab.wait().context("wait for the lab")?;
-        let mut left = place.left_running(&processes)?;
+        let mut left = left_running()?;
         left.extend(place.left_sockets(lab.id())?);
         if !ended {
             left.push("the lab itself, waiting".to_owned());
@@ -267,28 +272,6 @@ impl Place {
             .collect()
     }
 
-    /// What still runs when each process has had its time to end: those that were seen before, and those that are seen now. One that is ending
-    /// gives its memory back, by which it is known, before its files.
-    fn left_running(&self, seen: &[Process]) -> Result<Vec<String>> {
-        let begin = Instant::now();
-        let rest = || TO_END.saturating_sub(begin.elapsed());
-        for one in seen {
-            ends_within(one.id, rest())?;
-        }
-        loop {
-            let processes = self.processes();
-            if processes.is_empty() || rest().is_zero() {
-                return Ok(processes
-                    .iter()
-                    .map(|p| format!("process {} ({})", p.id, p.name))
-                    .collect());
-            }
-            for one in &processes {
-                ends_within(one.id, rest())?;
-            }
-        }
-    }
-
     /// Sockets that have a name although nobody runs who made them.
     fn left_sockets(&self, lab: u32) -> Result<Vec<String>> {
         let table = fs::read_to_string("/proc/net/unix").context("list sockets")?;
@@ -328,6 +311,41 @@ fn move_all(entries: &[PathBuf], to: &Path) -> Result<()> {
     Ok(())
 }
 
+/// What still runs when each process of the lab has had its time to end. All of them are children of this one by now; that one has been waited
+/// for means that its files and sockets are closed, which is later than that /proc shows nothing of it.
+fn left_running() -> Result<Vec<String>> {
+    let begin = Instant::now();
+    loop {
+        match wait(WaitOptions::NOHANG) {
+            Ok(Some(_)) => continue,
+            Ok(None) => {}
+            Err(Errno::CHILD) => return Ok(Vec::new()),
+            Err(error) => return Err(error).context("wait for what the lab started"),
+        }
+        let children = children()?;
+        let rest = TO_END.saturating_sub(begin.elapsed());
+        if rest.is_zero() {
+            let name = |id: &u32| fs::read_to_string(format!("/proc/{id}/comm")).unwrap_or_default();
+            let text = |id| format!("process {id} ({})", name(id).trim_end());
+            return Ok(children.iter().map(text).collect());
+        }
+        if let Some(&one) = children.first() {
+            ends_within(one, rest)?;
+        }
+    }
+}
+
+/// The processes that are children of this one, those that are ending too.
+fn children() -> Result<Vec<u32>> {
+    let mut all = Vec::new();
+    for thread in fs::read_dir("/proc/self/task").context("list the threads of this process")? {
+        let list = thread?.path().join("children");
+        let ids = fs::read_to_string(&list).with_context(|| format!("read {}", list.display()))?;
+        all.extend(ids.split_whitespace().filter_map(|id| id.parse::<u32>().ok()));
+    }
+    Ok(all)
+}
+
 /// Waits for a process to end, but not for ever; false when the time was not enough.
 fn ends_within(id: u32, at_most: Duration) -> Result<bool> {
     let pid = Pid::from_raw(i32::try_from(id)?).context("process 0")?;
@@ -341,7 +359,7 @@ fn ends_within(id: u32, at_most: Duration) -> Result<bool> {
         let mut waited = [PollFd::from_borrowed_fd(process.as_fd(), PollFlags::IN)];
         match poll(&mut waited, Some(&rest)) {
             Ok(ready) => return Ok(ready > 0),
-            Err(rustix::io::Errno::INTR) => {}
+            Err(Errno::INTR) => {}
             Err(error) => return Err(error).context("wait for a process"),
         }
     }
