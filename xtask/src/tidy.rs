@@ -1,6 +1,8 @@
 // SPDX-License-Identifier: MIT OR Apache-2.0
 //! What compilers do not check: licences, where unsafe code may be, what must not be in the sources, what the map mentions.
 
+mod workflows;
+
 use std::collections::BTreeSet;
 use std::fs;
 use std::path::Path;
@@ -80,6 +82,9 @@ pub(crate) fn findings(checkout: &Path) -> Result<Vec<Finding>> {
             continue;
         };
         findings.extend(of_file(&name, &text));
+        if name.starts_with(".github/") {
+            findings.extend(workflows::findings(&name, &text, |file| checkout.join(file).is_file()));
+        }
     }
     let map = fs::read_to_string(checkout.join("ARCHITECTURE.md")).unwrap_or_default();
     findings.extend(missing_in_map(&folders, &map));
@@ -114,9 +119,6 @@ fn sources(checkout: &Path) -> Result<Vec<(String, std::path::PathBuf)>> {
 fn of_file(name: &str, text: &str) -> Vec<Finding> {
     let mut findings = Vec::new();
     findings.extend(licence(name, text));
-    if name.starts_with(".github/") {
-        findings.extend(workflow(name, text));
-    }
     // Rows of a table are as many as there are: a run writes those of the README.
     let is_row = |line: &&str| name.ends_with(".md") && line.starts_with("| ");
     let lines = text.lines().filter(|line| !is_row(line)).count();
@@ -180,34 +182,6 @@ fn licence(name: &str, text: &str) -> Option<Finding> {
         .trim_start_matches(['/', '*', ' ', '#'])
         .trim_end_matches(['*', '/', ' ']);
     (first != bare).then(|| finding(format!("{name}:1"), format!("the first line must be: {expected}")))
-}
-
-/// What GitHub runs: no more rights than it needs, an end to each job, and nothing that changes under its name.
-fn workflow(name: &str, text: &str) -> Vec<Finding> {
-    let mut findings = Vec::new();
-    for (number, line) in (1..).zip(text.lines()) {
-        let line = line.trim_start().trim_start_matches("- ");
-        let Some(action) = line.strip_prefix("uses:").map(str::trim) else {
-            continue;
-        };
-        let version = action
-            .split_once('@')
-            .map(|(_, v)| v.split(' ').next().unwrap_or_default());
-        let is_commit = version.is_some_and(|v| v.len() == 40 && v.bytes().all(|b| b.is_ascii_hexdigit()));
-        if !action.starts_with("./") && !is_commit {
-            findings.push(finding(format!("{name}:{number}"), "an action without its commit"));
-        }
-    }
-    if name.starts_with(".github/workflows/") {
-        let times = |word: &str| text.lines().filter(|l| l.trim_start().starts_with(word)).count();
-        if times("runs-on:") != times("timeout-minutes:") {
-            findings.push(finding(name, "a job without timeout-minutes"));
-        }
-        if !text.contains("\npermissions:\n  contents: read\n") {
-            findings.push(finding(name, "does not limit its permissions to `contents: read`"));
-        }
-    }
-    findings
 }
 
 fn missing_in_map(folders: &BTreeSet<String>, map: &str) -> Vec<Finding> {
@@ -284,28 +258,5 @@ mod tests {
             missing_in_map(&folders, "`uapi/` is the contract"),
             [finding("ARCHITECTURE.md", "does not mention kernel/")]
         );
-    }
-
-    #[test]
-    fn workflows_are_limited_and_pinned() {
-        let name = ".github/workflows/a.yml";
-        let commit = "0123456789abcdef0123456789abcdef01234567";
-        let of = |action: &str, timeout: &str| {
-            format!(
-                "\npermissions:\n  contents: read\njobs:\n  a:\n    runs-on: b\n{timeout}    steps:\n      - uses: {action}\n"
-            )
-        };
-        let timeout = "    timeout-minutes: 1\n";
-        assert_eq!(whats(name, &of(&format!("a/b@{commit} # v1"), timeout)), [""; 0]);
-        assert_eq!(whats(name, &of("./.github/actions/a", timeout)), [""; 0]);
-        assert_eq!(
-            whats(name, &of("a/b@v1", timeout)),
-            [format!("{name}:9: an action without its commit")]
-        );
-        assert_eq!(
-            whats(name, &of(&format!("a/b@{commit}"), "")),
-            [format!("{name}: a job without timeout-minutes")]
-        );
-        assert_eq!(whats(name, "jobs:\n").len(), 1);
     }
 }
