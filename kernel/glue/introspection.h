@@ -53,7 +53,6 @@ void kvm_introspection_recalc_intercepts(struct kvm_vcpu *vcpu);
 void __kvm_introspection_step_end(struct kvm_vcpu *vcpu);
 void __kvm_introspection_instruction_ends(struct kvm_vcpu *vcpu);
 bool __kvm_introspection_holds_interrupts(struct kvm_vcpu *vcpu);
-bool kvm_introspection_owns_singlestep(struct kvm_vcpu *vcpu);
 
 /* Page access (access.c, let_through.c) */
 void kvm_introspection_vm_init(struct kvm *kvm);
@@ -73,7 +72,7 @@ bool __kvm_introspection_defer_cr(struct kvm_vcpu *vcpu, int cr,
 				  unsigned long old, unsigned long new);
 void __kvm_introspection_void_event(struct kvm_vcpu *vcpu);
 bool kvm_introspection_breakpoint(struct kvm_vcpu *vcpu, u8 insn_len);
-bool kvm_introspection_owns_breakpoint(struct kvm_vcpu *vcpu);
+bool kvm_introspection_owns_debugging(struct kvm_vcpu *vcpu, u32 control);
 int kvm_guest_write_cr(struct kvm_vcpu *vcpu, int cr, unsigned long val);
 bool kvm_introspection_has_reply(struct kvm_vcpu *vcpu);
 bool __kvm_introspection_defer_xsetbv(struct kvm_vcpu *vcpu, u64 old);

@@ -103,11 +103,14 @@ bool kvm_introspection_breakpoint(struct kvm_vcpu *vcpu, u8 insn_len)
 }
 EXPORT_SYMBOL_GPL(kvm_introspection_breakpoint);
 
-/* vcpu->mutex is held, SRCU is not. */
-bool kvm_introspection_owns_breakpoint(struct kvm_vcpu *vcpu)
+/*
+ * Whether the tool has any of what the VMM's debugger asks for (KVM_GUESTDBG_*).
+ * vcpu->mutex is held, SRCU is not.
+ */
+bool kvm_introspection_owns_debugging(struct kvm_vcpu *vcpu, u32 control)
 {
 	struct kvm_vcpu_introspection *vi;
-	bool owns;
+	bool owns = false;
 	int idx;
 
 	if (!kvm_is_introspected(vcpu))
@@ -115,7 +118,9 @@ bool kvm_introspection_owns_breakpoint(struct kvm_vcpu *vcpu)
 
 	idx = srcu_read_lock(&vcpu->kvm->srcu);
 	vi = kvmi_vcpu(vcpu);
-	owns = vi && !kvmi_fails_open(vi->session) && kvmi_wants_breakpoint(vi->state);
+	if (vi && !kvmi_fails_open(vi->session))
+		owns = ((control & KVM_GUESTDBG_USE_SW_BP) && kvmi_wants_breakpoint(vi->state)) ||
+		       ((control & KVM_GUESTDBG_SINGLESTEP) && vcpu->introspection_singlestep);
 	srcu_read_unlock(&vcpu->kvm->srcu, idx);
 
 	return owns;

@@ -142,24 +142,6 @@ bool __kvm_introspection_holds_interrupts(struct kvm_vcpu *vcpu)
 	return holds;
 }
 
-/* vcpu->mutex is held, SRCU is not. */
-bool kvm_introspection_owns_singlestep(struct kvm_vcpu *vcpu)
-{
-	struct kvm_vcpu_introspection *vi;
-	bool owns;
-	int idx;
-
-	if (!kvm_is_introspected(vcpu))
-		return false;
-
-	idx = srcu_read_lock(&vcpu->kvm->srcu);
-	vi = kvmi_vcpu(vcpu);
-	owns = vi && !kvmi_fails_open(vi->session) && vcpu->introspection_singlestep;
-	srcu_read_unlock(&vcpu->kvm->srcu, idx);
-
-	return owns;
-}
-
 u8 kvmi_glue_singlestep(void)
 {
 	return kvm_caps.has_introspection_step;
