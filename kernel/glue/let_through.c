@@ -55,9 +55,10 @@ void kvmi_take_back(struct kvm_vcpu_introspection *vi)
 	vi->let_through_count = 0;
 }
 
+/* The instruction is known by RIP alone: a far CALL has loaded CS before it writes its stack. */
 static void let_through(struct kvm_vcpu_introspection *vi, gfn_t gfn, u8 access, u8 walk)
 {
-	unsigned long rip = kvm_get_linear_rip(vi->vcpu);
+	unsigned long rip = kvm_rip_read(vi->vcpu);
 	struct kvmi_let_through *page;
 
 	if (vi->let_through_rip != rip)
@@ -80,7 +81,7 @@ bool kvmi_is_let_through(struct kvm_vcpu_introspection *vi, gfn_t gfn, u8 kind)
 {
 	struct kvmi_let_through *page;
 
-	if (vi->let_through_rip != kvm_get_linear_rip(vi->vcpu))
+	if (vi->let_through_rip != kvm_rip_read(vi->vcpu))
 		return false;
 	page = find(vi, gfn);
 	return page && (page->access & kind);
@@ -137,7 +138,7 @@ bool __kvm_introspection_page_fault(struct kvm_vcpu *vcpu, gpa_t gpa, u64 error_
 	    !kvm_is_visible_gfn(vcpu->kvm, gfn))
 		return false;
 	if (vcpu->introspection_let_through &&
-	    vi->let_through_rip == kvm_get_linear_rip(vcpu) &&
+	    vi->let_through_rip == kvm_rip_read(vcpu) &&
 	    (kvmi_let_through_access(vcpu, gfn) & kind))
 		return false;
 
@@ -160,7 +161,7 @@ bool kvmi_wants_let_through(struct kvm_vcpu_introspection *vi)
 
 	if (!vi->let_through_count)
 		return false;
-	if (kvm_get_linear_rip(vcpu) != vi->let_through_rip || kvm_is_exception_pending(vcpu) ||
+	if (kvm_rip_read(vcpu) != vi->let_through_rip || kvm_is_exception_pending(vcpu) ||
 	    is_guest_mode(vcpu) || is_smm(vcpu)) {
 		kvmi_take_back(vi);
 		return false;
@@ -255,7 +256,7 @@ void kvmi_leave_let_through(struct kvm_vcpu *vcpu, struct kvm_vcpu_introspection
 		count = vi->let_through_count;
 		kvmi_take_back(vi);
 		/* Not through yet: the entry was for something else. */
-		if (!vcpu->introspection_stepped && kvm_get_linear_rip(vcpu) == vi->let_through_rip)
+		if (!vcpu->introspection_stepped && kvm_rip_read(vcpu) == vi->let_through_rip)
 			vi->let_through_count = count;
 	}
 	set_let_through(vcpu, false);
