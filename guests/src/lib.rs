@@ -22,6 +22,7 @@ mod access;
 pub mod layout;
 mod mailbox;
 mod nested;
+pub mod protected;
 mod routine;
 #[cfg(target_arch = "x86_64")]
 pub mod runtime;

@@ -37,9 +37,18 @@ pub enum Routine {
     SyscallMask = 14,
     /// Sets BS in DR6, and clears it again; the result is what it held, the second in the upper half.
     DebugStatus = 15,
+    /// In 32-bit code without paging: a far CALL to a segment with another base, which KVM emulates, its stack ending at argument 1; the
+    /// result is 2.
+    FarCall = 16,
+    /// PUSHF and POPF in virtual-8086 mode, PUSHF with IOPL 0 first; the result is 1, one #GP, and from bit 16 on the flags that it showed.
+    Virtual8086 = 17,
+    /// CALL of a task and IRET from it; the result is 2.
+    TaskSwitch = 18,
+    /// #NP, whose gate leads to a task; the result is 1 more than the error code, which is [`crate::protected::ABSENT`].
+    TaskGate = 19,
 }
 
 impl Routine {
     /// How many there are.
-    pub const COUNT: usize = 16;
+    pub const COUNT: usize = 20;
 }

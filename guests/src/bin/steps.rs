@@ -10,7 +10,7 @@ use core::arch::{asm, global_asm};
 use core::sync::atomic::Ordering::Release;
 
 use kvmi_guests::runtime::{Cpu, Vendor, vendor};
-use kvmi_guests::{COUNTED_VECTOR, MARK_PORT, Op, Routine, layout};
+use kvmi_guests::{COUNTED_VECTOR, MARK_PORT, Op, Routine, layout, protected};
 
 kvmi_guests::guest!(program);
 
@@ -277,17 +277,36 @@ global_asm!(
     "step shl rax, 32",
     "step or rbx, rax",
     "finish",
+    kvmi_guests::protected_routines!(),
     ".popsection",
     ".pushsection .data.marks, \"aw\", @progbits",
     ".quad 0",
     ".popsection",
     vector = const COUNTED_VECTOR,
     port = const MARK_PORT,
+    code = const layout::CODE_SELECTOR,
+    data = const layout::DATA_SELECTOR,
+    code_32 = const protected::CODE_32,
+    code_far = const protected::CODE_FAR,
+    far_base = const protected::FAR_BASE,
+    task = const protected::TASK,
+    other_task = const protected::OTHER_TASK,
+    absent = const protected::ABSENT,
+    stack_end = const protected::STACK_END,
+    virtual_segment = const protected::VIRTUAL_SEGMENT,
+    virtual_stack_end = const protected::VIRTUAL_STACK_END,
+    virtual_ip = const protected::VIRTUAL_IP,
 );
 
 unsafe extern "C" {
     static kvmi_guest_marks: [*mut u8; 2 * Routine::COUNT];
     static kvmi_guest_routines: [[u64; 2]; Routine::COUNT];
+    static mut kvmi_guest_tss: [u32; 26];
+    static mut kvmi_guest_other_tss: [u32; 26];
+    static mut kvmi_guest_protected_gdt: [u64; 8];
+    static mut kvmi_guest_protected_idt: [u64; 0x21];
+    static kvmi_guest_protection: u8;
+    static kvmi_guest_virtual_end: u8;
     static kvmi_guest_debug: u8;
     static kvmi_guest_syscall: u8;
 }
@@ -322,6 +341,7 @@ fn program(cpu: Cpu) -> ! {
 fn call([routine, arg, ..]: [u64; 4]) -> Option<u64> {
     // SAFETY: as above; a routine keeps what a C function keeps.
     unsafe {
+        prepare_protected();
         let [entry, _] = *kvmi_guest_routines.get(usize::try_from(routine).ok()?)?;
         let result: u64;
         asm!("call {}", in(reg) entry, inout("rdi") arg => _, out("rax") result, clobber_abi("C"));
@@ -351,6 +371,46 @@ unsafe fn prepare_ring_3() {
         write_msr(IA32_STAR, star << 32);
         write_msr(IA32_LSTAR, (&raw const kvmi_guest_syscall) as u64);
         write_msr(IA32_FMASK, FLAGS_IF_TF);
+    }
+}
+
+/// The tables of the code outside of 64-bit mode, as it finds them each time: no task is busy.
+///
+/// # Safety
+/// Nobody else uses that code, and its page.
+unsafe fn prepare_protected() {
+    const DATA: u32 = layout::DATA_SELECTOR as u32;
+    // A task state segment: an available one of 32 bits, 104 bytes.
+    let task = |at: u64| 0x8900_0000_0067 | (at & 0xff_ffff) << 16 | at >> 24 << 56;
+    let gate = |to: u64, kind: u64| to & 0xffff | 0x18 << 16 | kind << 32 | to >> 16 << 48;
+    // ESP0, SS0.
+    let mut first = [0; 26];
+    (first[1], first[2]) = (protected::STACK_END, DATA);
+    // EFLAGS, ESP; ES, CS, SS, DS.
+    let mut other = [0; 26];
+    (other[9], other[14]) = (2, protected::TASK_STACK_END);
+    (other[18], other[19], other[20], other[21]) = (DATA, protected::CODE_32.into(), DATA, DATA);
+    // SAFETY: the caller's promise; these tables are those that the assembly has made.
+    unsafe {
+        (&raw mut kvmi_guest_tss).write_volatile(first);
+        (&raw mut kvmi_guest_other_tss).write_volatile(other);
+        (&raw mut kvmi_guest_protected_gdt).write_volatile([
+            0,
+            0x0020_9a00_0000_0000,
+            0x00cf_9200_0000_ffff,
+            0x00cf_9a00_0000_ffff,
+            0x00cf_9a00_0000_ffff | u64::from(protected::FAR_BASE) << 16,
+            task((&raw const kvmi_guest_tss) as u64),
+            task((&raw const kvmi_guest_other_tss) as u64),
+            0x00cf_1200_0000_ffff,
+        ]);
+        let mut gates = [0; 0x21];
+        gates[11] = u64::from(protected::OTHER_TASK) << 16 | 0x8500 << 32;
+        gates[13] = gate((&raw const kvmi_guest_protection) as u64, 0x8e00);
+        gates[0x20] = gate((&raw const kvmi_guest_virtual_end) as u64, 0xee00);
+        (&raw mut kvmi_guest_protected_idt).write_volatile(gates);
+        let code = protected::PAGE + u64::from(protected::VIRTUAL_IP);
+        (code as *mut [u8; 6]).write_volatile(protected::VIRTUAL_CODE);
     }
 }
 

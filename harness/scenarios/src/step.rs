@@ -5,6 +5,7 @@ mod control;
 mod end;
 mod instructions;
 mod interrupts;
+mod protected;
 
 use std::time::Duration;
 
@@ -21,6 +22,7 @@ pub(crate) fn scenarios() -> Vec<Scenario> {
     [
         instructions::SCENARIOS,
         interrupts::SCENARIOS,
+        protected::SCENARIOS,
         control::SCENARIOS,
         end::SCENARIOS,
     ]

@@ -110,7 +110,7 @@ fn straight(context: &mut Context) -> Result<(), Failure> {
 }
 
 /// Runs a routine once; its result.
-fn once(context: &mut Context, routine: Routine, arg: u64) -> Result<u64, Failure> {
+pub(super) fn once(context: &mut Context, routine: Routine, arg: u64) -> Result<u64, Failure> {
     let mut stepped = Stepped::start(context)?;
     context.stage("step", Duration::from_secs(20));
     let mut with_trap_flag = None;
@@ -233,9 +233,21 @@ fn debug_status(context: &mut Context) -> Result<(), Failure> {
 }
 
 fn fetch(context: &mut Context) -> Result<(), Failure> {
+    let routines = [Routine::Flags, Routine::MovSs, Routine::Iret, Routine::Syscall];
+    for (routine, result) in routines.iter().zip(told_by_both(context, &routines)?) {
+        if *routine != Routine::MovSs {
+            check_eq!(result & TRAP_FLAG, 0, "TF that the guest sees in {routine:?}");
+        }
+    }
+    Ok(())
+}
+
+/// Runs routines whose pages may not be executed: each instruction is told by SINGLESTEP, then by PF. Their results.
+pub(super) fn told_by_both(context: &mut Context, routines: &[Routine]) -> Result<Vec<u64>, Failure> {
+    let mut results = Vec::new();
     let mut stepped = Stepped::start(context)?;
     stepped.wire.control_event(0, PF, true)?;
-    for routine in [Routine::Flags, Routine::MovSs, Routine::Iret, Routine::Syscall] {
+    for &routine in routines {
         context.stage(&format!("{routine:?}"), Duration::from_secs(20));
         let list = stepped.list(routine)?;
         let mut pages: Vec<_> = list.iter().map(|rip| rip & !(PAGE - 1)).collect();
@@ -262,10 +274,8 @@ fn fetch(context: &mut Context) -> Result<(), Failure> {
         let event = stepped.wire.expect_event(HYPERCALL, 0)?;
         stepped.wire.singlestep(false)?;
         stepped.wire.restrict(&set(ALL))?;
-        let result = stepped.finish_at(context, &event, number)?;
-        if routine != Routine::MovSs {
-            check_eq!(result & TRAP_FLAG, 0, "TF that the guest sees in {routine:?}");
-        }
+        results.push(stepped.finish_at(context, &event, number)?);
     }
-    stepped.vm.exit()
+    stepped.vm.exit()?;
+    Ok(results)
 }
