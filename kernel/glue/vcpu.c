@@ -197,6 +197,10 @@ static int serve(struct kvm_vcpu_introspection *vi)
 			return -EINTR;
 		cond_resched();
 
+		/* What was sent after the reply finds done what KVM has to do for it. */
+		if (kvmi_phase(vi->state) == KVMI_REPLY_HERE)
+			return 1;
+
 		if (!READ_ONCE(session->lost)) {
 			r = send_leftovers(vi);
 			if (!r && (job = kvmi_dequeue(vi))) {

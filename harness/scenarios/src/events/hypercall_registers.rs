@@ -5,17 +5,27 @@ use std::time::Duration;
 
 use kvmi_guests::Op;
 use kvmi_uapi::event::{CONTINUE, HYPERCALL};
-use kvmi_uapi::{Regs, msg};
+use kvmi_uapi::{Regs, VcpuGetRegisters, VcpuGetRegistersReply, msg};
+use zerocopy::IntoBytes;
 
 use crate::lifecycle::GUEST_REQUEST;
+use crate::requests::{expect_data, read_exactly};
 use crate::vmm::field;
+use crate::wire::vcpu_payload;
 use crate::{Context, Failure, Scenario, check_eq, scenario};
 
-pub(super) const SCENARIOS: &[Scenario] = &[scenario(
-    "events::hypercall_registers_set",
-    "registers set in a HYPERCALL event: RAX returns 0 unless RIP moves, the others are the guest's, none makes it another call",
-    registers_set,
-)];
+pub(super) const SCENARIOS: &[Scenario] = &[
+    scenario(
+        "events::hypercall_registers_set",
+        "registers set in a HYPERCALL event: RAX returns 0 unless RIP moves, the others are the guest's, none makes it another call",
+        registers_set,
+    ),
+    scenario(
+        "events::command_behind_reply",
+        "a command that is sent right behind a reply finds what the reply has brought about",
+        command_behind_reply,
+    ),
+];
 
 /// What the tool changes, and what the guest then finds.
 struct Case {
@@ -99,6 +109,39 @@ fn registers_set(context: &mut Context) -> Result<(), Failure> {
             round,
             "hypercalls that returned"
         );
+        wire.expect_no_event()?;
+    }
+    vm.exit()
+}
+
+fn command_behind_reply(context: &mut Context) -> Result<(), Failure> {
+    context.stage("start", Duration::from_secs(20));
+    let (vm, mut wire) = context.hooked_vm("hypercall", 1)?;
+    wire.control_event(0, HYPERCALL, true)?;
+    context.stage("both at once", Duration::from_secs(10));
+    for _ in 0..2 {
+        let number = vm.command(0, Op::Hypercall, GUEST_REQUEST)?;
+        let event = wire.expect_event(HYPERCALL, 0)?;
+        let mut regs = event.arch.regs;
+        regs.rdi = MARK;
+        check_eq!(
+            wire.vcpu(0, msg::VCPU_SET_REGISTERS, &regs)?,
+            Ok(vec![]),
+            "VCPU_SET_REGISTERS"
+        );
+        // While the vCPU is not in KVM_RUN both wait for it.
+        vm.pause(0)?;
+        wire.reply(&event, CONTINUE)?;
+        let head = VcpuGetRegisters::default();
+        let seq = wire.send(msg::VCPU_GET_REGISTERS, &vcpu_payload(0, head.as_bytes()))?;
+        // The reader has both when it answers this.
+        wire.expect_version()?;
+        vm.resume(0)?;
+        let data = expect_data(wire.answer(seq)?, "VCPU_GET_REGISTERS")?;
+        let read: VcpuGetRegistersReply = read_exactly(&data, "VCPU_GET_REGISTERS")?;
+        (regs.rax, regs.rip) = (0, regs.rip + 3);
+        check_eq!(read.regs, regs, "registers behind the hypercall");
+        check_eq!(vm.finished(context, 0, number)?, 0, "RAX");
         wire.expect_no_event()?;
     }
     vm.exit()
