@@ -105,6 +105,12 @@ unsigned int __kvm_introspection_pte_access(struct kvm_vcpu *vcpu, union kvm_mmu
 	return access;
 }
 
+/* Whether the CPU's way through the guest's page tables need not count as a write: with EPT. */
+bool kvm_introspection_tells_walks(void)
+{
+	return shadow_user_mask == VMX_EPT_READABLE_MASK;
+}
+
 /* As KVMI_FEATURE_EXEC_ONLY; with NPT, and EPT without it, what is present can be read. */
 bool kvm_introspection_has_execute_only(void)
 {

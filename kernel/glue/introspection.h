@@ -56,6 +56,7 @@ bool __kvm_introspection_holds_interrupts(struct kvm_vcpu *vcpu);
 
 /* Page access (access.c, let_through.c) */
 void kvm_introspection_vm_init(struct kvm *kvm);
+bool kvm_introspection_tells_walks(void);
 bool kvm_introspection_has_execute_only(void);
 int __kvm_introspection_max_level(struct kvm *kvm, gfn_t gfn, int level);
 unsigned int __kvm_introspection_pte_access(struct kvm_vcpu *vcpu, union kvm_mmu_page_role role,

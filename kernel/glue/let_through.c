@@ -12,10 +12,13 @@
  * The root of the vCPU that is let through is shared by all that are, one at a
  * time: the stepper.  It is so for one step (step.c), and waits for no tool.
  */
+#include <linux/uaccess.h>
+
 #include "session.h"
 #include "kvm_cache_regs.h"
 #include "mmu.h"
 #include "mmu/mmu_internal.h"
+#include "mmu/spte.h"
 #include "mmu/tdp_mmu.h"
 #include "smm.h"
 #include "x86.h"
@@ -123,6 +126,60 @@ int kvmi_complete_access(struct kvm_vcpu_introspection *vi, bool changed)
 }
 
 /*
+ * What the CPU would: set the accessed bit of an entry of the guest's page tables,
+ * or the dirty bit, the accessed one being set.  They lie in the byte that also
+ * says whether the entry is there, of whatever paging mode.  False: it cannot be
+ * that.
+ */
+static bool mark_entry(struct kvm_vcpu *vcpu, gpa_t gpa)
+{
+	gfn_t gfn = gpa_to_gfn(gpa);
+	unsigned long hva;
+	u8 __user *byte;
+	bool writable;
+	u8 old, new;
+	int r;
+
+	hva = kvm_vcpu_gfn_to_hva_prot(vcpu, gfn, &writable);
+	if (kvm_is_error_hva(hva) || !writable)
+		return false;
+	byte = (u8 __user *)(hva + offset_in_page(gpa));
+	if (get_user(old, byte))
+		return false;
+
+	/* It has gone meanwhile: the CPU will find out. */
+	if (!(old & PT_PRESENT_MASK))
+		return true;
+	new = old | (old & PT_ACCESSED_MASK ? PT_DIRTY_MASK : PT_ACCESSED_MASK);
+	if (new == old)
+		return false;
+	/* Where another CPU was faster the CPU comes here again. */
+	r = __try_cmpxchg_user(byte, &old, new, fault);
+	if (r < 0)
+		return false;
+	kvm_vcpu_mark_page_dirty(vcpu, gfn);
+	return true;
+}
+
+/*
+ * The CPU on its way through the guest's page tables, which is no access of the
+ * guest's.  As __kvm_introspection_page_fault().  Where the hardware tells the way
+ * from a write (EPT without accessed and dirty flags, as in the step), the page is
+ * not let be written: what is a write of such a way then is made here.
+ */
+static bool let_walk_through(struct kvm_vcpu_introspection *vi, gpa_t gpa, u8 kind)
+{
+	if (kind == KVMI_PAGE_ACCESS_W && kvm_introspection_tells_walks()) {
+		if (!vi->vcpu->introspection_let_through && kvm_ad_enabled())
+			kind = KVMI_PAGE_ACCESS_R;
+		else if (mark_entry(vi->vcpu, gpa))
+			return true;
+	}
+	let_through(vi, gpa_to_gfn(gpa), 0, kind);
+	return true;
+}
+
+/*
  * site: an EPT violation or nested page fault.  True when it is dealt with: it
  * waits for the tool, or the vCPU is to be stepped.
  */
@@ -142,11 +199,8 @@ bool __kvm_introspection_page_fault(struct kvm_vcpu *vcpu, gpa_t gpa, u64 error_
 	    (kvmi_let_through_access(vcpu, gfn) & kind))
 		return false;
 
-	/* The CPU on its way through the guest's page tables is no access of the guest's. */
-	if (!(error_code & PFERR_GUEST_FINAL_MASK)) {
-		let_through(vi, gfn, 0, kind);
-		return true;
-	}
+	if (!(error_code & PFERR_GUEST_FINAL_MASK))
+		return let_walk_through(vi, gpa, kind);
 
 	pf.detail = kind;
 	pf.b = kvm_x86_call(introspection_fault_gva)(vcpu);

@@ -11,6 +11,7 @@ mod kinds;
 mod many;
 mod memory;
 mod others;
+mod page_tables;
 mod shadow;
 mod stepped;
 
@@ -39,6 +40,7 @@ pub(crate) fn scenarios() -> Vec<Scenario> {
         commands::SCENARIOS,
         kinds::SCENARIOS,
         instructions::SCENARIOS,
+        page_tables::SCENARIOS,
         at_once::SCENARIOS,
         stepped::SCENARIOS,
         emulated::SCENARIOS,

@@ -42,12 +42,6 @@ pub(super) const SCENARIOS: &[Scenario] = &[
         fetch_across,
     )
     .stepping(),
-    scenario(
-        "pages::page_table",
-        "the CPU's own walk through a page table that denies writes is let through untold; the guest's write is told",
-        page_table,
-    )
-    .stepping(),
 ];
 
 const PLACE: u64 = layout::SCRATCH + 0x1_0000;
@@ -247,53 +241,5 @@ fn fetch_across(context: &mut Context) -> Result<(), Failure> {
         }
         watched.wire.restrict(&[(first, ALL), (second, ALL)])?;
     }
-    watched.vm.exit()
-}
-
-fn page_table(context: &mut Context) -> Result<(), Failure> {
-    const PRESENT_WRITABLE: u64 = 3;
-    const ACCESSED: u64 = 1 << 5;
-    const DIRTY: u64 = 1 << 6;
-    // A 2 MiB range that the program does not use, mapped by a page table of its own.
-    const RANGE: u64 = 0x1800_0000;
-    let mut watched = Watched::start(context, 1)?;
-    let (table, page) = (PLACE, PLACE + PAGE);
-    watched
-        .vm
-        .guest
-        .write(table, &(page | PRESENT_WRITABLE).to_ne_bytes())?;
-    let entry = layout::PAGE_DIRECTORY + 8 * (RANGE >> 21);
-    watched
-        .vm
-        .guest
-        .write(entry, &(table | PRESENT_WRITABLE).to_ne_bytes())?;
-    watched.wire.restrict(&[(table, R | X)])?;
-    context.stage("walk", Duration::from_secs(10));
-    for value in [3, 4] {
-        watched.silent(context, Access::Write, [RANGE + 0x10, value, 0])?;
-        check_eq!(watched.word(page + 0x10)?, value, "the word in the page");
-        let read = watched.silent(context, Access::Read, [RANGE + 0x10, 0, 0])?;
-        check_eq!(read, value, "the word read");
-    }
-    let flags = watched.word(table)? & (ACCESSED | DIRTY);
-    check_eq!(
-        flags,
-        ACCESSED | DIRTY,
-        "what the CPU has set in the page table's entry"
-    );
-    context.stage("the guest's own write", Duration::from_secs(10));
-    watched.told(context, (Access::Write, [table + 8, 0, 0]), &[(W, table + 8)])?;
-    context.stage("both", Duration::from_secs(10));
-    watched.wire.restrict(&[(page, 0)])?;
-    // The gva is not where the page lies.
-    let number = watched.begin(Access::Write, [RANGE + 0x10, 9, 0])?;
-    let event = watched.wire.expect_event(kvmi_uapi::event::PF, 0)?;
-    let data = event.data::<kvmi_uapi::event::Pf>()?;
-    check_eq!((data.access, data.gpa), (W, page + 0x10), "access and gpa");
-    check!([RANGE + 0x10, u64::MAX].contains(&data.gva), "gva {:#x}", data.gva);
-    watched.wire.reply(&event, CONTINUE)?;
-    watched.vm.finished(context, 0, number)?;
-    check_eq!(watched.word(page + 0x10)?, 9, "the word in the page");
-    watched.wire.expect_no_event()?;
     watched.vm.exit()
 }
