@@ -4,7 +4,7 @@
 #![cfg_attr(target_os = "none", no_std, no_main)]
 #![allow(unsafe_code)]
 
-use core::arch::global_asm;
+use core::arch::{asm, global_asm};
 use core::sync::atomic::Ordering::{Relaxed, Release};
 
 use kvmi_guests::runtime::{self, Cpu, hypercall, int3, read_cr, send_ipi, vendor, write_cr};
@@ -121,6 +121,12 @@ fn program(cpu: Cpu) -> ! {
             Some(0)
         }
         Op::Hypercall => Some(hypercall(vendor, args[0], args[1], args[2])[0]),
+        Op::CallTarget => {
+            let target = cpu.slot.target.load(Relaxed);
+            // SAFETY: the scenario has put a function there that returns and changes nothing.
+            unsafe { asm!("call {}", in(reg) target, clobber_abi("C")) }
+            Some(0)
+        }
         Op::Int3 => {
             int3();
             Some(0)

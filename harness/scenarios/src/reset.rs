@@ -4,9 +4,9 @@
 use std::time::Duration;
 
 use kvmi_guests::{Op, layout};
-use kvmi_uapi::Regs;
 use kvmi_uapi::error::EBUSY;
-use kvmi_uapi::event::{BREAKPOINT, CONTINUE, CR, Cr, HYPERCALL, MSR, Msr};
+use kvmi_uapi::event::{BREAKPOINT, CONTINUE, CR, Cr, HYPERCALL, MSR, Msr, PF, Pf, RETRY};
+use kvmi_uapi::{PageAccessEntry, Regs};
 
 use crate::lifecycle::GUEST_REQUEST;
 use crate::vmm::{Vm, field};
@@ -42,6 +42,12 @@ pub(crate) const SCENARIOS: &[Scenario] = &[
         "reset::no_injection",
         "a vCPU that waits for SIPI takes no exception, neither then nor when SIPI has come",
         no_injection,
+    )
+    .in_real_mode(),
+    scenario(
+        "reset::within_a_step",
+        "INIT and SIPI that come while an access is let through: what the old instruction was let do the new one is not",
+        within_a_step,
     )
     .in_real_mode(),
     scenario(
@@ -284,5 +290,39 @@ fn waits_for_reply(context: &mut Context) -> Result<(), Failure> {
     wire.reply(&event, CONTINUE)?;
     vm.wait_ready(context)?;
     hypercall_again(context, &vm, &mut wire)?;
+    vm.exit()
+}
+
+fn within_a_step(context: &mut Context) -> Result<(), Failure> {
+    const RET: u8 = 0xc3;
+    /// A function of one instruction, in the page where the vCPU starts again.
+    const FUNCTION: u64 = layout::TRAMPOLINE + 0xf00;
+    const NOT_EXECUTED: u8 = PageAccessEntry::READ | PageAccessEntry::WRITE;
+    context.stage("start", Duration::from_secs(20));
+    let (vm, mut wire) = context.hooked_vm("resets", 2)?;
+    wire.control_event(AP, PF, true)?;
+    vm.guest.write(FUNCTION, &[RET])?;
+    vm.guest.set_field(AP.into(), field!(target), FUNCTION)?;
+    for round in 1..=3 {
+        context.stage(&format!("INIT and SIPI {round}"), Duration::from_secs(20));
+        wire.restrict(&[(layout::TRAMPOLINE, NOT_EXECUTED)])?;
+        vm.guest.set_field(AP.into(), field!(ready), 0)?;
+        vm.command(AP.into(), Op::CallTarget, [1, 0, 0, 0])?;
+        let old = wire.expect_event(PF, AP)?;
+        check_eq!(old.data::<Pf>()?.gpa, FUNCTION, "gpa of the old instruction");
+        send(context, &vm, INIT)?;
+        send(context, &vm, SIPI)?;
+        wire.reply(&old, CONTINUE)?;
+        let new = wire.expect_event(PF, AP)?;
+        check_eq!(
+            (new.data::<Pf>()?.gpa, new.arch.regs.rip),
+            (layout::TRAMPOLINE, 0),
+            "gpa and RIP of the new instruction"
+        );
+        wire.restrict(&[(layout::TRAMPOLINE, NOT_EXECUTED | PageAccessEntry::EXEC)])?;
+        wire.reply(&new, RETRY)?;
+        vm.wait_ready(context)?;
+        wire.expect_no_event()?;
+    }
     vm.exit()
 }
