@@ -26,7 +26,7 @@ mod requests;
 mod reset;
 mod step;
 mod storm;
-mod unserved_memory;
+pub mod unserved_memory;
 pub mod vmm;
 pub mod wire;
 

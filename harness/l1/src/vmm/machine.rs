@@ -164,6 +164,9 @@ impl Machine {
             Request::AddSlot { gpa, bytes } => self.slots.add(&self.vm, gpa, bytes)?,
             Request::DeleteSlot { gpa } => self.slots.delete(&self.vm, gpa)?,
             Request::HideSlot => self.slots.hide()?,
+            Request::WithholdSlot => self.slots.withhold()?,
+            Request::WaitForFault => self.slots.wait_for_fault()?,
+            Request::ServeSlot => self.slots.serve(),
             Request::RemakeRam => self.slots.remake_ram(&self.vm)?,
             Request::ShowRamToSmm => self.slots.show_ram_to_smm(&self.vm)?,
             Request::CheckExtension { capability } => {

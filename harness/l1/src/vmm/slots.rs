@@ -9,9 +9,10 @@ use std::os::fd::{AsRawFd, BorrowedFd, OwnedFd};
 use kvm_bindings::{KVM_MEM_LOG_DIRTY_PAGES, KVM_MEM_READONLY, kvm_userspace_memory_region};
 use kvm_ioctls::VmFd;
 use kvmi_guests::layout;
+use kvmi_lab_scenarios::unserved_memory::Withheld;
 use kvmi_lab_scenarios::vmm::Refusal;
 use rustix::mm::{MprotectFlags, mprotect};
-use vm_memory::{Bytes, FileOffset, GuestAddress, GuestMemoryBackend, GuestMemoryMmap};
+use vm_memory::{Bytes, FileOffset, GuestAddress, GuestMemoryBackend, GuestMemoryMmap, GuestRegionMmap};
 
 use super::{Refused, refuse};
 
@@ -29,6 +30,7 @@ const READ_ONLY_BYTE: u8 = 0xa5;
 pub(super) struct Slots {
     pub(super) ram: GuestMemoryMmap,
     read_only: Option<GuestMemoryMmap>,
+    withheld: Option<Withheld>,
     more: Vec<GuestMemoryMmap>,
 }
 
@@ -44,6 +46,7 @@ impl Slots {
         Ok(Self {
             ram,
             read_only: None,
+            withheld: None,
             more: Vec::new(),
         })
     }
@@ -82,9 +85,30 @@ impl Slots {
         set(vm, slot, 0, gpa, 0, memory)
     }
 
-    pub(super) fn hide(&self) -> Result<(), Refusal> {
+    fn last(&self) -> Result<&GuestRegionMmap, Refusal> {
         let last = self.more.last().and_then(|memory| memory.iter().next());
-        let region = last.ok_or_else(|| refuse("no slot was added"))?;
+        last.ok_or_else(|| refuse("no slot was added"))
+    }
+
+    pub(super) fn withhold(&mut self) -> Result<(), Refusal> {
+        let region = self.last()?;
+        // SAFETY: the mapping is this region's own and lives in `more`, which is dropped after `withheld`; KVM alone touches it.
+        let withheld = unsafe { Withheld::new(region.as_ptr() as usize, region.size()) };
+        self.withheld = Some(withheld.refused("userfaultfd")?);
+        Ok(())
+    }
+
+    pub(super) fn wait_for_fault(&self) -> Result<(), Refusal> {
+        let withheld = self.withheld.as_ref().ok_or_else(|| refuse("no slot is withheld"))?;
+        withheld.wait_for_fault().refused("poll")
+    }
+
+    pub(super) fn serve(&mut self) {
+        self.withheld = None;
+    }
+
+    pub(super) fn hide(&self) -> Result<(), Refusal> {
+        let region = self.last()?;
         // SAFETY: the mapping is this region's own, and nothing but KVM, which copes, reads or writes it.
         unsafe { mprotect(region.as_ptr().cast(), region.size(), MprotectFlags::empty()) }.refused("mprotect")
     }

@@ -34,7 +34,7 @@ pub(super) const SCENARIOS: &[Scenario] = &[
 ];
 
 /// Receiving threads of sessions, alive or left behind, whose `/proc/PID/stat` has this text.
-fn readers_with(text: &str) -> Result<usize, Failure> {
+pub(crate) fn readers_with(text: &str) -> Result<usize, Failure> {
     let mut found = 0;
     for process in fs::read_dir("/proc")? {
         // One that is gone by now is none.

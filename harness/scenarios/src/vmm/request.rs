@@ -241,6 +241,12 @@ pub enum Request {
     },
     /// Take the VMM's own right to the memory of the slot that was added last.
     HideSlot,
+    /// Withhold the memory of the slot that was added last, which nobody has touched: who touches it stands still.
+    WithholdSlot,
+    /// Wait until somebody stands still there.
+    WaitForFault,
+    /// Serve what stands still there.
+    ServeSlot,
     /// Delete the slot of RAM and make it again.
     RemakeRam,
     /// Make the slot of RAM that a vCPU in SMM sees.

@@ -70,6 +70,33 @@ impl Vm {
         self.done(&Request::HideSlot)
     }
 
+    /// Withholds the memory of the slot that was added last, which nobody has touched: who touches it stands still.
+    ///
+    /// # Errors
+    ///
+    /// A VMM that is gone, or no such slot.
+    pub fn withhold_slot(&self) -> Result<(), Failure> {
+        self.done(&Request::WithholdSlot)
+    }
+
+    /// Waits until somebody stands still there.
+    ///
+    /// # Errors
+    ///
+    /// A VMM that is gone, or no slot that is withheld.
+    pub fn wait_for_fault(&self) -> Result<(), Failure> {
+        self.done(&Request::WaitForFault)
+    }
+
+    /// Serves what stands still there.
+    ///
+    /// # Errors
+    ///
+    /// A VMM that is gone.
+    pub fn serve_slot(&self) -> Result<(), Failure> {
+        self.done(&Request::ServeSlot)
+    }
+
     /// Deletes the slot of RAM and makes it again; all vCPUs are out.
     ///
     /// # Errors

@@ -1,0 +1,101 @@
+// SPDX-License-Identifier: MIT OR Apache-2.0
+//! A vCPU that stands still in memory whose page fault nobody serves: what waits for it, and what does not.
+
+use std::time::Duration;
+
+use kvmi_guests::{Access, Op, layout};
+use kvmi_uapi::event::{CONTINUE, PF, Pf};
+use kvmi_uapi::msg;
+use rustix::event::{PollFd, PollFlags, Timespec, poll};
+
+use super::{PAGE, R, W, Watched, X, entries, payload};
+use crate::lifecycle::readers_with;
+use crate::{Context, Failure, Scenario, check, check_eq, modules, scenario};
+
+pub(super) const SCENARIOS: &[Scenario] = &[
+    scenario(
+        "pages::waits_for_emulation",
+        "VM_SET_PAGE_ACCESS while KVM emulates a read of that page: it answers when the read is over, and the write is told",
+        waits_for_emulation,
+    )
+    .stepping(),
+    scenario(
+        "pages::commands_while_another_steps",
+        "a vCPU that is to be let through while another one is carries out commands",
+        commands_while_another_steps,
+    )
+    .stepping(),
+];
+
+const PLACE: u64 = layout::SCRATCH + 0x7_0000;
+
+/// Has the VMM add a page that stops whoever touches it.
+fn withhold(watched: &Watched) -> Result<u64, Failure> {
+    watched.vm.add_slot(layout::ANONYMOUS_SLOT, PAGE)?;
+    watched.vm.withhold_slot()?;
+    Ok(layout::ANONYMOUS_SLOT)
+}
+
+fn waits_for_emulation(context: &mut Context) -> Result<(), Failure> {
+    modules::emulate_by_prefix()?;
+    let mut watched = Watched::start(context, 1)?;
+    let page = withhold(&watched)?;
+    context.stage("an emulated read", Duration::from_secs(20));
+    let number = watched.begin(Access::AddEmulated, [page, 7, 0])?;
+    watched.vm.wait_for_fault()?;
+    context.stage("deny it", Duration::from_secs(20));
+    let seq = watched
+        .wire
+        .send(msg::VM_SET_PAGE_ACCESS, &payload(&entries(&[(page, 0)])))?;
+    let now = Timespec { tv_sec: 0, tv_nsec: 0 };
+    context.wait_for("the receiving thread to wait for the vCPU", || {
+        let socket = watched.wire.socket();
+        let mut answer = [PollFd::new(&socket, PollFlags::IN)];
+        check_eq!(poll(&mut answer, Some(&now))?, 0, "messages while the read is not over");
+        Ok(readers_with("(kvmi-recv) D")? == 1)
+    })?;
+    watched.vm.serve_slot()?;
+    check_eq!(watched.wire.answer(seq)?, Ok(vec![]), "VM_SET_PAGE_ACCESS");
+    context.stage("the write", Duration::from_secs(20));
+    let (event, data) = watched.pf()?;
+    check_eq!((data.access, data.gpa), (W, page), "access and gpa of PF");
+    watched.wire.reply(&event, CONTINUE)?;
+    // Anew from its beginning, with the read.
+    watched.let_through(R, page)?;
+    watched.vm.finished(context, 0, number)?;
+    watched.wire.expect_no_event()?;
+    watched.wire.restrict(&[(page, super::ALL)])?;
+    let sum = watched.silent(context, Access::Read, [page, 0, 0])?;
+    check_eq!(sum, 7, "the sum");
+    watched.vm.exit()
+}
+
+fn commands_while_another_steps(context: &mut Context) -> Result<(), Failure> {
+    let mut watched = Watched::start(context, 2)?;
+    let page = withhold(&watched)?;
+    let top = page + PAGE / 2;
+    watched.wire.restrict(&[(page, R | X), (PLACE, R | X)])?;
+    context.stage("one is let through and stands still", Duration::from_secs(20));
+    // With interrupts off, so that KVM waits for the page itself.
+    let first = watched.begin(Access::Push, [top, 1, 0])?;
+    watched.let_through(W, top - 8)?;
+    watched.vm.wait_for_fault()?;
+    context.stage("the other is to be let through", Duration::from_secs(20));
+    let second = watched.vm.command(1, Op::Access, [Access::Write as u64, PLACE, 2, 0])?;
+    let event = watched.wire.expect_event(PF, 1)?;
+    check_eq!(event.data::<Pf>()?.gpa, PLACE, "gpa of PF");
+    watched.wire.reply(&event, CONTINUE)?;
+    for _ in 0..3 {
+        let registers = watched.wire.registers(1)?.regs;
+        check_eq!(registers, event.arch.regs, "registers while it waits");
+    }
+    check_eq!(watched.word(PLACE)?, 0, "the word while it waits");
+    context.stage("both go on", Duration::from_secs(20));
+    watched.vm.serve_slot()?;
+    for (vcpu, number) in [first, second].into_iter().enumerate() {
+        watched.vm.finished(context, vcpu, number)?;
+    }
+    check!(watched.word(PLACE)? == 2, "the word is not written");
+    watched.wire.expect_no_event()?;
+    watched.vm.exit()
+}
