@@ -36,7 +36,7 @@ pub(super) const SCENARIOS: &[Scenario] = &[
     )
     .stepping(),
     scenario(
-        "step::virtual_8086",
+        "step::virtual_86",
         "PUSHF in virtual-8086 mode: #GP with IOPL 0, no TF with IOPL 3",
         virtual_8086,
     )
