@@ -157,6 +157,11 @@ pub(crate) fn recorder(shop: &Workshop) -> Result<PathBuf> {
     preload(shop, "recorder for QEMU", "kvmi-lab-recorder")
 }
 
+/// The library that has a CPU of QEMU's that spins let others run.
+pub(crate) fn yielder(shop: &Workshop) -> Result<PathBuf> {
+    preload(shop, "yielder for QEMU", "kvmi-lab-yielder")
+}
+
 /// A library to be loaded into an emulator before its own ones.
 fn preload(shop: &Workshop, what: &str, package: &str) -> Result<PathBuf> {
     let task = shop.progress.task(format!("build the {what}"));

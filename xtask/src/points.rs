@@ -31,12 +31,29 @@ pub(crate) fn prepare(
     fetched: &Fetched,
     folder: &Path,
 ) -> Result<Vec<Standing>> {
+    let yielder = if wanted.iter().any(|&lane| qemu::Parts::want_library(lane, pace)) {
+        Some(lab::yielder(shop)?)
+    } else {
+        None
+    };
     let library = if wanted.iter().any(|lane| lane.platform() == Platform::Bochs) {
         lab::fork_server(shop)?
     } else {
         PathBuf::new()
     };
-    let at_point = |&lane| at_point(shop, lane, pace, boot, fetched, &library);
+    let at_point = |&lane: &Lane| {
+        if lane.platform() == Platform::Bochs {
+            return at_point_in_bochs(shop, lane, boot, fetched, &library);
+        }
+        let parts = qemu::Parts {
+            lane,
+            pace,
+            emulators: fetched.emulators.clone(),
+            library: yielder.clone().filter(|_| qemu::Parts::want_library(lane, pace)),
+        };
+        let saved = qemu::prepare(parts, &shop.cache, &fetched.packages, boot, &shop.progress)?;
+        Ok(AtPoint::Qemu(saved))
+    };
     // Those whose point is not in the cache boot at the same time.
     let points: Vec<Result<AtPoint>> = thread::scope(|scope| {
         let booting: Vec<_> = wanted.iter().map(|lane| scope.spawn(move || at_point(lane))).collect();
@@ -71,23 +88,11 @@ enum AtPoint {
     Bochs { cd: PathBuf, saved: PathBuf },
 }
 
-fn at_point(
-    shop: &Workshop,
-    lane: Lane,
-    pace: Pace,
-    boot: &Boot,
-    fetched: &Fetched,
-    library: &Path,
-) -> Result<AtPoint> {
-    let (packages, cache) = (&fetched.packages, &shop.cache);
-    if lane.platform() == Platform::Bochs {
-        let cd = lab::cd(shop, boot)?;
-        let parts = bochs_parts(lane, fetched, library, &cd);
-        let saved = bochs::prepare(&parts, cache, packages, boot, &shop.progress)?;
-        return Ok(AtPoint::Bochs { cd, saved });
-    }
-    let saved = qemu::prepare(lane, pace, cache, &fetched.emulators, packages, boot, &shop.progress)?;
-    Ok(AtPoint::Qemu(saved))
+fn at_point_in_bochs(shop: &Workshop, lane: Lane, boot: &Boot, fetched: &Fetched, library: &Path) -> Result<AtPoint> {
+    let cd = lab::cd(shop, boot)?;
+    let parts = bochs_parts(lane, fetched, library, &cd);
+    let saved = bochs::prepare(&parts, &shop.cache, &fetched.packages, boot, &shop.progress)?;
+    Ok(AtPoint::Bochs { cd, saved })
 }
 
 fn bochs_parts<'a>(lane: Lane, fetched: &'a Fetched, library: &'a Path, cd: &'a Path) -> bochs::Parts<'a> {

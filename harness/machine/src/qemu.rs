@@ -126,12 +126,31 @@ impl Memory<'_> {
     }
 }
 
+/// What a machine is made of, and what runs it.
+#[derive(Clone, Debug, Serialize, Deserialize)]
+pub struct Parts {
+    /// The lane.
+    pub lane: Lane,
+    /// How time passes in it.
+    pub pace: Pace,
+    /// Where QEMU is.
+    pub emulators: Emulators,
+    /// The library by which a CPU that spins lets others run (harness/machine/yielder), where each of its CPUs is a thread in TCG.
+    pub library: Option<PathBuf>,
+}
+
+impl Parts {
+    /// Whether [`Parts::library`] is for machines like this.
+    #[must_use]
+    pub fn want_library(lane: Lane, pace: Pace) -> bool {
+        lane.platform() == Platform::Tcg && pace == Pace::Host
+    }
+}
+
 /// An L1 saved at its point, with what is needed to restore it.
 #[derive(Clone, Debug, Serialize, Deserialize)]
 pub struct Saved {
-    lane: Lane,
-    pace: Pace,
-    emulators: Emulators,
+    parts: Parts,
     boot: Boot,
     /// Holds [`STATE_FILE`] and [`MEMORY_FILE`].
     folder: PathBuf,
@@ -145,14 +164,13 @@ pub struct Saved {
 ///
 /// [`BootError`]
 pub fn prepare(
-    lane: Lane,
-    pace: Pace,
+    parts: Parts,
     cache: &Cache,
-    emulators: &Emulators,
     emulators_key: &str,
     boot: &Boot,
     progress: &Progress,
 ) -> Result<Saved, BootError> {
+    let Parts { lane, pace, .. } = parts;
     let key = Key::of("qemu point 2")
         .text("emulators", emulators_key)
         .text("arguments", &machine_arguments(lane, pace).join(" "))
@@ -166,9 +184,7 @@ pub fn prepare(
         // The log of a boot that failed must outlive the entry that was not made.
         let console = cache.work("logs")?.join(format!("{lane}-boot.log"));
         let mut qemu = Process::start(
-            lane,
-            pace,
-            emulators,
+            &parts,
             boot,
             &console,
             &console.with_extension("emulator.log"),
@@ -197,9 +213,7 @@ pub fn prepare(
         Ok::<(), BootError>(())
     })?;
     Ok(Saved {
-        lane,
-        pace,
-        emulators: emulators.clone(),
+        parts,
         boot: boot.clone(),
         folder: entry,
     })
@@ -245,7 +259,7 @@ impl Saved {
     /// What executes L1's instructions.
     #[must_use]
     pub fn acceleration(&self) -> String {
-        acceleration(self.lane)
+        acceleration(self.parts.lane)
     }
 
     /// Restores L1 for one scenario; it runs on from its point.
@@ -254,7 +268,7 @@ impl Saved {
     ///
     /// [`BootError`]
     pub fn restore(&self, request: &Request) -> Result<Restored, BootError> {
-        let has_order = matches!(self.pace, Pace::Counted(_));
+        let has_order = matches!(self.parts.pace, Pace::Counted(_));
         let (qemu, qmp) = self.resume(&request.folder, &[], has_order.then_some(request))?;
         let (send, news) = channel();
         let commands = watch(qmp, send.clone());
@@ -288,9 +302,7 @@ impl Saved {
         let own = ["-object", memory.as_str(), "-incoming", "defer"];
         let more: Vec<&str> = own.iter().chain(more).copied().collect();
         let qemu = Process::start(
-            self.lane,
-            self.pace,
-            &self.emulators,
+            &self.parts,
             &self.boot,
             &folder.join(run_folder::CONSOLE),
             &folder.join(run_folder::EMULATOR_LOG),
@@ -299,7 +311,7 @@ impl Saved {
         fs::write(folder.join(run_folder::EMULATOR), &qemu.described)
             .map_err(io_error("write down how qemu was started"))?;
         let mut qmp = qemu.qmp()?;
-        require_acceleration(self.lane, &mut qmp)?;
+        require_acceleration(self.parts.lane, &mut qmp)?;
         qmp.command("migrate-set-capabilities", capabilities())?;
         qmp.command(
             "migrate-incoming",
@@ -354,19 +366,12 @@ struct Process {
 }
 
 impl Process {
-    fn start(
-        lane: Lane,
-        pace: Pace,
-        emulators: &Emulators,
-        boot: &Boot,
-        console: &Path,
-        log: &Path,
-        more: &[&str],
-    ) -> Result<Self, BootError> {
+    fn start(parts: &Parts, boot: &Boot, console: &Path, log: &Path, more: &[&str]) -> Result<Self, BootError> {
+        let &Parts { lane, pace, .. } = parts;
         let (qmp, qemu_qmp) = UnixStream::pair().map_err(io_error("make a socket pair"))?;
         let (control, qemu_control) = UnixStream::pair().map_err(io_error("make a socket pair"))?;
         let log_file = File::create(log).map_err(io_error(format!("write {}", log.display())))?;
-        let mut command: Command = emulators.qemu();
+        let mut command: Command = parts.emulators.qemu_with(parts.library.as_deref());
         command
             .arg("-chardev")
             .arg(format!("file,id=console,path={}", console.display()))
@@ -381,7 +386,7 @@ impl Process {
             .stdin(OwnedFd::from(qemu_qmp))
             .stdout(OwnedFd::from(qemu_control))
             .stderr(log_file);
-        let described = emulators.describe(PACKAGE, &command, "");
+        let described = parts.emulators.describe(PACKAGE, &command, "");
         let child = in_short_turns(end_with_us(&mut command))
             .spawn()
             .map_err(io_error("run qemu"))?;

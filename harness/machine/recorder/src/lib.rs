@@ -13,12 +13,11 @@
 #![allow(unsafe_code)]
 
 use std::cell::Cell;
-use std::ffi::{CStr, c_int, c_void};
+use std::ffi::{c_int, c_void};
+use std::mem;
 use std::sync::OnceLock;
-use std::{mem, process, ptr, slice};
 
-/// Exit code of a QEMU that is not as expected.
-const GIVE_UP: c_int = 75;
+use kvmi_lab_preload::{give_up, of_libraries, of_program, replace};
 
 /// Takes an interrupt that is pending, if it can be taken.
 type TakeInterrupt = unsafe extern "C" fn(*mut c_void, c_int) -> bool;
@@ -40,33 +39,19 @@ thread_local! {
     static TAKES_INTERRUPT: Cell<bool> = const { Cell::new(false) };
 }
 
-fn give_up(why: &str) -> ! {
-    eprintln!("kvmi-lab-recorder: {why}: this is not the QEMU that it knows");
-    process::exit(GIVE_UP)
-}
-
-fn symbol(handle: *mut c_void, name: &CStr) -> *mut c_void {
-    // SAFETY: a pseudo-handle of dlsym's, and a C string.
-    let found = unsafe { libc::dlsym(handle, name.as_ptr()) };
-    if found.is_null() {
-        give_up(&format!("no {name:?}"));
-    }
-    found
-}
-
 /// Runs when the program is loaded, before its own main function.
 #[used]
 #[unsafe(link_section = ".init_array")]
 static START: extern "C" fn() = start;
 
 extern "C" fn start() {
-    let take_interrupt = symbol(libc::RTLD_DEFAULT, c"x86_cpu_exec_interrupt");
-    let note_interrupt = symbol(libc::RTLD_DEFAULT, c"replay_interrupt");
-    let long_jump = symbol(libc::RTLD_NEXT, c"__longjmp_chk");
+    let old = of_program(c"x86_cpu_exec_interrupt");
+    let note_interrupt = of_program(c"replay_interrupt");
+    let long_jump = of_libraries(c"__longjmp_chk");
     // SAFETY: functions of these types in QEMU 10.0 and in the C library.
     let found = unsafe {
         Found {
-            take_interrupt: mem::transmute::<*mut c_void, TakeInterrupt>(take_interrupt),
+            take_interrupt: mem::transmute::<*mut c_void, TakeInterrupt>(old),
             note_interrupt: mem::transmute::<*mut c_void, NoteInterrupt>(note_interrupt),
             long_jump: mem::transmute::<*mut c_void, LongJump>(long_jump),
         }
@@ -74,55 +59,8 @@ extern "C" fn start() {
     if FOUND.set(found).is_err() {
         give_up("it starts twice");
     }
-    let mut replaced = Replaced {
-        what: take_interrupt as usize,
-        times: 0,
-    };
-    // SAFETY: the callback gets the pointer that is passed here, and nothing keeps it.
-    unsafe { libc::dl_iterate_phdr(Some(replace_in_program), ptr::from_mut(&mut replaced).cast()) };
-    if replaced.times != 1 {
-        give_up(&format!("{} pointers to x86_cpu_exec_interrupt", replaced.times));
-    }
-}
-
-struct Replaced {
-    what: usize,
-    times: u32,
-}
-
-/// Called for the program first, and stops there: puts our function wherever a pointer to QEMU's lies in its data.
-unsafe extern "C" fn replace_in_program(info: *mut libc::dl_phdr_info, _: usize, data: *mut c_void) -> c_int {
-    // SAFETY: the loader's description of a program, and the `Replaced` of `start`, both for the time of this call.
-    let (info, replaced) = unsafe { (&*info, &mut *data.cast::<Replaced>()) };
-    // SAFETY: as the description says.
-    let headers = unsafe { slice::from_raw_parts(info.dlpi_phdr, info.dlpi_phnum.into()) };
-    let of_data = |header: &&libc::Elf64_Phdr| header.p_type == libc::PT_LOAD && header.p_flags & libc::PF_W != 0;
-    for header in headers.iter().filter(of_data) {
-        let begin = (info.dlpi_addr + header.p_vaddr) as usize;
-        let words = begin.next_multiple_of(size_of::<usize>())..begin + header.p_filesz as usize;
-        for at in words.step_by(size_of::<usize>()) {
-            let place = at as *mut usize;
-            // SAFETY: within a segment that is loaded and readable; no other thread runs yet.
-            if unsafe { place.read() } == replaced.what {
-                replaced.times += 1;
-                write_protected(place, take_interrupt as *const () as usize);
-            }
-        }
-    }
-    1
-}
-
-/// Writes a word that lies where nothing may be written once the program is loaded. Its page stays writable, which harms nothing.
-fn write_protected(place: *mut usize, word: usize) {
-    const PAGE: usize = 4096;
-    let page = (place as usize & !(PAGE - 1)) as *mut c_void;
-    // SAFETY: the page is one of data and holds the word, which is aligned and so lies in it whole.
-    unsafe {
-        if libc::mprotect(page, PAGE, libc::PROT_READ | libc::PROT_WRITE) < 0 {
-            give_up("its table of functions cannot be written");
-        }
-        place.write(word);
-    }
+    // SAFETY: the program's own main function has not begun; ours does what QEMU's does.
+    unsafe { replace(c"x86_cpu_exec_interrupt", take_interrupt as *const c_void) };
 }
 
 /// Stands between QEMU's main loop and its function that takes an interrupt.
