@@ -8,11 +8,14 @@ mod event;
 mod message;
 mod rows;
 
+use std::time::Duration;
+
 use kvmi_lab_control::Backend;
 use kvmi_uapi::error;
 
 pub use rows::{Part, Proof, Row, rows};
 
+use crate::vmm::{Vm, VmConfig};
 use crate::{Context, Failure, Scenario};
 
 /// The group whose transcripts say what was shown.
@@ -132,4 +135,20 @@ impl<S> Case<S> {
 /// Says that this row was shown.
 fn say<S>(context: &Context, of: &str, case: &Case<S>) {
     context.wire(format!("{MARK}{of} {}", case.name()));
+}
+
+const VCPUS: u16 = 2;
+/// The vCPU that waits for INIT.
+const UNINITIALISED: u16 = 1;
+
+/// A VM whose vCPU 0 runs this guest's program.
+fn with_one_uninitialised(context: &mut Context, guest: &str) -> Result<Vm, Failure> {
+    context.stage("start", Duration::from_secs(20));
+    let vm = context.vm_with(&VmConfig {
+        uninitialised_aps: true,
+        ..VmConfig::new(guest, VCPUS.into())
+    })?;
+    vm.run()?;
+    vm.wait_ready_on(context, 0)?;
+    Ok(vm)
 }

@@ -24,6 +24,7 @@ mod pause;
 pub mod planted;
 mod requests;
 mod reset;
+mod smm;
 mod step;
 mod storm;
 pub mod unserved_memory;

@@ -1,6 +1,7 @@
 // SPDX-License-Identifier: MIT OR Apache-2.0
 //! The VMM as a scenario sees it: a process of its own, asked over a socket, killed at will.
 
+mod exceptions;
 mod exits;
 mod guest;
 mod packet;
@@ -9,6 +10,7 @@ mod request;
 mod slots;
 mod spare;
 
+pub(crate) use exceptions::Taken;
 pub use guest::Guest;
 pub(crate) use guest::field;
 pub use packet::{receive, send};

@@ -13,9 +13,9 @@ use std::time::Duration;
 
 use kvmi_uapi::{event, msg};
 
-use super::{About, Case, GROUP, Shown, say};
+use super::{About, Case, GROUP, Shown, UNINITIALISED, VCPUS, say, with_one_uninitialised};
 use crate::commands::charged;
-use crate::vmm::{Permission, Vm, VmConfig, field};
+use crate::vmm::{Permission, Vm};
 use crate::wire::{Answer, Wire, vcpu_payload};
 use crate::{Context, Failure, Needs, Scenario, check, check_eq};
 
@@ -178,25 +178,12 @@ pub(super) struct Stand {
     seen: usize,
 }
 
-/// The vCPU that waits for INIT.
-const UNINITIALISED: u16 = 1;
-const VCPUS: u16 = 2;
 const NMI: u64 = 2;
 
 impl Stand {
     fn start(context: &mut Context, command: &'static Command) -> Result<Self, Failure> {
-        context.stage("start", Duration::from_secs(20));
-        let vm = context.vm_with(&VmConfig {
-            uninitialised_aps: true,
-            ..VmConfig::new(command.guest, VCPUS.into())
-        })?;
-        vm.run()?;
-        context.wait_for("vCPU 0 to be ready", || {
-            vm.no_exception(0)?;
-            Ok(vm.guest.field(0, field!(ready))? == 1)
-        })?;
-        vm.guest
-            .set_field(0, field!(tolerated), 1 << vcpu_switch::UNDEFINED | 1 << NMI)?;
+        let vm = with_one_uninitialised(context, command.guest)?;
+        vm.tolerate(&[UNDEFINED.into(), NMI])?;
         // Without a limit yet; whose HOOK it is decides who pays.
         charged::confine(&vm)?;
         Ok(Self {
@@ -283,14 +270,11 @@ impl Stand {
             msg::VCPU_INJECT_EXCEPTION => event::TRAP,
             _ => return Ok(()),
         };
-        let taken = self.vm.guest.field(0, field!(exceptions))?;
+        let taken = self.vm.exceptions()?;
         let event = self.wire.expect_event(event, 0)?;
         self.wire.reply(&event, event::CONTINUE)?;
         if event.id == event::TRAP {
-            context.wait_for("the guest to take its exception", || {
-                self.vm.no_exception(0)?;
-                Ok(self.vm.guest.field(0, field!(exceptions))? > taken)
-            })?;
+            self.vm.wait_for_exceptions(context, taken + 1)?;
         }
         Ok(())
     }

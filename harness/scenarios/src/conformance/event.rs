@@ -8,8 +8,8 @@ use std::time::Duration;
 
 use kvmi_uapi::event;
 
-use super::{Case, GROUP, Shown, say};
-use crate::vmm::{Vm, VmConfig, field};
+use super::{Case, GROUP, Shown, say, with_one_uninitialised};
+use crate::vmm::Vm;
 use crate::wire::{self, Wire};
 use crate::{Context, Failure, Needs, Scenario, check, check_eq};
 
@@ -94,22 +94,9 @@ pub(super) struct Stand {
     seen: usize,
 }
 
-const VCPUS: u16 = 2;
-/// The vCPU that waits for INIT.
-const UNINITIALISED: u16 = 1;
-
 impl Stand {
     fn start(context: &mut Context, event: &'static Event) -> Result<Self, Failure> {
-        context.stage("start", Duration::from_secs(20));
-        let vm = context.vm_with(&VmConfig {
-            uninitialised_aps: true,
-            ..VmConfig::new(event.guest, VCPUS.into())
-        })?;
-        vm.run()?;
-        context.wait_for("vCPU 0 to be ready", || {
-            vm.no_exception(0)?;
-            Ok(vm.guest.field(0, field!(ready))? == 1)
-        })?;
+        let vm = with_one_uninitialised(context, event.guest)?;
         Ok(Self {
             event,
             wire: context.hook(&vm)?,

@@ -70,8 +70,7 @@ pub(super) fn system(context: &mut Context) -> Result<(), Failure> {
 pub(super) fn trap(context: &mut Context) -> Result<(), Failure> {
     let mut script = Script::start(context, "hypercall")?;
     let vectors = [6, 13, 14, 0, 17];
-    let tolerated = vectors.iter().fold(0, |mask, nr| mask | 1 << nr);
-    script.vm.guest.set_field(0, field!(tolerated), tolerated)?;
+    script.vm.tolerate(&vectors.map(u64::from))?;
     script.wire.control_event(0, HYPERCALL, true)?;
     for (taken, nr) in (1..).zip(vectors) {
         // In an event it is sure where the exception finds the guest.
@@ -83,13 +82,13 @@ pub(super) fn trap(context: &mut Context) -> Result<(), Failure> {
         let event = script.event(&format!("TRAP of {nr} behind a hypercall"))?;
         script.wire.reply(&event, CONTINUE)?;
         script.vm.finished(script.context, 0, number)?;
-        let field = |field| script.vm.guest.field(0, field);
+        let seen = script.vm.exception()?;
         script.say(&format!(
             "TRAP of {nr} in the guest: taken={} of={taken} vector={} code={:#x} cr2={:#x}",
-            field(field!(exceptions))?,
-            field(field!(exception))?,
-            field(field!(exception_error_code))?,
-            field(field!(exception_cr2))?
+            script.vm.exceptions()?,
+            seen.vector,
+            seen.error_code,
+            seen.cr2
         ));
     }
     script.end()

@@ -3,13 +3,13 @@
 
 use std::time::Duration;
 
-use kvmi_guests::{MARK_PORT, Op};
+use kvmi_guests::Op;
 use kvmi_uapi::error::EBUSY;
 use kvmi_uapi::event::{self, CONTINUE, CRASH, RETRY, Trap};
 use kvmi_uapi::{Regs, msg};
 
 use crate::lifecycle::GUEST_REQUEST;
-use crate::vmm::{Until, VcpuWrite, Vm, field};
+use crate::vmm::{Taken, Until, VcpuWrite, Vm, field};
 use crate::wire::{Event, Wire};
 use crate::{Context, Failure, Scenario, check, check_eq, scenario};
 
@@ -57,15 +57,6 @@ const UNDEFINED: u64 = 6;
 const PROTECTION: u64 = 13;
 const PAGE_FAULT: u64 = 14;
 
-/// What the guest noted of the last exception: vector, error code, CR2.
-fn taken(vm: &Vm) -> Result<(u64, u64, u64), Failure> {
-    Ok((
-        vm.guest.field(0, field!(exception))?,
-        vm.guest.field(0, field!(exception_error_code))?,
-        vm.guest.field(0, field!(exception_cr2))?,
-    ))
-}
-
 fn expect_trap(wire: &mut Wire, nr: u64, error_code: u32, address: u64) -> Result<Event, Failure> {
     let event = wire.expect_event(event::TRAP, 0)?;
     let data = event.data::<Trap>()?;
@@ -82,21 +73,8 @@ fn expect_trap(wire: &mut Wire, nr: u64, error_code: u32, address: u64) -> Resul
 fn tolerant(context: &mut Context, guest: &str) -> Result<(Vm, Wire), Failure> {
     context.stage("start", Duration::from_secs(20));
     let (vm, wire) = context.hooked_vm(guest, 1)?;
-    let tolerated = [UNDEFINED, PROTECTION, PAGE_FAULT, 0, 1, 5, 7, 10, 11, 12, 16, 17, 19];
-    let mask = tolerated.iter().fold(0, |mask, nr| mask | 1 << nr);
-    vm.guest.set_field(0, field!(tolerated), mask)?;
+    vm.tolerate(&[UNDEFINED, PROTECTION, PAGE_FAULT, 0, 1, 5, 7, 10, 11, 12, 16, 17, 19])?;
     Ok((vm, wire))
-}
-
-fn exceptions(vm: &Vm) -> Result<u64, Failure> {
-    vm.guest.field(0, field!(exceptions))
-}
-
-fn wait_for_exceptions(context: &Context, vm: &Vm, count: u64) -> Result<(), Failure> {
-    context.wait_for("the guest to take its exception", || {
-        vm.no_exception(0)?;
-        Ok(exceptions(vm)? == count)
-    })
 }
 
 fn trap(context: &mut Context) -> Result<(), Failure> {
@@ -116,23 +94,20 @@ fn trap(context: &mut Context) -> Result<(), Failure> {
             "VCPU_INJECT_EXCEPTION"
         );
         let event = expect_trap(&mut wire, nr, code, address)?;
-        check_eq!(exceptions(&vm)?, count, "exceptions before the reply");
+        check_eq!(vm.exceptions()?, count, "exceptions before the reply");
         wire.reply(&event, CONTINUE)?;
         count += 1;
-        wait_for_exceptions(context, &vm, count)?;
+        vm.wait_for_exceptions(context, count)?;
         if nr == PAGE_FAULT {
             cr2 = ADDRESS;
         }
-        check_eq!(
-            taken(&vm)?,
-            (nr, code.into(), cr2),
-            "vector, error code and CR2 that the guest found"
-        );
-        check_eq!(
-            vm.guest.field(0, field!(exception_rip))?,
-            event.arch.regs.rip,
-            "RIP that the guest found"
-        );
+        let wanted = Taken {
+            vector: nr,
+            error_code: code.into(),
+            cr2,
+            rip: event.arch.regs.rip,
+        };
+        check_eq!(vm.exception()?, wanted, "what the guest found");
         wire.expect_no_event()?;
     }
     check_eq!(vm.carry_out(context, 0, Op::Nothing, [0; 4])?, 0, "the guest's answer");
@@ -162,14 +137,14 @@ fn before_pause(context: &mut Context) -> Result<(), Failure> {
         Err(EBUSY),
         "an injection while the guest has not taken the first"
     );
-    check_eq!(exceptions(&vm)?, 0, "exceptions so far");
+    check_eq!(vm.exceptions()?, 0, "exceptions so far");
     wire.reply(&pause, CONTINUE)?;
-    wait_for_exceptions(context, &vm, 1)?;
-    check_eq!(taken(&vm)?.0, UNDEFINED, "vector");
+    vm.wait_for_exceptions(context, 1)?;
+    check_eq!(vm.exception()?.vector, UNDEFINED, "vector");
     check_eq!(wire.inject(0, 7, 0, 0)?, Ok(vec![]), "an injection afterwards");
     let trap = expect_trap(&mut wire, 7, 0, 0)?;
     wire.reply(&trap, CONTINUE)?;
-    wait_for_exceptions(context, &vm, 2)?;
+    vm.wait_for_exceptions(context, 2)?;
     vm.exit()
 }
 
@@ -205,12 +180,8 @@ fn after_retry(context: &mut Context) -> Result<(), Failure> {
     check_eq!(trap.arch.regs.rip, target, "RIP in TRAP");
     wire.reply(&trap, CONTINUE)?;
     vm.finished(context, 0, number)?;
-    check_eq!(exceptions(&vm)?, 1, "exceptions");
-    check_eq!(
-        vm.guest.field(0, field!(exception_rip))?,
-        target,
-        "RIP that the exception pushed"
-    );
+    check_eq!(vm.exceptions()?, 1, "exceptions");
+    check_eq!(vm.exception()?.rip, target, "RIP that the exception pushed");
     check_eq!(vm.guest.field(0, field!(target_runs))?, 1, "runs of the target");
     check_eq!(vm.guest.field(0, field!(breakpoints))?, 0, "#BP in the guest");
     vm.exit()
@@ -223,7 +194,7 @@ fn of_another(context: &mut Context) -> Result<(), Failure> {
     let trap = expect_trap(&mut wire, 3, 0, 0)?;
     wire.reply(&trap, CONTINUE)?;
     vm.finished(context, 0, number)?;
-    check_eq!(exceptions(&vm)?, 0, "exceptions but #BP");
+    check_eq!(vm.exceptions()?, 0, "exceptions but #BP");
     check_eq!(vm.guest.field(0, field!(breakpoints))?, 1, "#BP in the guest");
     check_eq!(vm.guest.field(0, field!(target_runs))?, 1, "runs of the target");
     vm.exit()
@@ -252,12 +223,8 @@ fn registers_and_crash(context: &mut Context) -> Result<(), Failure> {
         "VCPU_SET_REGISTERS"
     );
     wire.reply(&trap, CONTINUE)?;
-    wait_for_exceptions(context, &vm, 1)?;
-    check_eq!(
-        vm.guest.field(0, field!(exception_rip))?,
-        regs.rip,
-        "RIP that the exception found"
-    );
+    vm.wait_for_exceptions(context, 1)?;
+    check_eq!(vm.exception()?.rip, regs.rip, "RIP that the exception found");
     context.wait_for("the target to run", || Ok(vm.guest.field(0, field!(target_runs))? == 1))?;
     check!(rdi != slot || wire.registers(0)?.regs.rdi == slot, "RDI was not set");
     context.stage("crash", Duration::from_secs(10));
@@ -269,7 +236,7 @@ fn registers_and_crash(context: &mut Context) -> Result<(), Failure> {
     let trap = expect_trap(&mut wire, UNDEFINED, 0, 0)?;
     wire.reply(&trap, CRASH)?;
     vm.wait(0, Until::Exit("shutdown".to_owned(), 1))?;
-    check_eq!(exceptions(&vm)?, 1, "exceptions that the guest took");
+    check_eq!(vm.exceptions()?, 1, "exceptions that the guest took");
     check_eq!(vm.unhook()?, 0, "errno of UNHOOK");
     vm.exit()
 }
@@ -293,50 +260,30 @@ fn of_a_void_event(context: &mut Context) -> Result<(), Failure> {
         wire.reply(event, CONTINUE)?;
     }
     check_eq!(vm.finished(context, 0, number)?, 0, "RAX");
-    check_eq!(exceptions(&vm)?, 0, "exceptions");
+    check_eq!(vm.exceptions()?, 0, "exceptions");
     wire.expect_no_event()?;
     vm.exit()
 }
 
 fn not_in_smm(context: &mut Context) -> Result<(), Failure> {
-    /// Where SMM starts, with the usual SMBASE.
-    const HANDLER: u64 = 0x3_8000;
-    /// What it writes when it is there, and what it waits for; within its first 64 KiB.
-    const ARRIVED: u64 = 0x9000;
-    const LEAVE: u64 = 0x9001;
-    // `mov byte [0x9000], 1`, `mov dx, port`, then `in eax, dx` for the VMM's CPU, `cmp byte [0x9001], 0` and `je` until that is not 0, `rsm`.
-    let code = [
-        &[0xc6, 0x06, 0x00, 0x90, 0x01, 0xba][..],
-        &MARK_PORT.to_le_bytes(),
-        &[0x66, 0xed, 0x80, 0x3e, 0x01, 0x90, 0x00, 0x74, 0xf7, 0x0f, 0xaa],
-    ]
-    .concat();
     let (vm, mut wire) = tolerant(context, "halt")?;
-    vm.guest.write(HANDLER, &code)?;
-    vm.show_ram_to_smm()?;
+    vm.prepare_smm()?;
     context.stage("into SMM", Duration::from_secs(20));
-    vm.pause(0)?;
-    check_eq!(vm.write(0, VcpuWrite::Smi)?, 0, "errno of KVM_SMI");
-    vm.resume(0)?;
-    context.wait_for("SMM", || {
-        let mut arrived = [0];
-        vm.guest.read(ARRIVED, &mut arrived)?;
-        Ok(arrived == [1])
-    })?;
+    vm.enter_smm(context)?;
     check_eq!(
         wire.inject(0, PROTECTION as u8, 0, 0)?,
         Err(EBUSY),
         "VCPU_INJECT_EXCEPTION"
     );
     context.stage("out of SMM", Duration::from_secs(20));
-    vm.guest.write(LEAVE, &[1])?;
+    vm.leave_smm()?;
     check_eq!(
         vm.carry_out(context, 0, Op::Nothing, [0; 4])?,
         0,
         "the answer after RSM"
     );
     wire.expect_no_event()?;
-    check_eq!(exceptions(&vm)?, 0, "exceptions so far");
+    check_eq!(vm.exceptions()?, 0, "exceptions so far");
     check_eq!(
         wire.inject(0, PROTECTION as u8, 0, 0)?,
         Ok(vec![]),
@@ -344,6 +291,6 @@ fn not_in_smm(context: &mut Context) -> Result<(), Failure> {
     );
     let event = expect_trap(&mut wire, PROTECTION, 0, 0)?;
     wire.reply(&event, CONTINUE)?;
-    wait_for_exceptions(context, &vm, 1)?;
+    vm.wait_for_exceptions(context, 1)?;
     vm.exit()
 }

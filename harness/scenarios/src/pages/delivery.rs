@@ -9,7 +9,7 @@ use kvmi_uapi::error::EBUSY;
 use kvmi_uapi::event::{self, CONTINUE, PF, Pf, RETRY, Trap};
 
 use super::{ALL, PAGE, R, X};
-use crate::vmm::{Vm, field};
+use crate::vmm::{Taken, field};
 use crate::wire::Wire;
 use crate::{Context, Failure, Scenario, check, check_eq, scenario};
 
@@ -63,15 +63,10 @@ fn pump(
     })
 }
 
-fn exceptions(vm: &Vm) -> Result<u64, Failure> {
-    vm.no_exception(0)?;
-    vm.guest.field(0, field!(exceptions))
-}
-
 fn injected(context: &mut Context, place: Place) -> Result<(), Failure> {
     context.stage("start", Duration::from_secs(20));
     let (vm, mut wire) = context.hooked_vm("halt", 1)?;
-    vm.guest.set_field(0, field!(tolerated), 1 << PAGE_FAULT)?;
+    vm.tolerate(&[PAGE_FAULT.into()])?;
     wire.control_event(0, PF, true)?;
     // The guest sleeps, and so stays where it is.
     let state = wire.registers(0)?;
@@ -107,7 +102,7 @@ fn injected(context: &mut Context, place: Place) -> Result<(), Failure> {
             "PF at {gpa:#x}, not in {first:#x}..{end:#x}"
         );
         check_eq!(event.arch.regs.rip, trap.arch.regs.rip, "RIP in mid-delivery");
-        check_eq!(exceptions(&vm)?, taken - 1, "exceptions so far");
+        check_eq!(vm.exceptions()?, taken - 1, "exceptions so far");
         check_eq!(
             wire.inject(0, PAGE_FAULT, ERROR_CODE, ADDRESS)?,
             Err(EBUSY),
@@ -118,26 +113,22 @@ fn injected(context: &mut Context, place: Place) -> Result<(), Failure> {
         }
         wire.reply(&event, action)?;
         pump(context, &mut wire, "the guest to take its exception", || {
-            Ok(exceptions(&vm)? == taken)
+            Ok(vm.exceptions()? == taken)
         })?;
-        let field = |field| vm.guest.field(0, field);
-        check_eq!(
-            (
-                field(field!(exception))?,
-                field(field!(exception_error_code))?,
-                field(field!(exception_cr2))?,
-                field(field!(exception_rip))?
-            ),
-            (PAGE_FAULT.into(), ERROR_CODE.into(), ADDRESS, trap.arch.regs.rip),
-            "vector, error code, CR2 and RIP that the guest found"
-        );
+        let wanted = Taken {
+            vector: PAGE_FAULT.into(),
+            error_code: ERROR_CODE.into(),
+            cr2: ADDRESS,
+            rip: trap.arch.regs.rip,
+        };
+        check_eq!(vm.exception()?, wanted, "what the guest found");
         context.stage("the guest goes on", Duration::from_secs(30));
         let number = vm.command(0, Op::Nothing, [0; 4])?;
         pump(context, &mut wire, "the guest to carry out a command", || {
             vm.no_exception(0)?;
             Ok(vm.guest.field(0, field!(done))? == number)
         })?;
-        check_eq!(exceptions(&vm)?, taken, "exceptions in all");
+        check_eq!(vm.exceptions()?, taken, "exceptions in all");
         wire.restrict(&[(page, ALL)])?;
     }
     vm.exit()

@@ -366,13 +366,19 @@ impl Vm {
     ///
     /// As [`Vm::finished`].
     pub fn wait_ready(&self, context: &Context) -> Result<(), Failure> {
-        for vcpu in 0..self.vcpus {
-            context.wait_for(&format!("vCPU {vcpu} to be ready"), || {
-                self.no_exception(vcpu)?;
-                Ok(self.guest.field(vcpu, field!(ready))? == 1)
-            })?;
-        }
-        Ok(())
+        (0..self.vcpus).try_for_each(|vcpu| self.wait_ready_on(context, vcpu))
+    }
+
+    /// The same on one vCPU.
+    ///
+    /// # Errors
+    ///
+    /// As [`Vm::finished`].
+    pub fn wait_ready_on(&self, context: &Context, vcpu: usize) -> Result<(), Failure> {
+        context.wait_for(&format!("vCPU {vcpu} to be ready"), || {
+            self.no_exception(vcpu)?;
+            Ok(self.guest.field(vcpu, field!(ready))? == 1)
+        })
     }
 
     /// Fails if the guest took an exception that its program does not expect.

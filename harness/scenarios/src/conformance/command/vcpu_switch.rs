@@ -220,8 +220,7 @@ pub(super) const VCPU_CONTROL_SINGLESTEP: Command = Command::new::<{ msg::VCPU_C
 /// What comes of requests that the vCPU finds waiting, with `by` on its way into the guest, before it enters the guest again.
 fn injected_while(stand: &mut Stand, by: VcpuWrite, context: &Context) -> Result<(), Failure> {
     let taken = |stand: &Stand| -> Result<u64, Failure> {
-        let guest = &stand.vm.guest;
-        Ok(guest.field(0, field!(exceptions))? + guest.field(0, field!(counted_interrupts))?)
+        Ok(stand.vm.exceptions()? + stand.vm.guest.field(0, field!(counted_interrupts))?)
     };
     let before = taken(stand)?;
     let good = stand.good();
@@ -285,7 +284,7 @@ fn injected_while_nested(stand: &mut Stand, context: &mut Context) -> Result<(),
 fn injected_twice(stand: &mut Stand, context: &mut Context) -> Result<(), Failure> {
     let good = stand.good();
     let mut seqs = Vec::new();
-    let taken = stand.vm.guest.field(0, field!(exceptions))?;
+    let taken = stand.vm.exceptions()?;
     stand.while_out(|stand| {
         for _ in 0..2 {
             seqs.push(stand.wire.send(stand.command.id, &vcpu_payload(0, &good))?);
@@ -298,9 +297,7 @@ fn injected_twice(stand: &mut Stand, context: &mut Context) -> Result<(), Failur
     let trap = stand.wire.expect_event(event::TRAP, 0)?;
     stand.refused(&good, "another while TRAP is open")?;
     stand.wire.reply(&trap, event::CONTINUE)?;
-    context.wait_for("the guest to take the first", || {
-        Ok(stand.vm.guest.field(0, field!(exceptions))? == taken + 1)
-    })
+    stand.vm.wait_for_exceptions(context, taken + 1)
 }
 
 pub(super) const VCPU_INJECT_EXCEPTION: Command = Command::new::<{ msg::VCPU_INJECT_EXCEPTION }>(

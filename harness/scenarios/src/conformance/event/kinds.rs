@@ -221,7 +221,7 @@ const CR: Event = Event {
 };
 
 const TRAP: Event = Event {
-    enable: |stand, _| stand.vm.guest.set_field(0, field!(tolerated), 1 << UNDEFINED),
+    enable: |stand, _| stand.vm.tolerate(&[UNDEFINED.into()]),
     own: &[
         never(
             About::Works,
@@ -229,18 +229,13 @@ const TRAP: Event = Event {
         ),
         there(About::Works, "events::trap"),
     ],
-    over: |stand, context, taken| {
-        context.wait_for("the guest to take its exception", || {
-            stand.vm.no_exception(0)?;
-            Ok(stand.vm.guest.field(0, field!(exceptions))? == taken + 1)
-        })
-    },
+    over: |stand, context, taken| stand.vm.wait_for_exceptions(context, taken + 1),
     ..plain::<{ event::TRAP }>(
         "conformance::event_trap",
         "halt",
         size_of::<event::Trap>(),
         |stand, _| {
-            let taken = stand.vm.guest.field(0, field!(exceptions))?;
+            let taken = stand.vm.exceptions()?;
             check_eq!(
                 stand.wire.inject(0, UNDEFINED, 0, 0)?,
                 Ok(vec![]),

@@ -6,8 +6,8 @@ use kvmi_uapi::event::{CONTINUE, CRASH, RETRY};
 use kvmi_uapi::{MsgHdr, VcpuEventReply, VcpuHdr, msg};
 use zerocopy::IntoBytes;
 
-use super::{Stand, UNINITIALISED, VCPUS};
-use crate::conformance::{About, Case, here};
+use super::Stand;
+use crate::conformance::{About, Case, UNINITIALISED, VCPUS, here};
 use crate::vmm::{Permission, Until};
 use crate::wire::{Event, vcpu_payload};
 use crate::{Context, Failure, check, check_eq};
