@@ -14,6 +14,7 @@ mod others;
 mod page_tables;
 mod shadow;
 mod stepped;
+mod underneath;
 mod unserved;
 
 use std::time::Duration;
@@ -48,6 +49,7 @@ pub(crate) fn scenarios() -> Vec<Scenario> {
         delivery::SCENARIOS,
         others::SCENARIOS,
         memory::SCENARIOS,
+        underneath::SCENARIOS,
         many::SCENARIOS,
         unserved::SCENARIOS,
         end::SCENARIOS,

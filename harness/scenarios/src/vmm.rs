@@ -3,6 +3,7 @@
 
 mod exceptions;
 mod exits;
+mod frames;
 mod guest;
 mod packet;
 mod process;
@@ -11,12 +12,13 @@ mod slots;
 mod spare;
 
 pub(crate) use exceptions::Taken;
+pub use frames::Frame;
 pub use guest::Guest;
 pub(crate) use guest::field;
 pub use packet::{receive, send};
 pub use process::Vm;
 pub use request::{
-    Answer, HookFd, Hypercalls, MAX_PACKET_BYTES, Mark, Permission, Refusal, Reply, Request, Until, VcpuStatus,
+    Advice, Answer, HookFd, Hypercalls, MAX_PACKET_BYTES, Mark, Permission, Refusal, Reply, Request, Until, VcpuStatus,
     VcpuWrite, VmConfig,
 };
 pub use spare::{end_spare, start_spare};

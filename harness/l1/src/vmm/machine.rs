@@ -167,6 +167,8 @@ impl Machine {
             Request::WithholdSlot => self.slots.withhold()?,
             Request::WaitForFault => self.slots.wait_for_fault()?,
             Request::ServeSlot => self.slots.serve(),
+            Request::Advise { gpa, bytes, advice } => self.slots.advise(gpa, bytes, advice)?,
+            Request::HostAddress { gpa } => return Ok(Answer::Number(self.slots.host_address(gpa)? as i64)),
             Request::RemakeRam => self.slots.remake_ram(&self.vm)?,
             Request::ShowRamToSmm => self.slots.show_ram_to_smm(&self.vm)?,
             Request::CheckExtension { capability } => {

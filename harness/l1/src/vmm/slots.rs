@@ -10,7 +10,7 @@ use kvm_bindings::{KVM_MEM_LOG_DIRTY_PAGES, KVM_MEM_READONLY, kvm_userspace_memo
 use kvm_ioctls::VmFd;
 use kvmi_guests::layout;
 use kvmi_lab_scenarios::unserved_memory::Withheld;
-use kvmi_lab_scenarios::vmm::Refusal;
+use kvmi_lab_scenarios::vmm::{Advice, Refusal};
 use rustix::mm::{MprotectFlags, mprotect};
 use vm_memory::{Bytes, FileOffset, GuestAddress, GuestMemoryBackend, GuestMemoryMmap, GuestRegionMmap};
 
@@ -21,6 +21,10 @@ pub(super) const RAM_SLOT: u32 = 0;
 const READ_ONLY_SLOT: u32 = 1;
 /// Slot number of the first that a scenario asked for.
 const FIRST_MORE_SLOT: u32 = 2;
+
+const PAGE_BYTES: usize = 4096;
+/// Not in `libc` for this target.
+const MADV_COLLAPSE: i32 = 25;
 
 /// What a scenario finds in the read-only slot.
 const READ_ONLY_BYTE: u8 = 0xa5;
@@ -75,14 +79,48 @@ impl Slots {
     }
 
     pub(super) fn delete(&self, vm: &VmFd, gpa: u64) -> Result<(), Refusal> {
+        let (slot, memory) = self.added(gpa)?;
+        set(vm, slot, 0, gpa, 0, memory)
+    }
+
+    /// The slot that a scenario asked for and that this address lies in.
+    fn added(&self, gpa: u64) -> Result<(u32, &GuestMemoryMmap), Refusal> {
         // The latest: of those before it at the same place the slot is gone already.
         let lies_there = |memory: &&GuestMemoryMmap| memory.get_host_address(GuestAddress(gpa)).is_ok();
         let slot = (FIRST_MORE_SLOT..)
             .zip(&self.more)
             .filter(|(_, memory)| lies_there(memory))
             .last();
-        let (slot, memory) = slot.ok_or_else(|| refuse(format!("no slot at {gpa:#x}")))?;
-        set(vm, slot, 0, gpa, 0, memory)
+        slot.ok_or_else(|| refuse(format!("no slot at {gpa:#x}")))
+    }
+
+    pub(super) fn host_address(&self, gpa: u64) -> Result<u64, Refusal> {
+        let (_, memory) = self.added(gpa)?;
+        let slice = memory
+            .get_slice(GuestAddress(gpa), PAGE_BYTES)
+            .map_err(|e| refuse(format!("gpa {gpa:#x}: {e}")))?;
+        Ok(slice.ptr_guard().as_ptr() as u64)
+    }
+
+    pub(super) fn advise(&self, gpa: u64, bytes: u64, advice: Advice) -> Result<(), Refusal> {
+        let (_, memory) = self.added(gpa)?;
+        let slice = memory
+            .get_slice(GuestAddress(gpa), bytes as usize)
+            .map_err(|e| refuse(format!("gpa {gpa:#x}: {e}")))?;
+        let number = match advice {
+            Advice::Mergeable => libc::MADV_MERGEABLE,
+            Advice::Collapse => MADV_COLLAPSE,
+            Advice::SoftOffline => libc::MADV_SOFT_OFFLINE,
+        };
+        let start = slice.ptr_guard_mut();
+        // SAFETY: the memory is mapped for as long as `slice` is there, and none of these changes what is in it.
+        if unsafe { libc::madvise(start.as_ptr().cast(), slice.len(), number) } == 0 {
+            return Ok(());
+        }
+        Err(Refusal {
+            errno: std::io::Error::last_os_error().raw_os_error().unwrap_or(0),
+            what: format!("madvise {advice:?} of {bytes} bytes at {gpa:#x}"),
+        })
     }
 
     fn last(&self) -> Result<&GuestRegionMmap, Refusal> {

@@ -6,6 +6,7 @@ use std::time::Duration;
 
 use kvmi_guests::{Access, Op, layout};
 use kvmi_uapi::error::EINVAL;
+use rustix::mount::{MountFlags, mount};
 
 use super::{ALL, PAGE, R, W, Watched, X};
 use crate::{Context, Failure, Scenario, check, check_eq, scenario};
@@ -102,8 +103,19 @@ fn dirty_log(context: &mut Context) -> Result<(), Failure> {
     watched.vm.exit()
 }
 
+/// Where KVM says how much it has mapped.
+pub(super) fn mount_debugfs() -> Result<(), Failure> {
+    Ok(mount(
+        "debugfs",
+        "/sys/kernel/debug",
+        "debugfs",
+        MountFlags::empty(),
+        None,
+    )?)
+}
+
 /// What KVM has mapped by 2 MiB pages, in all VMs.
-fn huge_pages_mapped() -> Result<u64, Failure> {
+pub(super) fn huge_pages_mapped() -> Result<u64, Failure> {
     let text = fs::read_to_string("/sys/kernel/debug/kvm/pages_2m")?;
     Ok(text.trim().parse()?)
 }
@@ -113,13 +125,7 @@ fn huge_pages(context: &mut Context) -> Result<(), Failure> {
     let slot = layout::ANONYMOUS_SLOT;
     context.stage("huge pages in L1", Duration::from_secs(10));
     fs::write("/sys/kernel/mm/transparent_hugepage/enabled", "always")?;
-    rustix::mount::mount(
-        "debugfs",
-        "/sys/kernel/debug",
-        "debugfs",
-        rustix::mount::MountFlags::empty(),
-        None,
-    )?;
+    mount_debugfs()?;
     let mut watched = Watched::start(context, 1)?;
     watched.vm.add_slot(slot, 4 * HUGE)?;
     for i in 0..4 {

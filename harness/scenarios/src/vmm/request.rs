@@ -98,6 +98,17 @@ pub enum VcpuWrite {
     Smi,
 }
 
+/// What L1's kernel may do with memory.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Serialize, Deserialize)]
+pub enum Advice {
+    /// `MADV_MERGEABLE`: pages that are alike may become one.
+    Mergeable,
+    /// `MADV_COLLAPSE`: at once, huge pages.
+    Collapse,
+    /// `MADV_SOFT_OFFLINE`: at once, into other page frames; those that it leaves are never used again.
+    SoftOffline,
+}
+
 /// What to wait for on a vCPU. Counts are since its creation.
 #[derive(Clone, Debug, Serialize, Deserialize)]
 pub enum Until {
@@ -247,6 +258,20 @@ pub enum Request {
     WaitForFault,
     /// Serve what stands still there.
     ServeSlot,
+    /// `madvise` about memory of a slot that [`Request::AddSlot`] has made.
+    Advise {
+        /// Where it begins; a multiple of 4096.
+        gpa: u64,
+        /// A multiple of 4096.
+        bytes: u64,
+        /// What.
+        advice: Advice,
+    },
+    /// Where memory of such a slot lies in the VMM. Answer: [`Answer::Number`].
+    HostAddress {
+        /// Which.
+        gpa: u64,
+    },
     /// Delete the slot of RAM and make it again.
     RemakeRam,
     /// Make the slot of RAM that a vCPU in SMM sees.

@@ -2,7 +2,7 @@
 //! The VM's memory slots, by its VMM.
 
 use super::Vm;
-use super::request::{Answer, Request};
+use super::request::{Advice, Answer, Request};
 use crate::Failure;
 
 impl Vm {
@@ -95,6 +95,15 @@ impl Vm {
     /// A VMM that is gone.
     pub fn serve_slot(&self) -> Result<(), Failure> {
         self.done(&Request::ServeSlot)
+    }
+
+    /// Has L1's kernel do something with memory of a slot of anonymous memory.
+    ///
+    /// # Errors
+    ///
+    /// A VMM that is gone, no such slot, or a kernel that does not.
+    pub fn advise(&self, gpa: u64, bytes: u64, advice: Advice) -> Result<(), Failure> {
+        self.done(&Request::Advise { gpa, bytes, advice })
     }
 
     /// Deletes the slot of RAM and makes it again; all vCPUs are out.
