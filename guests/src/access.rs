@@ -45,6 +45,14 @@ pub enum Access {
     CopyEmulated = 18,
     /// CALL far through memory. At the address are four: of a `call far [rax]`, of the 10 bytes that it reads, RSP, and what LGDT loads.
     CallFar = 19,
+    /// VMOVDQU of 32 bytes, each quarter argument 2.
+    StoreAvx = 20,
+    /// VMOVDQU to YMM, and its highest quarter as the result.
+    LoadAvx = 21,
+    /// VMASKMOVPD of the lower half of 32 bytes, each quarter argument 2.
+    StoreHalf = 22,
+    /// VMASKMOVPD from the lower half of 32 bytes, and the quarter at their address as the result.
+    LoadHalf = 23,
 }
 
 impl Access {
@@ -72,6 +80,10 @@ impl Access {
             17 => Self::AddEmulated,
             18 => Self::CopyEmulated,
             19 => Self::CallFar,
+            20 => Self::StoreAvx,
+            21 => Self::LoadAvx,
+            22 => Self::StoreHalf,
+            23 => Self::LoadHalf,
             _ => return None,
         })
     }

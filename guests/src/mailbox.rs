@@ -136,6 +136,10 @@ pub enum Op {
     /// Does what argument 0, a [`crate::Deed`], names, with argument 1; argument 2 is the [`crate::Level`] that does
     /// it; an INT3 before the entry into a guest and one after it if argument 3 is not 0.
     Nested = 21,
+    /// Puts argument 0 into the third quarter of YMM3.
+    WriteYmm = 22,
+    /// The third quarter of YMM3.
+    ReadYmm = 23,
     /// Accesses memory; argument 0 is an [`crate::Access`], 1 an address, the others what it says.
     Access = 40,
     /// Calls the [`crate::Routine`] that argument 0 names, with argument 1; its result.
@@ -168,6 +172,8 @@ impl Op {
             19 => Self::Descriptor,
             20 => Self::Repeat,
             21 => Self::Nested,
+            22 => Self::WriteYmm,
+            23 => Self::ReadYmm,
             40 => Self::Access,
             60 => Self::Step,
             _ => return None,

@@ -46,9 +46,11 @@ pub enum Routine {
     TaskSwitch = 18,
     /// #NP, whose gate leads to a task; the result is 1 more than the error code, which is [`crate::protected::ABSENT`].
     TaskGate = 19,
+    /// VMOVDQU to argument 1 and back, and others of AVX; the result is what it has put into each quarter of the register.
+    Avx = 20,
 }
 
 impl Routine {
     /// How many there are.
-    pub const COUNT: usize = 20;
+    pub const COUNT: usize = 21;
 }

@@ -16,8 +16,8 @@ pub use instructions::{
 };
 pub use legacy::{lmsw_or_fault, read_by_pae};
 pub use system::{
-    TablePointer, descriptor, enable_extended_state, read_msr, read_xcr0, read_xmm, table_registers,
-    write_msr_or_fault, write_xcr0_or_fault, write_xmm,
+    TablePointer, descriptor, enable_avx, enable_extended_state, read_msr, read_xcr0, read_xmm, read_ymm,
+    table_registers, write_msr_or_fault, write_xcr0_or_fault, write_xmm, write_ymm,
 };
 
 use crate::{Mailbox, Op, Slot, layout};

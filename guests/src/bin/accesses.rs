@@ -5,16 +5,13 @@
 
 use core::arch::asm;
 
-use kvmi_guests::runtime::{Cpu, read_cr, write_cr};
+use kvmi_guests::runtime::{Cpu, enable_avx, read_cr};
 use kvmi_guests::{Access, COUNTED_VECTOR, MARK_PORT, Op, layout};
 
 kvmi_guests::guest!(program);
 
-/// CR4: OSFXSR and OSXMMEXCPT.
-const CR4_SSE: u64 = 0x600;
-
 fn program(cpu: Cpu) -> ! {
-    write_cr(&cpu, 4, read_cr(4) | CR4_SSE);
+    enable_avx(&cpu);
     cpu.serve(|op, args| match op {
         Op::Access => access(args),
         Op::ReadCr => Some(read_cr(args[0])),
@@ -54,6 +51,24 @@ fn access([what, gpa, a, b]: [u64; 4]) -> Option<u64> {
                 asm!("movq xmm0, {a}", "movlhps xmm0, xmm0", "movdqu [{gpa}], xmm0", a = in(reg) a, gpa = in(reg) gpa)
             }
             Access::LoadSse => asm!("movdqu xmm1, [{}]", "movq {}, xmm1", in(reg) gpa, out(reg) result),
+            Access::StoreAvx => asm!(
+                "vmovq xmm0, {a}", "vmovlhps xmm0, xmm0, xmm0", "vinsertf128 ymm0, ymm0, xmm0, 1", "vmovdqu [{gpa}], ymm0",
+                a = in(reg) a, gpa = in(reg) gpa,
+            ),
+            Access::LoadAvx => asm!(
+                "vmovdqu ymm1, [{gpa}]", "vextractf128 xmm1, ymm1, 1", "vpsrldq xmm1, xmm1, 8", "vmovq {result}, xmm1",
+                gpa = in(reg) gpa, result = out(reg) result,
+            ),
+            // What writes an XMM register clears the upper half of its YMM register: of the mask, too.
+            Access::StoreHalf => asm!(
+                "vmovq xmm0, {a}", "vmovlhps xmm0, xmm0, xmm0", "vinsertf128 ymm0, ymm0, xmm0, 1",
+                "vpcmpeqd xmm2, xmm2, xmm2", "vmaskmovpd [{gpa}], ymm2, ymm0",
+                a = in(reg) a, gpa = in(reg) gpa,
+            ),
+            Access::LoadHalf => asm!(
+                "vpcmpeqd xmm2, xmm2, xmm2", "vmaskmovpd ymm1, ymm2, [{gpa}]", "vmovq {result}, xmm1",
+                gpa = in(reg) gpa, result = out(reg) result,
+            ),
             Access::Push => asm!(
                 "cli", "mov {saved}, rsp", "mov rsp, {gpa}", "push {a}", "mov rsp, {saved}", "sti",
                 saved = out(reg) _, gpa = in(reg) gpa, a = in(reg) a,

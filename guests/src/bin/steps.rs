@@ -9,7 +9,7 @@
 use core::arch::{asm, global_asm};
 use core::sync::atomic::Ordering::Release;
 
-use kvmi_guests::runtime::{Cpu, Vendor, vendor};
+use kvmi_guests::runtime::{Cpu, Vendor, enable_avx, vendor};
 use kvmi_guests::{COUNTED_VECTOR, MARK_PORT, Op, Routine, layout, protected};
 
 kvmi_guests::guest!(program);
@@ -278,6 +278,18 @@ global_asm!(
     "step or rbx, rax",
     "finish",
     kvmi_guests::protected_routines!(),
+    // AVX, of which KVM's emulator knows nothing.
+    "begin",
+    "step mov eax, 0x1234",
+    "step vmovq xmm0, rax",
+    "step vmovlhps xmm0, xmm0, xmm0",
+    "step vinsertf128 ymm0, ymm0, xmm0, 1",
+    "step vmovdqu [r12], ymm0",
+    "step vpxor xmm1, xmm1, xmm1",
+    "step vorpd ymm1, ymm1, [r12]",
+    "step vextractf128 xmm1, ymm1, 1",
+    "step vmovq rbx, xmm1",
+    "finish",
     ".popsection",
     ".pushsection .data.marks, \"aw\", @progbits",
     ".quad 0",
@@ -321,6 +333,7 @@ const FLAGS_IF_TF: u64 = 0x300;
 const USER: u64 = 1 << 2;
 
 fn program(cpu: Cpu) -> ! {
+    enable_avx(&cpu);
     // SAFETY: the tables are those that the assembly above has made; the program's pages can be written and are this vCPU's alone.
     unsafe {
         if vendor() == Vendor::Amd {

@@ -1,13 +1,14 @@
 // SPDX-License-Identifier: MIT OR Apache-2.0
 //! Executes instructions of system software on command: [`Op::WriteMsr`], [`Op::ReadMsr`], [`Op::WriteXcr0`], [`Op::WriteXmm`],
-//! [`Op::ReadXmm`], [`Op::Descriptor`], [`Op::Repeat`], [`Op::Hypercall`].
+//! [`Op::ReadXmm`], [`Op::WriteYmm`], [`Op::ReadYmm`], [`Op::Descriptor`], [`Op::Repeat`], [`Op::Hypercall`].
 #![cfg_attr(target_os = "none", no_std, no_main)]
 
 use core::sync::atomic::Ordering::Relaxed;
 
 use kvmi_guests::runtime::{
-    Cpu, descriptor, enable_extended_state, hypercall, int3, read_cr, read_msr, read_xcr0, read_xmm, vendor, write_cr,
-    write_cr_or_fault, write_msr_or_fault, write_xcr0_or_fault, write_xmm,
+    Cpu, descriptor, enable_extended_state, hypercall, int3, read_cr, read_msr, read_xcr0, read_xmm, read_ymm,
+    vendor, write_cr, write_cr_or_fault, write_msr_or_fault, write_xcr0_or_fault, write_xmm,
+    write_ymm,
 };
 use kvmi_guests::{DescriptorOp, Op, RepeatOp, layout};
 
@@ -33,6 +34,11 @@ fn program(cpu: Cpu) -> ! {
             Some(0)
         }
         Op::ReadXmm => Some(read_xmm()),
+        Op::WriteYmm => {
+            write_ymm(first);
+            Some(0)
+        }
+        Op::ReadYmm => Some(read_ymm()),
         Op::Descriptor => DescriptorOp::from_number(first).map(descriptor),
         Op::WriteCr => {
             write_cr_or_fault(&cpu, first, second);

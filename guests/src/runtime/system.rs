@@ -4,11 +4,13 @@
 use core::arch::asm;
 use core::mem::offset_of;
 
-use super::{Cpu, read_cr, write_cr};
+use super::{Cpu, cpuid, read_cr, write_cr};
 use crate::{DescriptorOp, Slot, layout};
 
 /// CR4.OSFXSR and OSXMMEXCPT.
 const CR4_SSE: u64 = 3 << 9;
+/// XCR0: x87, SSE and AVX.
+const XCR0_AVX: u64 = 7;
 /// CR4.OSXSAVE.
 const CR4_OSXSAVE: u64 = 1 << 18;
 
@@ -61,6 +63,16 @@ pub fn enable_extended_state(cpu: &Cpu) {
     write_cr(cpu, 4, read_cr(4) | CR4_SSE | CR4_OSXSAVE);
 }
 
+/// Lets the program use AVX, if the CPU has it.
+pub fn enable_avx(cpu: &Cpu) {
+    /// CPUID leaf 1, ECX: XSAVE and AVX.
+    const XSAVE_AVX: u32 = 1 << 26 | 1 << 28;
+    enable_extended_state(cpu);
+    if cpuid(1).ecx & XSAVE_AVX == XSAVE_AVX {
+        write_xcr0_or_fault(cpu, XCR0_AVX, false);
+    }
+}
+
 /// Writes XCR0.
 pub fn write_xcr0_or_fault(cpu: &Cpu, value: u64, emulated: bool) {
     // SAFETY: the program keeps no extended state but what scenarios put there; `resume` is an atomic of this vCPU's own slot.
@@ -91,6 +103,21 @@ pub fn read_xmm() -> u64 {
     let value;
     // SAFETY: reading it changes nothing.
     unsafe { asm!("movq {}, xmm3", out(reg) value) }
+    value
+}
+
+/// Puts a value into the third quarter of YMM3.
+pub fn write_ymm(value: u64) {
+    // SAFETY: as `write_xmm`; AVX is there and on, or the scenario sees a #UD.
+    unsafe { asm!("vmovq xmm4, {}", "vinsertf128 ymm3, ymm3, xmm4, 1", in(reg) value) }
+}
+
+/// The third quarter of YMM3.
+#[must_use]
+pub fn read_ymm() -> u64 {
+    let value;
+    // SAFETY: as `write_ymm`.
+    unsafe { asm!("vextractf128 xmm4, ymm3, 1", "vmovq {}, xmm4", out(reg) value) }
     value
 }
 

@@ -2,6 +2,7 @@
 //! Page access: what is denied is told, and let through once when the tool says so, whatever the instruction.
 
 mod at_once;
+mod avx;
 mod commands;
 mod delivery;
 mod emulated;
@@ -43,6 +44,7 @@ pub(crate) fn scenarios() -> Vec<Scenario> {
         kinds::SCENARIOS,
         instructions::SCENARIOS,
         page_tables::SCENARIOS,
+        avx::SCENARIOS,
         at_once::SCENARIOS,
         stepped::SCENARIOS,
         emulated::SCENARIOS,
@@ -218,6 +220,28 @@ impl Watched {
         let result = self.vm.finished(context, 0, number)?;
         self.wire.expect_no_event()?;
         Ok(result)
+    }
+
+    /// Lets so many accesses through in whatever order they come: which page the CPU looks at first is its own business.
+    /// `at` looks at the guest while an event is open.
+    #[track_caller]
+    fn let_all_through(
+        &mut self,
+        wanted: &[(u8, u64)],
+        at: impl Fn(&Self) -> Result<(), Failure>,
+    ) -> Result<(), Failure> {
+        let mut left = wanted.to_vec();
+        while !left.is_empty() {
+            let (event, data) = self.pf()?;
+            at(self)?;
+            let place = left.iter().position(|&wanted| wanted == (data.access, data.gpa));
+            let Some(place) = place else {
+                return Err(Failure::new(format!("PF {data:x?}, expected one of {left:x?}")));
+            };
+            left.remove(place);
+            self.wire.reply(&event, CONTINUE)?;
+        }
+        Ok(())
     }
 
     /// A word of guest memory.

@@ -33,6 +33,11 @@ pub(super) const SCENARIOS: &[Scenario] = &[
         xsave,
     ),
     scenario(
+        "commands::vcpu_xsave_avx",
+        "VCPU_GET_XSAVE and VCPU_SET_XSAVE: the upper half of a YMM register there and back",
+        xsave_avx,
+    ),
+    scenario(
         "commands::vcpu_get_mtrr_type",
         "VCPU_GET_MTRR_TYPE: as the guest programs its MTRRs",
         get_mtrr_type,
@@ -115,6 +120,33 @@ fn get_xsave(wire: &mut Wire) -> Result<Vec<u8>, Failure> {
 
 fn put(state: &mut [u8], at: usize, value: u64) {
     state[at..at + 8].copy_from_slice(&value.to_le_bytes());
+}
+
+fn xsave_avx(context: &mut Context) -> Result<(), Failure> {
+    const GUESTS: u64 = 0x1122_3344_5566_7788;
+    const TOOLS: u64 = 0x8877_6655_4433_2211;
+    const X87_SSE_AVX: u64 = 7;
+    context.stage("start", Duration::from_secs(20));
+    let (vm, mut wire) = context.hooked_vm("system", 1)?;
+    let xcr0 = vm.carry_out(context, 0, Op::WriteXcr0, [X87_SSE_AVX, 0, 0, 0])?;
+    check_eq!(xcr0, X87_SSE_AVX, "XCR0 with AVX");
+    let ymm3 = leaf(&mut wire, 0, 0xd, 2)?.ebx as usize + 3 * 16;
+    context.stage("read", Duration::from_secs(10));
+    vm.carry_out(context, 0, Op::WriteYmm, [GUESTS, 0, 0, 0])?;
+    let mut state = get_xsave(&mut wire)?;
+    check_eq!(state[ymm3..ymm3 + 8], GUESTS.to_le_bytes(), "YMM3 as the tool reads it");
+    check_eq!(state[XSTATE_BV] & 4, 4, "XSTATE_BV's bit for AVX");
+    context.stage("write", Duration::from_secs(10));
+    put(&mut state, ymm3, TOOLS);
+    check_eq!(
+        wire.vcpu(0, msg::VCPU_SET_XSAVE, &state[..])?,
+        Ok(vec![]),
+        "VCPU_SET_XSAVE"
+    );
+    check_eq!(get_xsave(&mut wire)?, state, "state after it");
+    let read = vm.carry_out(context, 0, Op::ReadYmm, [0; 4])?;
+    check_eq!(read, TOOLS, "YMM3 as the guest reads it");
+    vm.exit()
 }
 
 fn xsave(context: &mut Context) -> Result<(), Failure> {

@@ -77,6 +77,12 @@ pub(super) const SCENARIOS: &[Scenario] = &[
     )
     .stepping(),
     scenario(
+        "step::avx",
+        "AVX, of which KVM's emulator knows nothing: VMOVDQU, VORPD and others are one instruction each",
+        avx,
+    )
+    .stepping(),
+    scenario(
         "step::fetch",
         "in a page that may not be executed: each instruction is told by PF, then by SINGLESTEP, whoever carries it out",
         fetch,
@@ -220,6 +226,15 @@ fn syscall_mask(context: &mut Context) -> Result<(), Failure> {
     Ok(())
 }
 
+fn avx(context: &mut Context) -> Result<(), Failure> {
+    check_eq!(
+        once(context, Routine::Avx, layout::SCRATCH)?,
+        0x1234,
+        "the highest half"
+    );
+    Ok(())
+}
+
 fn debug_status(context: &mut Context) -> Result<(), Failure> {
     const NOTHING: u64 = 0xffff_0ff0;
     const BS: u64 = 1 << 14;
@@ -233,7 +248,13 @@ fn debug_status(context: &mut Context) -> Result<(), Failure> {
 }
 
 fn fetch(context: &mut Context) -> Result<(), Failure> {
-    let routines = [Routine::Flags, Routine::MovSs, Routine::Iret, Routine::Syscall];
+    let routines = [
+        Routine::Flags,
+        Routine::MovSs,
+        Routine::Iret,
+        Routine::Syscall,
+        Routine::Avx,
+    ];
     for (routine, result) in routines.iter().zip(told_by_both(context, &routines)?) {
         if *routine != Routine::MovSs {
             check_eq!(result & TRAP_FLAG, 0, "TF that the guest sees in {routine:?}");
@@ -253,7 +274,9 @@ pub(super) fn told_by_both(context: &mut Context, routines: &[Routine]) -> Resul
         let mut pages: Vec<_> = list.iter().map(|rip| rip & !(PAGE - 1)).collect();
         pages.dedup();
         let set = |access| pages.iter().map(|&page| (page, access)).collect::<Vec<_>>();
-        let number = stepped.vm.command(0, Op::Step, [routine as u64, 0, 0, 0])?;
+        let number = stepped
+            .vm
+            .command(0, Op::Step, [routine as u64, layout::SCRATCH, 0, 0])?;
         let event = stepped.wire.expect_event(HYPERCALL, 0)?;
         stepped.wire.singlestep(true)?;
         stepped.wire.restrict(&set(NOT_EXECUTED))?;
