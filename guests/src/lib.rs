@@ -28,7 +28,7 @@ mod routine;
 pub mod runtime;
 
 pub use access::Access;
-pub use mailbox::{DescriptorOp, Mailbox, MemoryOp, Op, RepeatOp, Slot};
+pub use mailbox::{DescriptorOp, Mailbox, MemoryOp, Op, RepeatOp, Slot, StoreOp};
 pub use nested::{Deed, Level};
 pub use routine::Routine;
 

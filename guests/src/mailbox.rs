@@ -140,6 +140,9 @@ pub enum Op {
     WriteYmm = 22,
     /// The third quarter of YMM3.
     ReadYmm = 23,
+    /// Executes in ring 3 the instruction that argument 0, a [`StoreOp`], names; the result is what it stores, or 0 after #GP, which is
+    /// counted.
+    StoreInRing3 = 24,
     /// Accesses memory; argument 0 is an [`crate::Access`], 1 an address, the others what it says.
     Access = 40,
     /// Calls the [`crate::Routine`] that argument 0 names, with argument 1; its result.
@@ -174,6 +177,7 @@ impl Op {
             21 => Self::Nested,
             22 => Self::WriteYmm,
             23 => Self::ReadYmm,
+            24 => Self::StoreInRing3,
             40 => Self::Access,
             60 => Self::Step,
             _ => return None,
@@ -218,6 +222,29 @@ impl DescriptorOp {
         Self::Lldt,
         Self::Ltr,
     ];
+
+    /// The instruction with this number.
+    #[must_use]
+    pub fn from_number(number: u64) -> Option<Self> {
+        Self::ALL.into_iter().find(|op| *op as u64 == number)
+    }
+}
+
+/// What [`Op::StoreInRing3`] executes: what CR4.UMIP keeps from ring 3.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+#[repr(u64)]
+#[allow(missing_docs, reason = "each is an instruction's name")]
+pub enum StoreOp {
+    Sgdt = 0,
+    Sidt = 1,
+    Sldt = 2,
+    Str = 3,
+    Smsw = 4,
+}
+
+impl StoreOp {
+    /// Each of them, by its number.
+    pub const ALL: [Self; 5] = [Self::Sgdt, Self::Sidt, Self::Sldt, Self::Str, Self::Smsw];
 
     /// The instruction with this number.
     #[must_use]

@@ -6,6 +6,7 @@
 mod exceptions;
 mod instructions;
 mod legacy;
+mod ring_3;
 mod system;
 
 use core::fmt::{self, Write};
@@ -15,6 +16,7 @@ pub use instructions::{
     Vendor, cpuid, hypercall, int3, mark, read_cr, send_ipi, software_interrupt, vendor, write_cr, write_cr_or_fault,
 };
 pub use legacy::{lmsw_or_fault, read_by_pae};
+pub use ring_3::{enable_ring_3, store_in_ring_3};
 pub use system::{
     TablePointer, descriptor, enable_avx, enable_extended_state, read_msr, read_xcr0, read_xmm, read_ymm,
     table_registers, write_msr_or_fault, write_xcr0_or_fault, write_xmm, write_ymm,

@@ -9,7 +9,7 @@
 use core::arch::{asm, global_asm};
 use core::sync::atomic::Ordering::Release;
 
-use kvmi_guests::runtime::{Cpu, Vendor, enable_avx, vendor};
+use kvmi_guests::runtime::{Cpu, Vendor, enable_avx, enable_ring_3, vendor};
 use kvmi_guests::{COUNTED_VECTOR, MARK_PORT, Op, Routine, layout, protected};
 
 kvmi_guests::guest!(program);
@@ -323,15 +323,6 @@ unsafe extern "C" {
     static kvmi_guest_syscall: u8;
 }
 
-const IA32_EFER: u32 = 0xc000_0080;
-const EFER_SCE: u64 = 1;
-const IA32_STAR: u32 = 0xc000_0081;
-const IA32_LSTAR: u32 = 0xc000_0082;
-const IA32_FMASK: u32 = 0xc000_0084;
-const FLAGS_IF_TF: u64 = 0x300;
-/// In a page table entry: ring 3 may.
-const USER: u64 = 1 << 2;
-
 fn program(cpu: Cpu) -> ! {
     enable_avx(&cpu);
     // SAFETY: the tables are those that the assembly above has made; the program's pages can be written and are this vCPU's alone.
@@ -341,7 +332,7 @@ fn program(cpu: Cpu) -> ! {
                 mark.add(2).write_volatile(0xd9);
             }
         }
-        prepare_ring_3();
+        enable_ring_3(&cpu, (&raw const kvmi_guest_syscall) as u64);
         install_debug_handler();
     }
     cpu.slot.target.store((&raw const kvmi_guest_routines) as u64, Release);
@@ -359,31 +350,6 @@ fn call([routine, arg, ..]: [u64; 4]) -> Option<u64> {
         let result: u64;
         asm!("call {}", in(reg) entry, inout("rdi") arg => _, out("rax") result, clobber_abi("C"));
         Some(result)
-    }
-}
-
-/// SYSCALL and SYSRET with the segments that there are, and pages that ring 3 may touch.
-///
-/// # Safety
-/// Nobody else uses the page tables and these MSRs.
-unsafe fn prepare_ring_3() {
-    // SAFETY: the caller's promise; the tables lie where layout.rs says.
-    unsafe {
-        for table in [layout::ROOT, layout::PDPT, layout::PAGE_DIRECTORY] {
-            for entry in 0..4 {
-                let entry = (table as *mut u64).add(entry);
-                if entry.read_volatile() & 1 != 0 {
-                    entry.write_volatile(entry.read_volatile() | USER);
-                }
-            }
-        }
-        asm!("mov {0}, cr3", "mov cr3, {0}", out(reg) _);
-        write_msr(IA32_EFER, read_msr(IA32_EFER) | EFER_SCE);
-        // SYSRET takes CS 16 and SS 8 above the upper half, SYSCALL CS at the lower half and SS 8 above.
-        let star = u64::from(layout::CODE_SELECTOR) | u64::from(layout::CODE_SELECTOR) << 16;
-        write_msr(IA32_STAR, star << 32);
-        write_msr(IA32_LSTAR, (&raw const kvmi_guest_syscall) as u64);
-        write_msr(IA32_FMASK, FLAGS_IF_TF);
     }
 }
 
@@ -430,7 +396,7 @@ unsafe fn prepare_protected() {
 /// The gate of vector 1 leads to the handler above.
 ///
 /// # Safety
-/// As [`prepare_ring_3`].
+/// Nobody else uses the IDT.
 unsafe fn install_debug_handler() {
     let mut pointer = [0u8; 10];
     let handler = (&raw const kvmi_guest_debug) as u64;
@@ -443,20 +409,4 @@ unsafe fn install_debug_handler() {
         gate.write_volatile(low | handler & 0xffff | (handler >> 16 & 0xffff) << 48);
         gate.add(1).write_volatile(handler >> 32);
     }
-}
-
-/// # Safety
-/// The MSR exists.
-unsafe fn read_msr(msr: u32) -> u64 {
-    let (low, high): (u32, u32);
-    // SAFETY: the caller's promise.
-    unsafe { asm!("rdmsr", in("ecx") msr, out("eax") low, out("edx") high) }
-    u64::from(low) | u64::from(high) << 32
-}
-
-/// # Safety
-/// The MSR exists, and the value is right for the program.
-unsafe fn write_msr(msr: u32, value: u64) {
-    // SAFETY: the caller's promise.
-    unsafe { asm!("wrmsr", in("ecx") msr, in("eax") value as u32, in("edx") (value >> 32) as u32) }
 }

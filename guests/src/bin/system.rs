@@ -1,16 +1,16 @@
 // SPDX-License-Identifier: MIT OR Apache-2.0
 //! Executes instructions of system software on command: [`Op::WriteMsr`], [`Op::ReadMsr`], [`Op::WriteXcr0`], [`Op::WriteXmm`],
-//! [`Op::ReadXmm`], [`Op::WriteYmm`], [`Op::ReadYmm`], [`Op::Descriptor`], [`Op::Repeat`], [`Op::Hypercall`].
+//! [`Op::ReadXmm`], [`Op::WriteYmm`], [`Op::ReadYmm`], [`Op::Descriptor`], [`Op::StoreInRing3`], [`Op::Repeat`], [`Op::Hypercall`].
 #![cfg_attr(target_os = "none", no_std, no_main)]
 
 use core::sync::atomic::Ordering::Relaxed;
 
 use kvmi_guests::runtime::{
     Cpu, descriptor, enable_extended_state, hypercall, int3, read_cr, read_msr, read_xcr0, read_xmm, read_ymm,
-    vendor, write_cr, write_cr_or_fault, write_msr_or_fault, write_xcr0_or_fault, write_xmm,
+    store_in_ring_3, vendor, write_cr, write_cr_or_fault, write_msr_or_fault, write_xcr0_or_fault, write_xmm,
     write_ymm,
 };
-use kvmi_guests::{DescriptorOp, Op, RepeatOp, layout};
+use kvmi_guests::{DescriptorOp, Op, RepeatOp, StoreOp, layout};
 
 const KERNEL_GS_BASE: u32 = 0xc000_0102;
 
@@ -40,6 +40,7 @@ fn program(cpu: Cpu) -> ! {
         }
         Op::ReadYmm => Some(read_ymm()),
         Op::Descriptor => DescriptorOp::from_number(first).map(descriptor),
+        Op::StoreInRing3 => StoreOp::from_number(first).map(|op| store_in_ring_3(&cpu, op)),
         Op::WriteCr => {
             write_cr_or_fault(&cpu, first, second);
             Some(read_cr(first))

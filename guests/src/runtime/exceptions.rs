@@ -143,6 +143,8 @@ extern "C" fn handle(frame: &mut Frame) {
         GENERAL_PROTECTION if slot.resume.load(Relaxed) != 0 => {
             count(&slot.protection_faults);
             frame.rip = slot.resume.load(Relaxed);
+            // In ring 0, wherever the fault was.
+            (frame.cs, frame.ss) = (layout::CODE_SELECTOR.into(), layout::DATA_SELECTOR.into());
         }
         vector @ 0..32 if slot.tolerated.load(Relaxed) >> vector & 1 == 1 => {
             slot.exception.store(vector, Relaxed);

@@ -92,7 +92,7 @@ fn machine_arguments(lane: Lane, pace: Pace) -> Vec<String> {
     // One accelerator is named, so there is no falling back to another one.
     let (accelerator, cpu, cpus) = match lane.platform() {
         Platform::Kvm => ("kvm", "host", 2),
-        _ => ("tcg", "EPYC,+svm,+npt", 3),
+        _ => ("tcg", "EPYC,+svm,+npt,+umip", 3),
     };
     let words = format!(
         "-nodefaults -no-user-config -machine pc-i440fx-10.0,accel={accelerator},memory-backend=memory -cpu {cpu} -m {MEMORY_MIB} -smp {cpus} \

@@ -26,8 +26,7 @@ use crate::run_folder;
 use crate::scenario::{self, Machine, Request};
 
 /// The lane's machine, with one CPU.
-const MACHINE: &str =
-    "-nodefaults -no-user-config -machine pc-i440fx-10.0,accel=tcg -cpu EPYC,+svm,+npt -smp 1 -display none -no-reboot";
+const MACHINE: &str = "-nodefaults -no-user-config -machine pc-i440fx-10.0,accel=tcg -cpu EPYC,+svm,+npt,+umip -smp 1 -display none -no-reboot";
 
 /// How long a replay may take to an instruction, or to its end.
 const REPLAY: Duration = Duration::from_secs(3600);

@@ -8,6 +8,7 @@ mod hypercall_registers;
 mod legacy;
 mod msr;
 mod owners;
+mod ring_3;
 mod software_interrupts;
 mod system;
 mod trap;
@@ -27,6 +28,7 @@ pub(crate) fn scenarios() -> Vec<Scenario> {
         legacy::SCENARIOS,
         msr::SCENARIOS,
         owners::SCENARIOS,
+        ring_3::SCENARIOS,
         system::SCENARIOS,
         trap::SCENARIOS,
         waiting::SCENARIOS,

@@ -46,7 +46,7 @@ const NO_UMIP: &str = "KVM emulates UMIP with VMX alone";
 const KERNEL_GS_BASE: u32 = 0xc000_0102;
 const CR4_UMIP: u64 = 1 << 11;
 
-fn faults(vm: &Vm) -> Result<u64, Failure> {
+pub(super) fn faults(vm: &Vm) -> Result<u64, Failure> {
     vm.guest.field(0, field!(protection_faults))
 }
 
@@ -111,11 +111,12 @@ fn denied(context: &Context, vm: &Vm) -> Result<(), Failure> {
 }
 
 /// Sets or clears CR4.UMIP.
-fn set_umip(context: &Context, vm: &Vm, on: bool) -> Result<(), Failure> {
+pub(super) fn set_umip(context: &Context, vm: &Vm, on: bool) -> Result<(), Failure> {
+    let before = faults(vm)?;
     let cr4 = vm.carry_out(context, 0, Op::ReadCr, [4, 0, 0, 0])?;
     let wanted = if on { cr4 | CR4_UMIP } else { cr4 & !CR4_UMIP };
     let now = vm.carry_out(context, 0, Op::WriteCr, [4, wanted, 0, 0])?;
-    check_eq!((now, faults(vm)?), (wanted, 0), "CR4 and #GP");
+    check_eq!((now, faults(vm)? - before), (wanted, 0), "CR4 and #GP");
     Ok(())
 }
 
