@@ -67,6 +67,7 @@ pub(super) fn write(vcpu: &mut VcpuFd, by: VcpuWrite) -> Result<(), Refusal> {
         }
         VcpuWrite::Interrupt(vector) => interrupt(vcpu, vector).refused("KVM_INTERRUPT"),
         VcpuWrite::Smi => vcpu.smi().refused("KVM_SMI"),
+        VcpuWrite::Nmi => vcpu.nmi().refused("KVM_NMI"),
     }
 }
 

@@ -7,7 +7,7 @@ use kvmi_guests::{COUNTED_VECTOR, Routine};
 use kvmi_uapi::event::CONTINUE;
 
 use super::{Stepped, check_rips};
-use crate::vmm::field;
+use crate::vmm::{VcpuWrite, Vm, field};
 use crate::{Context, Failure, Scenario, check, check_eq, scenario};
 
 pub(super) const SCENARIOS: &[Scenario] = &[
@@ -27,6 +27,18 @@ pub(super) const SCENARIOS: &[Scenario] = &[
         "step::interrupt_waits",
         "an interrupt that is pending waits until stepping ends, and is taken then, once",
         interrupt_waits,
+    )
+    .stepping(),
+    scenario(
+        "step::nmi_and_smi_wait",
+        "an NMI and an SMI that come while the vCPU is stepped wait until stepping ends, and are taken then",
+        nmi_and_smi_wait,
+    )
+    .stepping(),
+    scenario(
+        "step::rsm",
+        "a vCPU in SMM is not stepped; the first that is told is RSM, with RIP where SMM has interrupted the guest",
+        rsm,
     )
     .stepping(),
     scenario(
@@ -125,6 +137,66 @@ fn interrupt_waits(context: &mut Context) -> Result<(), Failure> {
         rung,
         "doorbells that the guest took afterwards, less one"
     );
+    stepped.vm.exit()
+}
+
+fn nmi_and_smi_wait(context: &mut Context) -> Result<(), Failure> {
+    const NMI: u64 = 2;
+    let mut stepped = Stepped::start(context)?;
+    let taken = |vm: &Vm| Ok::<_, Failure>((vm.exceptions()?, vm.has_entered_smm()?));
+    stepped.vm.tolerate(&[NMI])?;
+    stepped.vm.prepare_smm()?;
+    stepped.vm.leave_smm()?;
+    context.stage("step", Duration::from_secs(20));
+    let mut sent = false;
+    let seen = stepped.run(context, Routine::Straight, 0, |stepped, _| {
+        if !sent {
+            stepped.vm.pause(0)?;
+            for by in [VcpuWrite::Nmi, VcpuWrite::Smi] {
+                check_eq!(stepped.vm.write(0, by)?, 0, "errno of {by:?}");
+            }
+            stepped.vm.resume(0)?;
+            sent = true;
+        }
+        check_eq!(
+            taken(&stepped.vm)?,
+            (0, false),
+            "NMIs taken, and whether SMM was entered"
+        );
+        Ok(())
+    })?;
+    check_rips(&seen.rips, &stepped.list(Routine::Straight)?, Routine::Straight)?;
+    context.stage("afterwards", Duration::from_secs(20));
+    context.wait_for("NMI and SMI to be taken", || Ok(taken(&stepped.vm)? == (1, true)))?;
+    check_eq!(stepped.vm.exception()?.vector, NMI, "the vector taken");
+    check_eq!(stepped.run_as_listed(context, Routine::Straight, 0)?, 16, "the result");
+    stepped.vm.exit()
+}
+
+fn rsm(context: &mut Context) -> Result<(), Failure> {
+    let mut stepped = Stepped::start(context)?;
+    stepped.vm.prepare_smm()?;
+    context.stage("in SMM", Duration::from_secs(20));
+    let interrupted = stepped.wire.registers(0)?.regs;
+    stepped.vm.enter_smm(context)?;
+    stepped.wire.singlestep(true)?;
+    let inputs = stepped.vm.status(0)?.inputs;
+    context.wait_for("some rounds in SMM", || Ok(stepped.vm.status(0)?.inputs > inputs + 3))?;
+    stepped.wire.expect_no_event()?;
+    context.stage("RSM", Duration::from_secs(20));
+    stepped.vm.leave_smm()?;
+    let event = stepped.step()?;
+    check_eq!(event.arch.regs, interrupted, "registers behind RSM");
+    stepped.wire.reply(&event, CONTINUE)?;
+    let event = stepped.step()?;
+    check!(
+        event.arch.regs.rip != interrupted.rip,
+        "RIP stays where it was behind RSM"
+    );
+    stepped.wire.singlestep(false)?;
+    stepped.wire.reply(&event, CONTINUE)?;
+    context.stage("afterwards", Duration::from_secs(20));
+    check_eq!(stepped.run_as_listed(context, Routine::Straight, 0)?, 16, "the result");
     stepped.vm.exit()
 }
 

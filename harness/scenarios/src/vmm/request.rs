@@ -96,6 +96,8 @@ pub enum VcpuWrite {
     Interrupt(u32),
     /// `KVM_SMI`: the next entry is into SMM.
     Smi,
+    /// `KVM_NMI`
+    Nmi,
 }
 
 /// What L1's kernel may do with memory.
