@@ -18,7 +18,6 @@ kvmi_guests::guest!(program);
 
 fn program(cpu: Cpu) -> ! {
     enable_extended_state(&cpu);
-    let vendor = vendor();
     cpu.serve(|op, [first, second, third, ..]| match op {
         Op::WriteMsr => {
             write_msr_or_fault(&cpu, first as u32, second, third != 0);
@@ -47,7 +46,8 @@ fn program(cpu: Cpu) -> ! {
         }
         Op::ReadCr => Some(read_cr(first)),
         Op::Repeat => RepeatOp::from_number(first).map(|op| repeat(&cpu, op, second)),
-        Op::Hypercall => Some(hypercall(vendor, first, second, third)[0]),
+        // What CPUID says is kept in no register: events show them all.
+        Op::Hypercall => Some(hypercall(vendor(), first, second, third)[0]),
         _ => None,
     })
 }
