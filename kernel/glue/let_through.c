@@ -147,13 +147,14 @@ static bool mark_entry(struct kvm_vcpu *vcpu, gpa_t gpa)
 	if (get_user(old, byte))
 		return false;
 
-	/* It has gone meanwhile: the CPU will find out. */
-	if (!(old & PT_PRESENT_MASK))
+	new = old;
+	if (!(old & PT_ACCESSED_MASK))
+		new |= PT_ACCESSED_MASK;
+	else if (old & PT_WRITABLE_MASK)
+		new |= PT_DIRTY_MASK;
+	/* It has gone, or another CPU was faster: this one will find out. */
+	if (!(old & PT_PRESENT_MASK) || new == old)
 		return true;
-	new = old | (old & PT_ACCESSED_MASK ? PT_DIRTY_MASK : PT_ACCESSED_MASK);
-	if (new == old)
-		return false;
-	/* Where another CPU was faster the CPU comes here again. */
 	r = __try_cmpxchg_user(byte, &old, new, fault);
 	if (r < 0)
 		return false;
