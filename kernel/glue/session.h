@@ -221,6 +221,7 @@ bool kvmi_has_step(struct kvm_vcpu_introspection *vi);
 bool kvmi_take_step(struct kvm_vcpu_introspection *vi);
 void kvmi_singlestep_changed(struct kvm_vcpu_introspection *vi, bool on);
 int kvmi_step(struct kvm_vcpu_introspection *vi);
+int kvmi_yield_before_step(struct kvm_vcpu *vcpu);
 
 /* reader.c */
 int kvmi_reader_create(struct kvm_introspection *session);

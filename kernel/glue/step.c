@@ -13,6 +13,7 @@
  * its part in it.  So does the arrival of an exception or interrupt at its
  * handler, which is a step of its own: instructions that fault do not end.
  */
+#include <linux/entry-kvm.h>
 #include <linux/export.h>
 
 #include "session.h"
@@ -113,6 +114,28 @@ int kvmi_step(struct kvm_vcpu_introspection *vi)
 		return r;
 	}
 	return 1;
+}
+
+/*
+ * The step is ready, in SRCU: the host has its CPU now, if it wants it.  It would
+ * have the entry put off, all that was made ready would be gone, and where that
+ * takes longer than the scheduler gives it would be so each time.
+ */
+int kvmi_yield_before_step(struct kvm_vcpu *vcpu)
+{
+	int r;
+
+	if (!__xfer_to_guest_mode_work_pending())
+		return 1;
+
+	kvm_vcpu_srcu_read_unlock(vcpu);
+	r = xfer_to_guest_mode_handle_work(vcpu);
+	kvm_vcpu_srcu_read_lock(vcpu);
+	if (!r)
+		return 1;
+
+	__kvm_introspection_step_end(vcpu);
+	return r;
 }
 
 /* The vCPU is back from the guest, or did not get there; its exit has been handled. */

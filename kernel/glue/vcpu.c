@@ -326,7 +326,7 @@ int __kvm_introspection_work(struct kvm_vcpu *vcpu)
 		kvmi_vcpu_put(vi);
 
 		if (vcpu->introspection_stepping)
-			return 1;
+			return kvmi_yield_before_step(vcpu);
 	}
 
 	if (r == -EINTR) {
