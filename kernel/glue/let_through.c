@@ -150,7 +150,7 @@ static bool mark_entry(struct kvm_vcpu *vcpu, gpa_t gpa)
 	new = old;
 	if (!(old & PT_ACCESSED_MASK))
 		new |= PT_ACCESSED_MASK;
-	else if (old & PT_WRITABLE_MASK)
+	else if (old & PT_WRITABLE_MASK || !kvm_is_cr0_bit_set(vcpu, X86_CR0_WP))
 		new |= PT_DIRTY_MASK;
 	/* It has gone, or another CPU was faster: this one will find out. */
 	if (!(old & PT_PRESENT_MASK) || new == old)
