@@ -2,7 +2,7 @@
 //! The hooks in KVM: kernel/patches, as they apply to the source of one kernel.
 
 use std::collections::BTreeSet;
-use std::fs;
+use std::fs::{self, File};
 use std::io::{Seek, Write};
 use std::path::Path;
 
@@ -80,19 +80,30 @@ impl Patch {
         touched_files(&self.text).collect()
     }
 
-    /// Applies it to a tree, of which `whose` says what it is, or says which hunks do not apply and what to do.
-    pub(crate) fn apply(&self, tree: &Path, whose: &str, mend: &str, task: &Task) -> Result<()> {
-        let name = &self.name;
-        task.note(format!("apply {name}"));
+    /// Its text, to be read from the start.
+    fn as_file(&self) -> Result<File> {
         let mut file = tempfile::tempfile().context("make a temporary file")?;
         file.write_all(self.text.as_bytes())
             .and_then(|()| file.rewind())
             .context("write a temporary file")?;
+        Ok(file)
+    }
+
+    /// Applies it to a tree, of which `whose` says what it is, or says which hunks do not apply and what to do.
+    pub(crate) fn apply(&self, tree: &Path, whose: &str, mend: &str, task: &Task) -> Result<()> {
+        let name = &self.name;
+        task.note(format!("apply {name}"));
+        // Of a hunk whose header counts too few lines `patch` takes so many, and passes over the rest and every hunk behind it.
+        Program::new("git")
+            .args(["apply", "--numstat"])
+            .stdin(self.as_file()?)
+            .run(task)
+            .with_context(|| format!("kernel/patches/{}/{name} is not in order", matrix().series))?;
         let run = Program::new("patch")
             // No fuzz: a hook that lands a line off its place is worse than one that does not land.
             .args(["-p1", "--fuzz=0", "--force", "--no-backup-if-mismatch", "--directory"])
             .arg(tree)
-            .stdin(file)
+            .stdin(self.as_file()?)
             .run(task);
         match run {
             Ok(_) => Ok(()),
