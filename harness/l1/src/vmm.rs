@@ -4,6 +4,7 @@
 mod boot;
 mod hypercalls;
 mod machine;
+mod rseq;
 mod signals;
 mod slice;
 mod slots;

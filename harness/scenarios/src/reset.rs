@@ -9,7 +9,7 @@ use kvmi_uapi::event::{BREAKPOINT, CONTINUE, CR, Cr, HYPERCALL, MSR, Msr, PF, Pf
 use kvmi_uapi::{PageAccessEntry, Regs};
 
 use crate::lifecycle::GUEST_REQUEST;
-use crate::vmm::{Vm, field};
+use crate::vmm::{Vm, VmConfig, field};
 use crate::wire::Wire;
 use crate::{Context, Failure, Scenario, check, check_eq, modules, scenario};
 
@@ -23,7 +23,7 @@ pub(crate) const SCENARIOS: &[Scenario] = &[
     scenario(
         "reset::watch_holds",
         "CR, MSR and BREAKPOINT events of a vCPU that gets INIT and SIPI: from its first instruction in real mode on",
-        watch_holds,
+        |c| watch_holds(c, &VmConfig::new("resets", 2)),
     )
     .in_real_mode(),
     scenario(
@@ -64,7 +64,12 @@ pub(crate) const SCENARIOS: &[Scenario] = &[
         "CR, MSR and BREAKPOINT events of such a vCPU that gets INIT and SIPI: KVM emulates its real mode",
         |c| {
             modules::without_unrestricted_guest()?;
-            watch_holds(c)
+            // Else work for the C library waits whenever the vCPU comes from its wait for the tool, and KVM emulates but one instruction.
+            let config = VmConfig {
+                without_rseq: true,
+                ..VmConfig::new("resets", 2)
+            };
+            watch_holds(c, &config)
         },
     )
     .on_intel(),
@@ -162,9 +167,12 @@ fn unwatched(context: &mut Context) -> Result<(), Failure> {
     vm.exit()
 }
 
-fn watch_holds(context: &mut Context) -> Result<(), Failure> {
+fn watch_holds(context: &mut Context, config: &VmConfig) -> Result<(), Failure> {
     context.stage("start", Duration::from_secs(20));
-    let (vm, mut wire) = context.hooked_vm("resets", 2)?;
+    let vm = context.vm_with(config)?;
+    vm.run()?;
+    vm.wait_ready(context)?;
+    let mut wire = context.hook(&vm)?;
     for event in [CR, BREAKPOINT, MSR] {
         wire.control_event(AP, event, true)?;
     }
@@ -293,34 +301,49 @@ fn waits_for_reply(context: &mut Context) -> Result<(), Failure> {
     vm.exit()
 }
 
+/// Has the first page of the guest's addresses be the page where a vCPU starts again, by a page table of its own, and the vCPU know it.
+fn map_trampoline_at_zero(context: &Context, vm: &Vm) -> Result<(), Failure> {
+    const PRESENT_WRITABLE: u64 = 3;
+    const TABLE: u64 = layout::SCRATCH;
+    let pages = (0..512).map(|page| if page == 0 { layout::TRAMPOLINE } else { page << 12 });
+    let entries: Vec<u8> = pages.flat_map(|page| (page | PRESENT_WRITABLE).to_le_bytes()).collect();
+    vm.guest.write(TABLE, &entries)?;
+    vm.guest
+        .write(layout::PAGE_DIRECTORY, &(TABLE | PRESENT_WRITABLE).to_le_bytes())?;
+    vm.carry_out(context, AP.into(), Op::WriteCr, [3, layout::OTHER_ROOT, 0, 0])?;
+    Ok(())
+}
+
 fn within_a_step(context: &mut Context) -> Result<(), Failure> {
-    const RET: u8 = 0xc3;
-    /// A function of one instruction, in the page where the vCPU starts again.
-    const FUNCTION: u64 = layout::TRAMPOLINE + 0xf00;
     const NOT_EXECUTED: u8 = PageAccessEntry::READ | PageAccessEntry::WRITE;
     context.stage("start", Duration::from_secs(20));
     let (vm, mut wire) = context.hooked_vm("resets", 2)?;
     wire.control_event(AP, PF, true)?;
-    vm.guest.write(FUNCTION, &[RET])?;
-    vm.guest.set_field(AP.into(), field!(target), FUNCTION)?;
     for round in 1..=3 {
         context.stage(&format!("INIT and SIPI {round}"), Duration::from_secs(20));
+        map_trampoline_at_zero(context, &vm)?;
         wire.restrict(&[(layout::TRAMPOLINE, NOT_EXECUTED)])?;
         vm.guest.set_field(AP.into(), field!(ready), 0)?;
+        // Both instructions have RIP 0, and are fetched from the same page.
+        vm.guest.set_field(AP.into(), field!(target), 0)?;
         vm.command(AP.into(), Op::CallTarget, [1, 0, 0, 0])?;
-        let old = wire.expect_event(PF, AP)?;
-        check_eq!(old.data::<Pf>()?.gpa, FUNCTION, "gpa of the old instruction");
-        send(context, &vm, INIT)?;
-        send(context, &vm, SIPI)?;
-        wire.reply(&old, CONTINUE)?;
-        let new = wire.expect_event(PF, AP)?;
-        check_eq!(
-            (new.data::<Pf>()?.gpa, new.arch.regs.rip),
-            (layout::TRAMPOLINE, 0),
-            "gpa and RIP of the new instruction"
-        );
-        wire.restrict(&[(layout::TRAMPOLINE, NOT_EXECUTED | PageAccessEntry::EXEC)])?;
-        wire.reply(&new, RETRY)?;
+        for (base, mode) in [(0, 8), (layout::TRAMPOLINE, 2)] {
+            let event = wire.expect_event(PF, AP)?;
+            let arch = event.arch;
+            check_eq!(
+                (event.data::<Pf>()?.gpa, arch.regs.rip, arch.sregs.cs.base, arch.mode),
+                (layout::TRAMPOLINE, 0, base, mode),
+                "gpa, RIP, base of CS and mode"
+            );
+            if mode == 8 {
+                send(context, &vm, INIT)?;
+                send(context, &vm, SIPI)?;
+                wire.reply(&event, CONTINUE)?;
+            } else {
+                wire.restrict(&[(layout::TRAMPOLINE, NOT_EXECUTED | PageAccessEntry::EXEC)])?;
+                wire.reply(&event, RETRY)?;
+            }
+        }
         vm.wait_ready(context)?;
         wire.expect_no_event()?;
     }

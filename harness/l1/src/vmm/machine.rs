@@ -34,6 +34,7 @@ pub(super) struct Machine {
     cpuid: CpuId,
     entry: u64,
     uninitialised_aps: bool,
+    without_rseq: bool,
 }
 
 impl Machine {
@@ -77,6 +78,7 @@ impl Machine {
             vm,
             slots,
             uninitialised_aps: config.uninitialised_aps,
+            without_rseq: config.without_rseq,
         };
         for _ in 0..config.vcpus {
             machine.add_vcpu()?;
@@ -96,7 +98,7 @@ impl Machine {
         let vcpu = self.vm.create_vcpu(index as u64).refused("KVM_CREATE_VCPU")?;
         let initialised = index == 0 || !self.uninitialised_aps;
         boot::set_up(&vcpu, index, self.entry, &self.cpuid, initialised)?;
-        self.vcpus.push(Vcpu::start(index, vcpu)?);
+        self.vcpus.push(Vcpu::start(index, vcpu, self.without_rseq)?);
         Ok(index)
     }
 

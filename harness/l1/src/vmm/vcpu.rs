@@ -13,7 +13,7 @@ use kvmi_lab_scenarios::vmm::{Mark, Refusal, VcpuStatus};
 use vmm_sys_util::signal::Killable;
 
 use super::statistics::Exits;
-use super::{refuse, signals, slice};
+use super::{refuse, rseq, signals, slice};
 
 type Job = Box<dyn FnOnce(&mut VcpuFd) + Send>;
 
@@ -55,7 +55,7 @@ pub(super) struct Vcpu {
 
 impl Vcpu {
     /// Starts the thread; it stays out of `KVM_RUN` until [`Vcpu::resume`].
-    pub(super) fn start(index: usize, vcpu: VcpuFd) -> Result<Self, Refusal> {
+    pub(super) fn start(index: usize, vcpu: VcpuFd, without_rseq: bool) -> Result<Self, Refusal> {
         let exits = Exits::of(&vcpu)?;
         let shared = Arc::new(Shared {
             state: Mutex::new(State {
@@ -72,6 +72,7 @@ impl Vcpu {
                 Runner {
                     index,
                     vcpu,
+                    without_rseq,
                     shared: for_thread,
                     line: Vec::new(),
                 }
@@ -166,6 +167,7 @@ impl Drop for Vcpu {
 struct Runner {
     index: usize,
     vcpu: VcpuFd,
+    without_rseq: bool,
     shared: Arc<Shared>,
     /// The line the guest is writing to its console.
     line: Vec<u8>,
@@ -179,6 +181,12 @@ impl Runner {
         }
         if let Err(e) = slice::give_way() {
             self.log(format!("vCPU {}: cannot ask for time slices: {e}", self.index));
+            return;
+        }
+        if self.without_rseq
+            && let Err(e) = rseq::unregister()
+        {
+            self.log(format!("vCPU {}: cannot do without rseq(2): {e}", self.index));
             return;
         }
         while self.may_run() {

@@ -25,6 +25,8 @@ pub struct VmConfig {
     pub hypercalls: Hypercalls,
     /// Have KVM record dirty pages in rings of the vCPUs instead of bitmaps of the slots.
     pub dirty_ring: bool,
+    /// Run vCPUs on threads without rseq(2), which the C library has each thread use.
+    pub without_rseq: bool,
 }
 
 /// A hypervisor that KVM passes itself off as, where a guest's hypercalls are concerned.
@@ -49,6 +51,7 @@ impl VmConfig {
             split_irqchip: false,
             hypercalls: Hypercalls::Kvm,
             dirty_ring: false,
+            without_rseq: false,
         }
     }
 }
