@@ -33,6 +33,12 @@ const INSTRUCTIONS_PER_SECOND: u32 = 50_000_000;
 /// The package that has the emulator.
 const PACKAGE: &str = "bochs";
 
+/// How the preloaded library begins to say why it gives up.
+const LIBRARY_SAYS: &str = "fork server: ";
+
+/// The variable that tells it that the CPU has SVM.
+const SVM: &str = "KVMI_LAB_SVM";
+
 /// The CPU that gives a back end what KVM uses of it.
 fn cpu_model(backend: Backend) -> &'static str {
     match backend {
@@ -125,6 +131,8 @@ struct Process {
     serial: TcpListener,
     /// What it says of itself.
     log: PathBuf,
+    /// What it says before it has a log, and what the library says that is preloaded into it.
+    errors: PathBuf,
 }
 
 impl Process {
@@ -151,6 +159,9 @@ impl Process {
         }
         let share = || terminal.slave.try_clone().map_err(io_error("share a terminal"));
         let errors = folder.join("bochs.err");
+        if lane.backend() == Backend::Svm {
+            command.env(SVM, "");
+        }
         command
             .env("TERM", "xterm")
             .stdin(share()?)
@@ -166,6 +177,7 @@ impl Process {
             child,
             serial,
             log,
+            errors,
         })
     }
 
@@ -187,11 +199,25 @@ impl Process {
 
     /// That it ended, with what it says of itself.
     fn ended(&self, status: &str) -> BootError {
-        BootError::Ended {
+        self.explain(BootError::Ended {
             lane: self.lane,
             status: status.to_owned(),
             tail: tail(&self.log),
             log: self.log.clone(),
+        })
+    }
+
+    /// The same error; if Bochs has ended because the library in it gave up, then with what that said.
+    fn explain(&self, error: BootError) -> BootError {
+        let said = fs::read_to_string(&self.errors).unwrap_or_default();
+        match (error, said.lines().find(|line| line.starts_with(LIBRARY_SAYS))) {
+            (BootError::Ended { lane, status, .. }, Some(why)) => BootError::Ended {
+                lane,
+                status,
+                tail: why.to_owned(),
+                log: self.errors.clone(),
+            },
+            (error, _) => error,
         }
     }
 

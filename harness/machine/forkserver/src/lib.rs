@@ -15,13 +15,18 @@
 //!
 //! While its CPU sleeps Bochs waits a millisecond of real time for someone to type, again and again, although the time inside passes by
 //! itself. Nobody types, so this library answers at once.
+//!
+//! Where its CPU has SVM, [`svm`] mends that.
 
 // Unsafe is what this library is for: it replaces C functions, calls one of Bochs's, and forks a process that is not its own.
 #![allow(unsafe_code)]
 
+mod cpu;
 pub mod random;
+mod redirect;
 mod save;
 mod serve;
+mod svm;
 
 use std::ffi::{CStr, c_char, c_int, c_void};
 use std::sync::OnceLock;

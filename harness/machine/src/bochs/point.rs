@@ -100,7 +100,8 @@ fn save(parts: &Parts, logs: &Path, state: &Path, at_most: Duration, progress: &
     let control = bochs.accept()?;
     let reader = control.try_clone().map_err(io_error("share the control channel"))?;
     let child = &mut bochs.child;
-    wait_for_point(parts.lane, reader, &console, at_most, &task, || child.wait().ok())?;
+    let at_point = wait_for_point(parts.lane, reader, &console, at_most, &task, || child.wait().ok());
+    at_point.map_err(|e| bochs.explain(e))?;
     task.note("save its state");
     if !closes(&control).map_err(io_error("wait for Bochs to save L1"))? {
         return Err(BootError::Late {
