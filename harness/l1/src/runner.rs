@@ -7,7 +7,6 @@ use std::os::fd::{AsFd, OwnedFd};
 use std::os::unix::net::UnixStream;
 use std::panic::{self, AssertUnwindSafe};
 use std::process::{Child, Command};
-use std::time::Duration;
 
 use anyhow::{Context as _, bail};
 use kvmi_lab_control::{Backend, FromL1, LineReader, ToL1, Verdict, encode};
@@ -108,12 +107,6 @@ fn run(name: &str, seed: u64) -> anyhow::Result<()> {
     });
     let backend = modules::backend()?;
     let mut context = Context::new(backend, seed);
-    if scenario.needs.breakpoints_given_back {
-        context.stage("load the vendor module", Duration::from_secs(30));
-        if modules::without_next_rip(backend)? {
-            context.log("kvm-amd is loaded with nrips=0");
-        }
-    }
     if let Some(preemption) = explore::begin(seed).context("explore")? {
         context.log(format!(
             "threads are held by seed {seed}, kernel preemption is {preemption}"

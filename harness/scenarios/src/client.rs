@@ -26,8 +26,7 @@ pub(crate) fn scenarios() -> Vec<Scenario> {
             "client::whole_session",
             "commands and every event by the client library, to the VMM's PREUNHOOK",
             whole_session,
-        )
-        .giving_breakpoints_back(),
+        ),
     ]
 }
 

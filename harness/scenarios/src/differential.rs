@@ -57,14 +57,12 @@ pub(crate) const SCENARIOS: &[Scenario] = &[
         "differential::pages",
         "page access and PF: the same on every lane",
         more_events::pages,
-    )
-    .stepping(),
+    ),
     scenario(
         "differential::steps",
         "SINGLESTEP: the same on every lane",
         more_events::steps,
-    )
-    .stepping(),
+    ),
 ];
 
 /// Commands that close the connection when they say to be longer than they are.

@@ -48,9 +48,6 @@ pub struct Needs {
     pub by_default: bool,
     /// Introspection, or KVM alone.
     pub introspection: bool,
-    /// A guest takes a #BP that KVM intercepted and gives back to it. Not every emulator can do that with next-RIP save:
-    /// [`modules::without_next_rip`].
-    pub breakpoints_given_back: bool,
 }
 
 impl Needs {
@@ -59,7 +56,6 @@ impl Needs {
         not_on: &[],
         by_default: true,
         introspection: true,
-        breakpoints_given_back: false,
     };
 }
 
@@ -105,15 +101,6 @@ impl Scenario {
         self
     }
 
-    /// The same, in which a guest runs in real mode.
-    const fn in_real_mode(mut self) -> Self {
-        self.needs.not_on = &[(
-            Lane::SvmBochs,
-            "a guest in real mode goes astray in Bochs's SVM, hooked or not",
-        )];
-        self
-    }
-
     /// The same, about something that AMD's CPUs do not have.
     const fn on_intel(mut self) -> Self {
         const WHY: &str = "AMD's CPUs run each state of a guest";
@@ -124,21 +111,6 @@ impl Scenario {
     /// The same, which cannot run on these lanes, for these reasons.
     const fn not_on(mut self, lanes: &'static [(Lane, &'static str)]) -> Self {
         self.needs.not_on = lanes;
-        self
-    }
-
-    /// The same, in which a guest is stepped: by TF on SVM.
-    const fn stepping(mut self) -> Self {
-        self.needs.not_on = &[(
-            Lane::SvmBochs,
-            "the trap that ends a step of the guest reaches L1 in Bochs's SVM, and brings it down",
-        )];
-        self
-    }
-
-    /// The same, in which a guest takes a #BP that KVM intercepted.
-    const fn giving_breakpoints_back(mut self) -> Self {
-        self.needs.breakpoints_given_back = true;
         self
     }
 }

@@ -121,24 +121,6 @@ fn load_vendor(origin: Origin, backend: Backend, parameters: &str) -> io::Result
     load(&module.with_extension("ko"), parameters)
 }
 
-/// Loads the kvm-amd under test anew such that it makes no use of next-RIP save, where the emulator makes something else of it than a CPU does.
-/// Whether it was necessary.
-///
-/// Bochs 3.0 saves the next RIP, but does not take it when KVM gives a #BP back to the guest: the guest's handler finds the RIP of the
-/// INT3 itself, returns there, and so on for ever.
-///
-/// # Errors
-///
-/// Those of unloading and loading.
-pub fn without_next_rip(backend: Backend) -> io::Result<bool> {
-    if (backend, platform()?) != (Backend::Svm, Platform::Bochs) {
-        return Ok(false);
-    }
-    unload(vendor_module(backend))?;
-    load_vendor(Origin::under_test(), backend, "nrips=0")?;
-    Ok(true)
-}
-
 /// Loads the vendor module under test anew such that KVM shadows the guest's page tables.
 ///
 /// # Errors

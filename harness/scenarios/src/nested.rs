@@ -16,32 +16,27 @@ pub(crate) const SCENARIOS: &[Scenario] = &[
         "nested::untold",
         "a guest's guest: what is told of the guest is not told of it, and it gets what it should",
         |c| untold(c, Level::Nested),
-    )
-    .stepping(),
+    ),
     scenario(
         "nested::untold_paging",
         "the same behind EPT or NPT of the guest's own",
         |c| untold(c, Level::NestedPaging),
-    )
-    .stepping(),
+    ),
     scenario(
         "nested::stepped_over",
         "a guest that is stepped enters its guest: the next step is told behind the return",
         |c| stepped_over(c, Level::Nested),
-    )
-    .stepping(),
+    ),
     scenario(
         "nested::stepped_over_paging",
         "the same behind EPT or NPT of the guest's own",
         |c| stepped_over(c, Level::NestedPaging),
-    )
-    .stepping(),
+    ),
     scenario(
         "nested::paused",
         "PAUSE and commands while a guest's guest runs",
         paused,
-    )
-    .giving_breakpoints_back(),
+    ),
     scenario(
         "nested::unhooked",
         "UNHOOK while a guest's guest runs: nothing leaves either for introspection any more",

@@ -18,38 +18,32 @@ pub(crate) const SCENARIOS: &[Scenario] = &[
         "reset::unwatched",
         "INIT and SIPI in a VM that nobody hooks: what the others rest on",
         unwatched,
-    )
-    .in_real_mode(),
+    ),
     scenario(
         "reset::watch_holds",
         "CR, MSR and BREAKPOINT events of a vCPU that gets INIT and SIPI: from its first instruction in real mode on",
         |c| watch_holds(c, &VmConfig::new("resets", 2)),
-    )
-    .in_real_mode(),
+    ),
     scenario(
         "reset::voids_event",
         "INIT carried out while an event is open: the event is void, its reply ignored, the vCPU as after a reset",
         voids_event,
-    )
-    .in_real_mode(),
+    ),
     scenario(
         "reset::waits_for_reply",
         "INIT that comes while a vCPU waits for a reply is carried out after it",
         waits_for_reply,
-    )
-    .in_real_mode(),
+    ),
     scenario(
         "reset::no_injection",
         "a vCPU that waits for SIPI takes no exception, neither then nor when SIPI has come",
         no_injection,
-    )
-    .in_real_mode(),
+    ),
     scenario(
         "reset::within_a_step",
         "INIT and SIPI that come while an access is let through: what the old instruction was let do the new one is not",
         within_a_step,
-    )
-    .in_real_mode(),
+    ),
     scenario(
         "reset::unwatched_emulated",
         "INIT and SIPI in a VM that nobody hooks, on a CPU without unrestricted guest: what the next rests on",

@@ -23,8 +23,7 @@ pub(crate) fn scenarios() -> Vec<Scenario> {
         "storm::four_vcpus_10_s",
         "4 vCPUs in a storm of events for 10 s of guest time: nothing lost, nothing doubled, every sequence number in turn",
         storm,
-    )
-.giving_breakpoints_back()]
+    )]
 }
 
 /// Events of one vCPU by kind.

@@ -22,8 +22,7 @@ pub(super) const SCENARIOS: &[Scenario] = &[
         "events::breakpoint_continue",
         "BREAKPOINT, CONTINUE: the guest takes its #BP",
         breakpoint_continue,
-    )
-    .giving_breakpoints_back(),
+    ),
     scenario(
         "events::breakpoint_retry",
         "BREAKPOINT, RETRY: the guest executes what is there now",

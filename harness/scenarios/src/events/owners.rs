@@ -25,7 +25,6 @@ pub(super) const SCENARIOS: &[Scenario] = &[
         "the intercept of #BP is the tool's, then the VMM's, then nobody's; a tool that is lost leaves it to the VMM",
         breakpoint,
     )
-    .giving_breakpoints_back()
     .not_on(&[(
         Lane::SvmTcg,
         "KVM without the tool does not intercept INT3 there, which QEMU takes for another instruction",

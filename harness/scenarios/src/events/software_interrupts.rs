@@ -14,8 +14,7 @@ pub(super) const SCENARIOS: &[Scenario] = &[scenario(
     "events::software_interrupts",
     "INT n, INT 3 in its two-byte form too, with BREAKPOINT on: no event, the handler runs once for each, signals or not",
     software_interrupts,
-)
-.giving_breakpoints_back()];
+)];
 
 /// How often the guest executes each.
 const TIMES: u64 = 1000;

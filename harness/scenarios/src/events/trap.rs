@@ -33,8 +33,7 @@ pub(super) const SCENARIOS: &[Scenario] = &[
         "events::trap_of_another",
         "an exception injected in a BREAKPOINT event that is answered CONTINUE: TRAP tells of the guest's #BP",
         of_another,
-    )
-    .giving_breakpoints_back(),
+    ),
     scenario(
         "events::trap_registers_and_crash",
         "registers set in a TRAP event are those that the exception finds; CRASH keeps it from the guest",
@@ -49,8 +48,7 @@ pub(super) const SCENARIOS: &[Scenario] = &[
         "events::trap_not_in_smm",
         "a vCPU in SMM takes no exception of the tool's; behind RSM it does",
         not_in_smm,
-    )
-    .in_real_mode(),
+    ),
 ];
 
 const UNDEFINED: u64 = 6;

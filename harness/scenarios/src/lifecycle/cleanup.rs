@@ -31,8 +31,7 @@ pub(super) const SCENARIOS: &[Scenario] = &[
         "unhook::cleanup_of_breakpoint",
         "#BP intercepts go at UNHOOK, or stay without cleanup",
         |c| cleanup(c, RepeatOp::Int3),
-    )
-    .giving_breakpoints_back(),
+    ),
 ];
 
 /// How often a guest does what may leave it.

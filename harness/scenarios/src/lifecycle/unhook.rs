@@ -19,14 +19,12 @@ pub(super) const SCENARIOS: &[Scenario] = &[
         "unhook::preunhook_honoured",
         "PREUNHOOK: the tool takes its int3 out and closes; the guest is unharmed",
         preunhook_honoured,
-    )
-    .giving_breakpoints_back(),
+    ),
     scenario(
         "unhook::preunhook_ignored",
         "PREUNHOOK that the tool ignores: UNHOOK ends it; the guest is unharmed",
         preunhook_ignored,
-    )
-    .giving_breakpoints_back(),
+    ),
     scenario(
         "unhook::preunhook_refused",
         "PREUNHOOK answers EFAULT without HOOK and ENOENT without the event",
@@ -36,8 +34,7 @@ pub(super) const SCENARIOS: &[Scenario] = &[
         "unhook::with_event_open",
         "UNHOOK while a vCPU waits for a reply: the event is as if continued",
         with_event_open,
-    )
-    .giving_breakpoints_back(),
+    ),
     scenario(
         "unhook::with_socket_full",
         "UNHOOK while the kernel waits for room in the socket: it returns, the guest goes on",

@@ -14,8 +14,7 @@ pub(super) const SCENARIOS: &[Scenario] = &[scenario(
     "unhook::at_any_moment",
     "UNHOOK in a storm of events, 10 times, each after a few answers: it returns, the connection ends, every vCPU goes on",
     at_any_moment,
-)
-.giving_breakpoints_back()];
+)];
 
 const TIMES: u64 = 10;
 

@@ -13,8 +13,7 @@ pub(super) const SCENARIOS: &[Scenario] = &[scenario(
     "pages::at_once",
     "CALL far that needs 33 restricted pages, most of them page tables: each of its own accesses is told once, and it ends",
     at_once,
-)
-.stepping()];
+)];
 
 const PRESENT_WRITABLE: u64 = 3;
 /// What one entry of the root maps.

@@ -15,20 +15,17 @@ pub(super) const SCENARIOS: &[Scenario] = &[
         "pages::avx",
         "VMOVDQU of 32 bytes to and from a page that denies it",
         avx,
-    )
-    .stepping(),
+    ),
     scenario(
         "pages::avx_crossing",
         "VMOVDQU of 32 bytes across two pages: told for each of them that is restricted",
         avx_crossing,
-    )
-    .stepping(),
+    ),
     scenario(
         "pages::avx_masked",
         "VMASKMOVPD across two pages, masked in the second: the first is told, the second is neither told nor touched",
         avx_masked,
-    )
-    .stepping(),
+    ),
 ];
 
 const PLACE: u64 = layout::SCRATCH + 0x8_0000;

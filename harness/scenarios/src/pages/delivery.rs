@@ -18,20 +18,17 @@ pub(super) const SCENARIOS: &[Scenario] = &[
         "pages::injected_onto_the_stack",
         "an exception that the tool injects, onto a stack that denies writes: TRAP tells of it, PF interrupts it, the guest takes it once",
         |c| injected(c, Place::Stack),
-    )
-    .stepping(),
+    ),
     scenario(
         "pages::injected_through_the_idt",
         "the same with an IDT that denies reads",
         |c| injected(c, Place::Idt),
-    )
-    .stepping(),
+    ),
     scenario(
         "pages::own_exception_interrupted",
         "the guest's own #BP, onto a stack that denies writes: no exception of the tool's takes its place",
         own_exception,
-    )
-    .stepping(),
+    ),
 ];
 
 const PAGE_FAULT: u8 = 14;

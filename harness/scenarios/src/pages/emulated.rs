@@ -14,38 +14,32 @@ pub(super) const SCENARIOS: &[Scenario] = &[
         "pages::descriptor_tables",
         "SGDT to and LGDT from pages that deny it, with DESCRIPTOR on: that once, then PF for each page, then it is done",
         descriptor_tables,
-    )
-    .stepping(),
+    ),
     scenario(
         "pages::string_output",
         "REP OUTSD from a page that may not be read: each round is told, and comes out once",
         string_output,
-    )
-    .stepping(),
+    ),
     scenario(
         "pages::string_input",
         "REP INSD to pages that may not be written: nothing that the port gave is lost, whatever the reply",
         string_input,
-    )
-    .stepping(),
+    ),
     scenario(
         "pages::emulated_crossing",
         "an emulated ADD across two pages: neither is written before both are let through",
         emulated_crossing,
-    )
-    .stepping(),
+    ),
     scenario(
         "pages::emulated_string",
         "an emulated REP MOVSB: each round is told, from both sides",
         emulated_string,
-    )
-    .stepping(),
+    ),
     scenario(
         "pages::emulated_beside_walk",
         "SGDT to the page table by which it was fetched itself: what the CPU's walk is let do the emulator is not",
         emulated_beside_walk,
-    )
-    .stepping(),
+    ),
 ];
 
 const PLACE: u64 = layout::SCRATCH + 0x6_0000;

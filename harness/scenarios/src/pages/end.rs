@@ -16,8 +16,7 @@ pub(super) const SCENARIOS: &[Scenario] = &[
         "pages::unhook_lifts_all",
         "UNHOOK lifts every restriction, whatever VM_CONTROL_CLEANUP said; a next session starts without",
         unhook_lifts_all,
-    )
-    .stepping(),
+    ),
     scenario(
         "pages::unhook_with_event_open",
         "UNHOOK while accesses wait for the tool: they happen, untold",
@@ -27,14 +26,12 @@ pub(super) const SCENARIOS: &[Scenario] = &[
         "pages::tool_lost",
         "a tool that vanishes with an access open: the session fails open and the guest goes on",
         tool_lost,
-    )
-    .stepping(),
+    ),
     scenario(
         "pages::vmm_killed",
         "the VMM is killed while vCPUs are let through in a storm",
         vmm_killed,
-    )
-    .stepping(),
+    ),
     scenario("pages::crash", "CRASH in reply to PF: the access never happens", crash),
 ];
 

@@ -15,39 +15,33 @@ pub(super) const SCENARIOS: &[Scenario] = &[
         "pages::crossing",
         "an access across two pages: told for each of them that is restricted",
         crossing,
-    )
-    .stepping(),
+    ),
     scenario(
         "pages::string",
         "REP MOVSB and REP STOSQ: each round is told, from both sides",
         string,
-    )
-    .stepping(),
+    ),
     scenario(
         "pages::read_modify_write",
         "ADD to memory: a write, done once",
         read_modify_write,
-    )
-    .stepping(),
+    ),
     scenario(
         "pages::atomic",
         "LOCK XADD and LOCK CMPXCHG16B: a write each, done once",
         atomic,
-    )
-    .stepping(),
-    scenario("pages::sse", "MOVDQU to and from a page that denies it", sse).stepping(),
+    ),
+    scenario("pages::sse", "MOVDQU to and from a page that denies it", sse),
     scenario(
         "pages::stack",
         "PUSH, CALL and the delivery of an interrupt on a stack that denies writes",
         stack,
-    )
-    .stepping(),
+    ),
     scenario(
         "pages::fetch_across",
         "an instruction across two pages that may not be executed: told for each",
         fetch_across,
-    )
-    .stepping(),
+    ),
 ];
 
 const PLACE: u64 = layout::SCRATCH + 0x1_0000;

@@ -17,20 +17,17 @@ pub(super) const SCENARIOS: &[Scenario] = &[
         "pages::kinds",
         "reads, writes and fetches that are denied are told with gpa, gva and kind, once; what is allowed is not told",
         kinds,
-    )
-    .stepping(),
+    ),
     scenario(
         "pages::retry",
         "RETRY without more asks again and nothing has happened; after the restriction is lifted it happens silently",
         retry,
-    )
-    .stepping(),
+    ),
     scenario(
         "pages::without_the_event",
         "without PF enabled on the vCPU, denied accesses complete silently",
         without_the_event,
-    )
-    .stepping(),
+    ),
 ];
 
 const PLACE: u64 = layout::SCRATCH + 0x8000;

@@ -15,14 +15,12 @@ pub(super) const SCENARIOS: &[Scenario] = &[
         "pages::full_message",
         "511 pages in one message, set, read back, each told, and lifted",
         full_message,
-    )
-    .stepping(),
+    ),
     scenario(
         "pages::million",
         "a million restricted pages: at most 64 bytes each, and none of it left after UNHOOK",
         million,
-    )
-    .stepping(),
+    ),
 ];
 
 fn full_message(context: &mut Context) -> Result<(), Failure> {

@@ -16,32 +16,27 @@ pub(super) const SCENARIOS: &[Scenario] = &[
         "pages::slot_remade",
         "the memory slot is deleted and made again: its restrictions hold",
         slot_remade,
-    )
-    .stepping(),
+    ),
     scenario(
         "pages::dirty_log",
         "with dirty logging on, restrictions hold and what is let through is logged",
         dirty_log,
-    )
-    .stepping(),
+    ),
     scenario(
         "pages::huge_pages",
         "one restriction splits a huge page; when the last goes the huge page comes back",
         huge_pages,
-    )
-    .stepping(),
+    ),
     scenario(
         "pages::read_only_slot",
         "a read-only slot stays read-only whatever the access",
         read_only_slot,
-    )
-    .stepping(),
+    ),
     scenario(
         "pages::slot_gone",
         "a slot goes: its pages are MMIO and no PF; it comes again: its restrictions hold",
         slot_gone,
-    )
-    .stepping(),
+    ),
 ];
 
 const PLACE: u64 = layout::SCRATCH + 0x4_0000;

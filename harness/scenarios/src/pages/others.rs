@@ -14,8 +14,7 @@ pub(super) const SCENARIOS: &[Scenario] = &[
         "pages::others_stay_restricted",
         "three vCPUs write the same page: each write of each is told, none slips through while another is let through",
         others,
-    )
-    .stepping(),
+    ),
     scenario(
         "pages::restricted_while_running",
         "a page that vCPUs write all the time is restricted: none writes it once the reply is there",

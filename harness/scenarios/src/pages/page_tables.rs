@@ -15,14 +15,12 @@ pub(super) const SCENARIOS: &[Scenario] = &[
         "pages::page_table",
         "the CPU's own walk through a page table that denies writes is let through untold; the guest's write is told",
         walk,
-    )
-    .stepping(),
+    ),
     scenario(
         "pages::page_table_of_itself",
         "a page table that denies writes and maps itself, written by way of itself: told on VMX, which can tell the write from the walk",
         of_itself,
-    )
-    .stepping(),
+    ),
 ];
 
 const PLACE: u64 = layout::SCRATCH + 0x1_0000;

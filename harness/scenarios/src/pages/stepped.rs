@@ -15,32 +15,27 @@ pub(super) const SCENARIOS: &[Scenario] = &[
         "pages::stepped_flags",
         "PUSHF, POPF, IRET, STI, MOV SS and others in a page that may not be executed: the guest sees its own flags",
         flags,
-    )
-    .stepping(),
+    ),
     scenario(
         "pages::stepped_interrupts",
         "INT3, INT n and a fault in a page that may not be executed are delivered as ever",
         interrupts,
-    )
-    .stepping(),
+    ),
     scenario(
         "pages::stepped_exits",
         "instructions that KVM carries out, in a page that may not be executed",
         exits,
-    )
-    .stepping(),
+    ),
     scenario(
         "pages::stepped_on_stack",
         "PUSHF and others in a page that may not be executed, on a stack that may not be written: both are told",
         on_stack,
-    )
-    .stepping(),
+    ),
     scenario(
         "pages::stepped_in_storm",
         "doorbells and signals while accesses are let through: none is lost, each access is told once",
         storm,
-    )
-    .stepping(),
+    ),
 ];
 
 const PLACE: u64 = layout::SCRATCH + 0x2_0000;

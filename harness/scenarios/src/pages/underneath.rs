@@ -20,20 +20,17 @@ pub(super) const SCENARIOS: &[Scenario] = &[
         "pages::host_merges",
         "KSM makes one page of four that are alike: their restrictions hold, and a write that is let through leaves the others alone",
         merged,
-    )
-    .stepping(),
+    ),
     scenario(
         "pages::host_moves",
         "L1's kernel moves the guest's pages to other frames, an event open or not: their restrictions hold",
         moved,
-    )
-    .stepping(),
+    ),
     scenario(
         "pages::host_collapses",
         "L1's kernel makes a huge page of restricted ones, and splits it: their restrictions hold all the while",
         collapsed,
-    )
-    .stepping(),
+    ),
 ];
 
 const SLOT: u64 = layout::ANONYMOUS_SLOT;

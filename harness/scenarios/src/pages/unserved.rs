@@ -17,14 +17,12 @@ pub(super) const SCENARIOS: &[Scenario] = &[
         "pages::waits_for_emulation",
         "VM_SET_PAGE_ACCESS while KVM emulates a read of that page: it answers when the read is over, and the write is told",
         waits_for_emulation,
-    )
-    .stepping(),
+    ),
     scenario(
         "pages::commands_while_another_steps",
         "a vCPU that is to be let through while another one is carries out commands",
         commands_while_another_steps,
-    )
-    .stepping(),
+    ),
 ];
 
 const PLACE: u64 = layout::SCRATCH + 0x7_0000;

@@ -23,26 +23,22 @@ pub(super) const SCENARIOS: &[Scenario] = &[
         "step::commands",
         "PAUSE and commands between two steps; registers that the tool sets, RIP too",
         commands,
-    )
-    .stepping(),
+    ),
     scenario(
         "step::not_void",
         "the VMM writes the vCPU while SINGLESTEP is open: it stays open, and stepping goes on",
         not_void,
-    )
-    .stepping(),
+    ),
     scenario(
         "step::page_access",
         "a store to a restricted page, stepped: PF, and the let-through step is the instruction",
         page_access,
-    )
-    .stepping(),
+    ),
     scenario(
         "step::permission",
         "SINGLESTEP revoked while it is on: no event, and interrupts are taken; granted again, it goes on",
         permission,
-    )
-    .stepping(),
+    ),
 ];
 
 /// KVM_GUESTDBG_ENABLE and KVM_GUESTDBG_SINGLESTEP.

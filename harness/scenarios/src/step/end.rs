@@ -17,26 +17,22 @@ pub(super) const SCENARIOS: &[Scenario] = &[
         "step::unhook",
         "UNHOOK while a vCPU is stepped, an event open or not, with and without cleanup: it runs on",
         unhook,
-    )
-    .stepping(),
+    ),
     scenario(
         "step::tool_lost",
         "the tool's end while a vCPU is stepped: it runs on, and the VMM may step it",
         tool_lost,
-    )
-    .stepping(),
+    ),
     scenario(
         "step::crash",
         "CRASH answers SINGLESTEP: the vCPU runs no further",
         crash,
-    )
-    .stepping(),
+    ),
     scenario(
         "step::by_the_library",
         "the client library steps: to be read as an example",
         by_the_library,
-    )
-    .stepping(),
+    ),
 ];
 
 /// The guest runs, takes doorbells, and nothing of stepping is left.

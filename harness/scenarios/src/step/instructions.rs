@@ -16,78 +16,64 @@ pub(super) const SCENARIOS: &[Scenario] = &[
         "step::straight",
         "each instruction is told once, where the guest's own symbols say",
         straight,
-    )
-    .stepping(),
+    ),
     scenario(
         "step::flags",
         "PUSHF shows the guest no TF that it did not set, POPF loads what it should",
         flags,
-    )
-    .stepping(),
+    ),
     scenario(
         "step::iret",
         "IRET is one instruction, and TF is not set behind it",
         iret,
-    )
-    .stepping(),
+    ),
     scenario(
         "step::syscall",
         "SYSRET to ring 3 and SYSCALL back: neither ring sees TF, R11 neither",
         syscall,
-    )
-    .stepping(),
-    scenario("step::mov_ss", "MOV SS and the instruction behind it are two", mov_ss)
-    .stepping(),
-    scenario("step::sti", "STI and the instruction behind it are two", sti)
-    .stepping(),
+    ),
+    scenario("step::mov_ss", "MOV SS and the instruction behind it are two", mov_ss),
+    scenario("step::sti", "STI and the instruction behind it are two", sti),
     scenario(
         "step::rep",
         "each round of REP STOSB is told, RIP on it until the last",
         rep,
-    )
-    .stepping(),
+    ),
     scenario(
         "step::exits",
         "CPUID, OUT, IN, RDMSR: KVM and the VMM carry them out, and each is one instruction",
         exits,
-    )
-    .stepping(),
+    ),
     scenario(
         "step::trap_flag",
         "the guest's own TF: its #DB comes where it should, with TF in the frame, and TF is gone when the guest takes it off",
         trap_flag,
-    )
-    .stepping(),
+    ),
     scenario(
         "step::icebp",
         "ICEBP (0xf1): the next event is at the handler of #DB, which finds no TF in the frame",
         icebp,
-    )
-    .stepping(),
+    ),
     scenario(
         "step::syscall_mask",
         "WRMSR of SYSCALL_MASK, which KVM lets the guest write by itself: it holds what was written",
         syscall_mask,
-    )
-    .stepping(),
+    ),
     scenario(
         "step::debug_status",
         "MOV to and from DR6: the guest sees BS as it set it, and not that of the steps",
         debug_status,
-    )
-    .stepping(),
+    ),
     scenario(
         "step::avx",
         "AVX, of which KVM's emulator knows nothing: VMOVDQU, VORPD and others are one instruction each",
         avx,
-    )
-    .stepping(),
+    ),
     scenario(
         "step::fetch",
         "in a page that may not be executed: each instruction is told by PF, then by SINGLESTEP, whoever carries it out",
         fetch,
-    )
-    .stepping(),
+    ),
 ];
 
 /// What the page with the code may be: all but executed.

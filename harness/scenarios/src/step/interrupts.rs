@@ -15,38 +15,32 @@ pub(super) const SCENARIOS: &[Scenario] = &[
         "step::fault",
         "an instruction that faults: the next event is at its handler, which is stepped too",
         fault,
-    )
-    .stepping(),
+    ),
     scenario(
         "step::software_interrupts",
         "INT3 and INT n: the next event is at the handler, which is stepped too",
         software_interrupts,
-    )
-    .stepping(),
+    ),
     scenario(
         "step::interrupt_waits",
         "an interrupt that is pending waits until stepping ends, and is taken then, once",
         interrupt_waits,
-    )
-    .stepping(),
+    ),
     scenario(
         "step::nmi_and_smi_wait",
         "an NMI and an SMI that come while the vCPU is stepped wait until stepping ends, and are taken then",
         nmi_and_smi_wait,
-    )
-    .stepping(),
+    ),
     scenario(
         "step::rsm",
         "a vCPU in SMM is not stepped; the first that is told is RSM, with RIP where SMM has interrupted the guest",
         rsm,
-    )
-    .stepping(),
+    ),
     scenario(
         "step::halt",
         "HLT: told, then the vCPU sleeps; an interrupt wakes it, and is taken when stepping ends",
         halt,
-    )
-    .stepping(),
+    ),
 ];
 
 const BREAKPOINT_VECTOR: u64 = 3;

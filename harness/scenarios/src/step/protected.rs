@@ -33,14 +33,12 @@ pub(super) const SCENARIOS: &[Scenario] = &[
             check_eq!(once(c, Routine::FarCall, STACK_END)?, 2, "the result");
             Ok(())
         },
-    )
-    .stepping(),
+    ),
     scenario(
         "step::virtual_86",
         "PUSHF in virtual-8086 mode: #GP with IOPL 0, no TF with IOPL 3",
         virtual_8086,
-    )
-    .stepping(),
+    ),
     scenario(
         "step::task_switch",
         "CALL of a task and IRET from it are one instruction each",
@@ -57,8 +55,7 @@ pub(super) const SCENARIOS: &[Scenario] = &[
             check_eq!(once(c, Routine::TaskGate, 0)?, TASK_GATE_RESULT, "the result");
             Ok(())
         },
-    )
-    .stepping(),
+    ),
     scenario(
         "step::fetch_of_tasks",
         "the same in a page that may not be executed: each instruction is told by PF, then by SINGLESTEP",
@@ -73,8 +70,7 @@ pub(super) const SCENARIOS: &[Scenario] = &[
         "pages::far_call_emulated",
         "a far CALL that KVM emulates, to a segment with another base, onto a stack that denies writes: told once",
         far_call,
-    )
-    .stepping(),
+    ),
     scenario(
         "pages::task_gate",
         "an error code that KVM pushes while it switches tasks, onto a stack that denies writes: not told, and there",

@@ -12,7 +12,7 @@ use crate::conformance::command::UNDEFINED;
 use crate::conformance::{About, here, never, there};
 use crate::lifecycle::GUEST_REQUEST;
 use crate::vmm::{Permission, field};
-use crate::{Context, Failure, Needs, Scenario, check_eq, scenario};
+use crate::{Context, Failure, check_eq};
 
 /// A vCPU event that the tool enables by its number alone, told of by the number of the guest's command.
 const fn plain<const ID: u16>(
@@ -25,7 +25,6 @@ const fn plain<const ID: u16>(
         id: ID,
         scenario: name,
         run: run::<ID>,
-        needs: Needs::NOTHING,
         guest,
         data,
         reply: 0,
@@ -51,14 +50,6 @@ fn finished(stand: &Stand, context: &Context, number: u64) -> Result<(), Failure
     Ok(())
 }
 
-const fn needs(scenario: Scenario) -> Needs {
-    scenario.needs
-}
-
-const PLAIN: Scenario = scenario("", "", |_| Ok(()));
-const STEPPING: Needs = needs(PLAIN.stepping());
-const GIVING_BREAKPOINTS_BACK: Needs = needs(PLAIN.giving_breakpoints_back());
-
 pub(in crate::conformance) static EVENTS: &[Event] = &[
     UNHOOK,
     PAUSE,
@@ -73,7 +64,6 @@ pub(in crate::conformance) static EVENTS: &[Event] = &[
         })
     },
     Event {
-        needs: GIVING_BREAKPOINTS_BACK,
         may_retry: true,
         own: &[
             NEEDS_PERMISSION,
@@ -332,7 +322,6 @@ fn restrict(stand: &mut Stand) -> Result<(), Failure> {
 }
 
 const SINGLESTEP: Event = Event {
-    needs: STEPPING,
     enable: needs_no_enabling,
     own: &[
         never(About::Works, "it needs no enabling but VCPU_CONTROL_SINGLESTEP"),
