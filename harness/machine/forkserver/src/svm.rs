@@ -27,6 +27,8 @@ const DELIVER: &CStr = c"_ZN8BX_CPU_C9interruptEhjbt";
 const SET_CR0: &CStr = c"_ZN8BX_CPU_C6SetCR0EP15bxInstruction_cm";
 /// `void BX_CPU_C::SvmExitLoadHostState(SVM_HOST_STATE *)`
 const LEAVE: &CStr = c"_ZN8BX_CPU_C20SvmExitLoadHostStateEP14SVM_HOST_STATE";
+/// `void BX_CPU_C::setEFlags(Bit32u)`
+const SET_FLAGS: &CStr = c"_ZN8BX_CPU_C9setEFlagsEj";
 /// `bx_hostpageaddr_t BX_CPU_C::getHostMemAddr(bx_phy_address, unsigned access)`
 const HOST_ADDRESS: &CStr = c"_ZN8BX_CPU_C14getHostMemAddrEmj";
 
@@ -35,6 +37,7 @@ type Intercept = unsafe extern "C" fn(*mut c_void, c_uint, c_uint, u16, bool, u6
 type Deliver = unsafe extern "C" fn(*mut c_void, u8, c_uint, bool, u16);
 type SetCr0 = unsafe extern "C" fn(*mut c_void, *mut c_void, u64) -> bool;
 type Leave = unsafe extern "C" fn(*mut c_void, *mut c_void);
+type SetFlags = unsafe extern "C" fn(*mut c_void, u32);
 type HostAddress = unsafe extern "C" fn(*mut c_void, u64, c_uint) -> *const u8;
 
 /// An access that reads, for `HOST_ADDRESS`.
@@ -44,6 +47,7 @@ const READ: c_uint = 0;
 mod vmcb {
     pub(super) const EVENT: usize = 0x0a8;
     pub(super) const NEXT_RIP: usize = 0x0c8;
+    pub(super) const RFLAGS: usize = 0x570;
     pub(super) const CR2: usize = 0x640;
 }
 
@@ -51,6 +55,10 @@ mod vmcb {
 const EVENT_VALID: u64 = 1 << 31;
 const EVENT_EXCEPTION: u64 = 3;
 const EVENT_SOFTWARE: u64 = 4;
+
+/// RFLAGS.VM, and RFLAGS as it is when nothing is set.
+const FLAGS_VM: u64 = 1 << 17;
+const NO_FLAGS: u32 = 2;
 
 const DB: c_uint = 1;
 const BP: u64 = 3;
@@ -72,6 +80,7 @@ struct Bochs {
     deliver: Deliver,
     set_cr0: SetCr0,
     leave: Leave,
+    set_flags: SetFlags,
     host_address: HostAddress,
     in_guest: Number,
     /// The VMCB's physical address.
@@ -125,15 +134,16 @@ fn find() -> Result<Bochs, String> {
         // SAFETY: methods of this type in Bochs 3.0.
         exported(function).map(|f| unsafe { transmute::<*mut c_void, OfCpu>(f) })
     };
-    let [intercept, deliver, set_cr0, leave, host_address] =
-        [INTERCEPT, DELIVER, SET_CR0, LEAVE, HOST_ADDRESS].map(exported);
+    let [intercept, deliver, set_cr0, leave, set_flags, host_address] =
+        [INTERCEPT, DELIVER, SET_CR0, LEAVE, SET_FLAGS, HOST_ADDRESS].map(exported);
     // SAFETY: methods of these types in Bochs 3.0.
-    let (intercept, deliver, set_cr0, leave, host_address) = unsafe {
+    let (intercept, deliver, set_cr0, leave, set_flags, host_address) = unsafe {
         (
             transmute::<*mut c_void, Intercept>(intercept?),
             transmute::<*mut c_void, Deliver>(deliver?),
             transmute::<*mut c_void, SetCr0>(set_cr0?),
             transmute::<*mut c_void, Leave>(leave?),
+            transmute::<*mut c_void, SetFlags>(set_flags?),
             transmute::<*mut c_void, HostAddress>(host_address?),
         )
     };
@@ -144,6 +154,7 @@ fn find() -> Result<Bochs, String> {
         deliver,
         set_cr0,
         leave,
+        set_flags,
         host_address,
         in_guest: Number::named(c"bochs.cpu0.SVM.in_svm_guest")?,
         vmcb: Number::named(c"bochs.cpu0.SVM.vmcbptr")?,
@@ -246,11 +257,16 @@ unsafe extern "C" fn set_cr0(cpu: *mut c_void, instruction: *mut c_void, value: 
 }
 
 /// #VMEXIT loads what the host's CPU held. That the guest has a trap to come, of its single-step flag, is not the host's concern; Bochs would let
-/// it come there.
+/// it come there. And Bochs loads EFER before RFLAGS, and ends when it then finds itself in virtual-8086 mode and long mode at once.
 unsafe extern "C" fn leave(cpu: *mut c_void, host: *mut c_void) {
     let bochs = bochs();
     bochs.show_tss_type();
     bochs.debug_trap.set(0);
+    // The guest's state is in the VMCB already.
+    if bochs.vmcb(cpu, vmcb::RFLAGS) & FLAGS_VM != 0 {
+        // SAFETY: the CPU, and flags of which none but the reserved one is set.
+        unsafe { (bochs.set_flags)(cpu, NO_FLAGS) };
+    }
     // SAFETY: the caller's arguments, passed on.
     unsafe { (bochs.leave)(cpu, host) }
 }

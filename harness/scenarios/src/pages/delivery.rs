@@ -4,7 +4,7 @@
 
 use std::time::Duration;
 
-use kvmi_guests::Op;
+use kvmi_guests::{COUNTED_VECTOR, Op};
 use kvmi_uapi::error::EBUSY;
 use kvmi_uapi::event::{self, CONTINUE, PF, Pf, RETRY, Trap};
 
@@ -29,12 +29,19 @@ pub(super) const SCENARIOS: &[Scenario] = &[
         "the guest's own #BP, onto a stack that denies writes: no exception of the tool's takes its place",
         own_exception,
     ),
+    scenario(
+        "pages::int_n_interrupted",
+        "INT n, onto a stack that denies writes: PF interrupts it, the guest takes it once and returns behind it",
+        software_interrupt,
+    ),
 ];
 
 const PAGE_FAULT: u8 = 14;
 const ERROR_CODE: u32 = 2;
 const ADDRESS: u64 = 0xdead_b000;
 const FRAME_BYTES: u64 = 6 * 8;
+/// Of INT n.
+const INT_BYTES: u64 = 2;
 
 /// What is in the way.
 #[derive(Clone, Copy)]
@@ -161,5 +168,43 @@ fn own_exception(context: &mut Context) -> Result<(), Failure> {
         Ok(vm.guest.field(0, field!(done))? == number)
     })?;
     check_eq!(vm.guest.field(0, field!(breakpoints))?, 1, "#BP in the guest");
+    vm.exit()
+}
+
+fn software_interrupt(context: &mut Context) -> Result<(), Failure> {
+    context.stage("start", Duration::from_secs(20));
+    let (vm, mut wire) = context.hooked_vm("breakpoint", 1)?;
+    wire.control_event(0, PF, true)?;
+    wire.control_event(0, event::BREAKPOINT, true)?;
+    context.stage("find the stack", Duration::from_secs(10));
+    let number = vm.command(0, Op::Int3, [0; 4])?;
+    let breakpoint = wire.expect_event(event::BREAKPOINT, 0)?;
+    wire.reply(&breakpoint, CONTINUE)?;
+    vm.finished(context, 0, number)?;
+    context.stage("interrupt", Duration::from_secs(30));
+    wire.restrict(&[((breakpoint.arch.regs.rsp - 1) / PAGE * PAGE, R | X)])?;
+    let number = vm.command(0, Op::SoftwareInterrupt, [COUNTED_VECTOR.into(), 1, 0, 0])?;
+    let mut told_at = Vec::new();
+    context.wait_for("the guest to go on", || {
+        wire.expect_version()?;
+        while wire.has_event() {
+            let event = wire.expect_event(PF, 0)?;
+            told_at.push(event.arch.regs.rip);
+            wire.reply(&event, CONTINUE)?;
+        }
+        vm.no_exception(0)?;
+        Ok(vm.guest.field(0, field!(done))? == number)
+    })?;
+    let behind = vm.finished(context, 0, number)?;
+    check!(
+        told_at.contains(&(behind - INT_BYTES)),
+        "no PF at INT n, which ends at {behind:#x}, but at {told_at:#x?}"
+    );
+    check_eq!(
+        vm.guest.field(0, field!(counted_interrupts))?,
+        1,
+        "runs of INT n's handler"
+    );
+    check_eq!(vm.guest.field(0, field!(counted_rip))?, behind, "RIP that INT n pushed");
     vm.exit()
 }

@@ -13,16 +13,10 @@ use super::{Stepped, TRAP_FLAG};
 use crate::{Context, Failure, Scenario, check_eq, modules, scenario};
 
 /// Why tasks are not switched there.
-const NO_TASK_SWITCH: &[(Lane, &str)] = &[
-    (
-        Lane::SvmTcg,
-        "QEMU switches tasks of a guest by itself, without the exit that KVM asks for",
-    ),
-    (
-        Lane::SvmBochs,
-        "the trap that ends a step of the guest reaches L1 in Bochs's SVM, and brings it down",
-    ),
-];
+const NO_TASK_SWITCH: &[(Lane, &str)] = &[(
+    Lane::SvmTcg,
+    "QEMU switches tasks of a guest by itself, without the exit that KVM asks for",
+)];
 
 pub(super) const SCENARIOS: &[Scenario] = &[
     scenario(
