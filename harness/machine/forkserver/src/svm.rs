@@ -193,9 +193,11 @@ impl Bochs {
     }
 }
 
-/// VMRUN loads what the guest's CPU held. Bochs leaves CR2 out, which then is the host's.
+/// VMRUN loads what the guest's CPU held. Bochs leaves CR2 out, which then is the host's. And it looks at the guest's IF before it is in the guest,
+/// so that a clear one keeps the host's interrupts from ending the guest's run.
 unsafe extern "C" fn enter(cpu: *mut c_void) -> bool {
     let bochs = bochs();
+    bochs.in_guest.set(1);
     // SAFETY: the caller's argument, passed on.
     let in_order = unsafe { (bochs.enter)(cpu) };
     if in_order {
