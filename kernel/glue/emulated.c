@@ -123,7 +123,12 @@ void __kvm_introspection_round_ends(struct kvm_vcpu *vcpu)
  */
 int kvmi_emulate_anew(struct kvm_vcpu *vcpu, bool goes_on)
 {
+	int r = 1;
+
 	if (vcpu->arch.emulate_ctxt->io_read.end)
-		return kvm_emulate_instruction(vcpu, EMULTYPE_NO_DECODE);
-	return goes_on ? kvm_emulate_instruction(vcpu, 0) : 1;
+		r = kvm_emulate_instruction(vcpu, EMULTYPE_NO_DECODE);
+	else if (goes_on)
+		r = kvm_emulate_instruction(vcpu, 0);
+	/* It may have faulted where KVM cannot enter the guest with an exception. */
+	return r > 0 ? kvm_x86_call(vcpu_pre_run)(vcpu) : r;
 }

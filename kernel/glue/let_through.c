@@ -129,7 +129,7 @@ int kvmi_complete_access(struct kvm_vcpu_introspection *vi, bool changed)
  * What the CPU would: set the accessed bit of an entry of the guest's page tables,
  * or the dirty bit, the accessed one being set.  They lie in the byte that also
  * says whether the entry is there, of whatever paging mode.  False: it cannot be
- * that.
+ * done here, and the CPU has to be let write the page.
  */
 static bool mark_entry(struct kvm_vcpu *vcpu, gpa_t gpa)
 {
@@ -158,7 +158,8 @@ static bool mark_entry(struct kvm_vcpu *vcpu, gpa_t gpa)
 	r = __try_cmpxchg_user(byte, &old, new, fault);
 	if (r < 0)
 		return false;
-	kvm_vcpu_mark_page_dirty(vcpu, gfn);
+	if (!r)
+		kvm_vcpu_mark_page_dirty(vcpu, gfn);
 	return true;
 }
 
@@ -168,12 +169,13 @@ static bool mark_entry(struct kvm_vcpu *vcpu, gpa_t gpa)
  * from a write (EPT without accessed and dirty flags, as in the step), the page is
  * not let be written: what is a write of such a way then is made here.
  */
-static bool let_walk_through(struct kvm_vcpu_introspection *vi, gpa_t gpa, u8 kind)
+static bool let_walk_through(struct kvm_vcpu_introspection *vi, gpa_t gpa, u8 kind,
+			     u64 error_code)
 {
 	if (kind == KVMI_PAGE_ACCESS_W && kvm_introspection_tells_walks()) {
 		if (!vi->vcpu->introspection_let_through && kvm_ad_enabled())
 			kind = KVMI_PAGE_ACCESS_R;
-		else if (mark_entry(vi->vcpu, gpa))
+		else if ((error_code & PFERR_GUEST_PAGE_MASK) && mark_entry(vi->vcpu, gpa))
 			return true;
 	}
 	let_through(vi, gpa_to_gfn(gpa), 0, kind);
@@ -201,7 +203,7 @@ bool __kvm_introspection_page_fault(struct kvm_vcpu *vcpu, gpa_t gpa, u64 error_
 		return false;
 
 	if (!(error_code & PFERR_GUEST_FINAL_MASK))
-		return let_walk_through(vi, gpa, kind);
+		return let_walk_through(vi, gpa, kind, error_code);
 
 	pf.detail = kind;
 	pf.b = kvm_x86_call(introspection_fault_gva)(vcpu);

@@ -119,7 +119,8 @@ int kvmi_step(struct kvm_vcpu_introspection *vi)
 /*
  * The step is ready, in SRCU: the host has its CPU now, if it wants it.  It would
  * have the entry put off, all that was made ready would be gone, and where that
- * takes longer than the scheduler gives it would be so each time.
+ * takes longer than the scheduler gives it would be so each time.  Meanwhile the
+ * instruction may have become one that cannot be stepped; then there is no step.
  */
 int kvmi_yield_before_step(struct kvm_vcpu *vcpu)
 {
@@ -131,11 +132,11 @@ int kvmi_yield_before_step(struct kvm_vcpu *vcpu)
 	kvm_vcpu_srcu_read_unlock(vcpu);
 	r = xfer_to_guest_mode_handle_work(vcpu);
 	kvm_vcpu_srcu_read_lock(vcpu);
-	if (!r)
+	if (!r && kvm_x86_call(introspection_step)(vcpu, true))
 		return 1;
 
 	__kvm_introspection_step_end(vcpu);
-	return r;
+	return r ? r : 1;
 }
 
 /* The vCPU is back from the guest, or did not get there; its exit has been handled. */

@@ -325,8 +325,12 @@ int __kvm_introspection_work(struct kvm_vcpu *vcpu)
 			kvmi_leave_stepper(vcpu);
 		kvmi_vcpu_put(vi);
 
-		if (vcpu->introspection_stepping)
-			return kvmi_yield_before_step(vcpu);
+		if (vcpu->introspection_stepping) {
+			r = kvmi_yield_before_step(vcpu);
+			/* On -EINTR it has been said already how KVM_RUN ends. */
+			if (r <= 0 || vcpu->introspection_stepping)
+				return r;
+		}
 	}
 
 	if (r == -EINTR) {
