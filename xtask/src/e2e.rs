@@ -29,7 +29,7 @@ use crate::workshop::Workshop;
 use crate::{apt, differential, parity, summary, table};
 
 /// How many runs' logs are kept below `target/lab`.
-const KEPT_RUNS: usize = 10;
+const KEPT_RUNS: usize = 20;
 
 /// What to run.
 #[derive(Clone, Debug, Default)]
@@ -320,8 +320,21 @@ fn require_part_of_name(filter: Option<&str>) -> Result<()> {
                 "no scenario's name has `{part}` in it: they are of letters, digits, _ and ::; for the list: cargo xtask list"
             )
         }
+        Some(part) if !selectable().any(|name| name.contains(part)) => {
+            let near = |name: &&str| strsim::jaro_winkler(name, part);
+            let names = all().iter().map(|s| s.name);
+            let nearest = names.max_by(|a, b| near(a).total_cmp(&near(b))).unwrap_or_default();
+            bail!("no scenario's name has `{part}` in it; the nearest is {nearest}; for the list: cargo xtask list")
+        }
         _ => Ok(()),
     }
+}
+
+/// The names of the tests: a lane's and a scenario's.
+fn selectable() -> impl Iterator<Item = String> {
+    Lane::ALL
+        .iter()
+        .flat_map(|lane| all().iter().map(move |scenario| format!("{lane}::{}", scenario.name)))
 }
 
 /// Why nothing was selected.
@@ -424,6 +437,8 @@ mod tests {
             let said = require_part_of_name(Some(wrong)).unwrap_err().to_string();
             assert!(said.contains(wrong) && said.contains("cargo xtask list"), "{said}");
         }
+        let said = require_part_of_name(Some("lab::guest_run")).unwrap_err().to_string();
+        assert!(said.contains("the nearest is lab::guests_run"), "{said}");
         for part in [None, Some("svm-tcg::lab"), Some("cr0_"), Some("::")] {
             require_part_of_name(part).unwrap();
         }

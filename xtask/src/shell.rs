@@ -130,7 +130,7 @@ fn welcome(lane: Lane, built: &Built, about: &About) -> String {
     if about.introspection {
         row("introspect", "hook that guest, look at its vCPUs, unhook");
     }
-    row("vm storm 2 &", "start another guest; `vm` lists them");
+    row("vm storm 2 &", "start another guest; `vm` alone names the programs");
     row("kill PROCESS", "end a guest with its VMM");
     row("head /sys/kernel/debug/kvm/exits", "what KVM counts; ls that folder");
     row("dmesg | tail", "what L1's kernel says");
