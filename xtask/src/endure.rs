@@ -92,16 +92,15 @@ pub(crate) fn run(shop: &Workshop, wanted: Wanted) -> Result<Endured> {
         }
         let mut lab = place.start(wanted.lane)?;
         let began = Instant::now();
-        let processes = place.moment(&lab, victim, whole, &mut random)?;
-        let killed = (!processes.is_empty()).then(|| random.usize(..processes.len()));
-        let killed = killed.and_then(|index| processes.get(index));
-        if let Some(killed) = killed {
+        let mut processes = place.moment(&lab, victim, whole, &mut random)?;
+        let killed = (!processes.is_empty()).then(|| processes.swap_remove(random.usize(..processes.len())));
+        if let Some(killed) = &killed {
             task.note(format!("kill {}", killed.name));
             *endured.killed.entry(killed.name.clone()).or_default() += 1;
             // It may have ended by itself just now.
             let _ = killed.pid().map(|pid| kill_process(pid, Signal::KILL));
         }
-        let name = killed.map_or_else(|| "nothing".to_owned(), |killed| killed.name.clone());
+        let name = killed.map_or_else(|| "nothing".to_owned(), |killed| killed.name);
         let what = format!("{what}, {name} killed after {:.1} s", began.elapsed().as_secs_f64());
         let ended = ends_within(lab.id(), TO_END)?;
         if !ended {
