@@ -127,16 +127,19 @@ int kvmi_complete_access(struct kvm_vcpu_introspection *vi, bool changed)
 
 /*
  * What the CPU would: set the accessed bit of an entry of the guest's page tables,
- * or the dirty bit, the accessed one being set.  They lie in the byte that also
- * says whether the entry is there, of whatever paging mode.  False: it cannot be
- * done here, and the CPU has to be let write the page.
+ * or the dirty bit.  They lie in the byte that also says whether the entry is
+ * there, of whatever paging mode.  Which of them the CPU wants the exit does not
+ * say: the accessed bit where it is clear; where it is set, another CPU may have
+ * been faster, and only a second fault is about the dirty bit.  False: it cannot
+ * be done here, and the CPU has to be let write the page.
  */
-static bool mark_entry(struct kvm_vcpu *vcpu, gpa_t gpa)
+static bool mark_entry(struct kvm_vcpu_introspection *vi, gpa_t gpa)
 {
+	bool again = vi->marked_entry == gpa, writable;
+	struct kvm_vcpu *vcpu = vi->vcpu;
 	gfn_t gfn = gpa_to_gfn(gpa);
 	unsigned long hva;
 	u8 __user *byte;
-	bool writable;
 	u8 old, new;
 	int r;
 
@@ -148,12 +151,14 @@ static bool mark_entry(struct kvm_vcpu *vcpu, gpa_t gpa)
 		return false;
 
 	new = old;
-	if (!(old & PT_ACCESSED_MASK))
-		new |= PT_ACCESSED_MASK;
-	else if (old & PT_WRITABLE_MASK || !kvm_is_cr0_bit_set(vcpu, X86_CR0_WP))
-		new |= PT_DIRTY_MASK;
-	/* It has gone, or another CPU was faster: this one will find out. */
-	if (!(old & PT_PRESENT_MASK) || new == old)
+	if (old & PT_PRESENT_MASK) {
+		if (!(old & PT_ACCESSED_MASK))
+			new |= PT_ACCESSED_MASK;
+		else if (again)
+			new |= PT_DIRTY_MASK;
+	}
+	vi->marked_entry = new & PT_DIRTY_MASK ? INVALID_GPA : gpa;
+	if (new == old)
 		return true;
 	r = __try_cmpxchg_user(byte, &old, new, fault);
 	if (r < 0)
@@ -169,17 +174,16 @@ static bool mark_entry(struct kvm_vcpu *vcpu, gpa_t gpa)
  * from a write (EPT without accessed and dirty flags, as in the step), the page is
  * not let be written: what is a write of such a way then is made here.
  */
-static bool let_walk_through(struct kvm_vcpu_introspection *vi, gpa_t gpa, u8 kind,
+static void let_walk_through(struct kvm_vcpu_introspection *vi, gpa_t gpa, u8 kind,
 			     u64 error_code)
 {
 	if (kind == KVMI_PAGE_ACCESS_W && kvm_introspection_tells_walks()) {
 		if (!vi->vcpu->introspection_let_through && kvm_ad_enabled())
 			kind = KVMI_PAGE_ACCESS_R;
-		else if ((error_code & PFERR_GUEST_PAGE_MASK) && mark_entry(vi->vcpu, gpa))
-			return true;
+		else if ((error_code & PFERR_GUEST_PAGE_MASK) && mark_entry(vi, gpa))
+			return;
 	}
 	let_through(vi, gpa_to_gfn(gpa), 0, kind);
-	return true;
 }
 
 /*
@@ -202,8 +206,10 @@ bool __kvm_introspection_page_fault(struct kvm_vcpu *vcpu, gpa_t gpa, u64 error_
 	    (kvmi_let_through_access(vcpu, gfn) & kind))
 		return false;
 
-	if (!(error_code & PFERR_GUEST_FINAL_MASK))
-		return let_walk_through(vi, gpa, kind, error_code);
+	if (!(error_code & PFERR_GUEST_FINAL_MASK)) {
+		let_walk_through(vi, gpa, kind, error_code);
+		return true;
+	}
 
 	pf.detail = kind;
 	pf.b = kvm_x86_call(introspection_fault_gva)(vcpu);

@@ -146,6 +146,7 @@ struct kvm_vcpu_introspection {
 	struct kvmi_let_through let_through[KVMI_MAX_LET_THROUGH];
 	unsigned int let_through_count;
 	unsigned long let_through_rip;	/* RIP of the instruction that they are about */
+	gpa_t marked_entry;		/* of the guest's page tables, last marked as accessed */
 	struct kvmi_occurrence told;	/* the last access that was told */
 	bool told_emulator;		/* and who has to make it: the emulator rather than the CPU */
 	struct kvmi_vcpu_state *state;

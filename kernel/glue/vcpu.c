@@ -38,6 +38,7 @@ struct kvm_vcpu_introspection *kvmi_vcpu_alloc(struct kvm_introspection *session
 		kvmi_vcpu_free(vi);
 		return NULL;
 	}
+	vi->marked_entry = INVALID_GPA;
 	kvmi_vcpu_state_init(vi->state);
 
 	return vi;
