@@ -82,10 +82,14 @@ int __kvm_introspection_max_level(struct kvm *kvm, gfn_t gfn, int level)
 unsigned int __kvm_introspection_pte_access(struct kvm_vcpu *vcpu, union kvm_mmu_page_role role,
 					    gfn_t gfn, unsigned int access)
 {
+	struct kvm_vcpu_introspection *vi = kvmi_vcpu(vcpu);
 	u8 denied;
 
-	/* The tool watches the guest, not the guests in it, nor SMM. */
-	if (role.guest_mode || role.smm)
+	/*
+	 * The tool watches the guest, not the guests in it, nor SMM.  A session that
+	 * ends denies nothing: nobody would let anything through any more.
+	 */
+	if (role.guest_mode || role.smm || !vi || READ_ONCE(vi->session->closing))
 		return access;
 
 	denied = kvmi_denied_access(vcpu->kvm, KVMI_VIEW, gfn);
@@ -165,6 +169,7 @@ static void zap_changed(struct kvm_introspection *session)
 	const gfn_t huge = KVM_PAGES_PER_HPAGE(PG_LEVEL_2M);
 	struct kvm *kvm = session->kvm;
 	gfn_t first, last;
+	int idx;
 
 	session->changed_start = session->changed_end = 0;
 	if (start == end)
@@ -176,7 +181,11 @@ static void zap_changed(struct kvm_introspection *session)
 		start = first;
 	if (!denies_any(kvm, KVMI_VIEW, last, last + huge))
 		end = last + huge;
+
+	/* It looks into the slots, for what shadow pages of the guest's own guests map. */
+	idx = srcu_read_lock(&kvm->srcu);
 	kvm_zap_gfn_range(kvm, start, end);
+	srcu_read_unlock(&kvm->srcu, idx);
 }
 
 /* All entries of a message are in the map. */

@@ -62,13 +62,26 @@ static bool tell_emulated_range(struct kvm_vcpu *vcpu, gva_t gva, unsigned int b
 	return false;
 }
 
-/* The emulator leaves the instruction.  Of an INS it keeps what the port has given. */
+/*
+ * The emulator leaves the instruction, of which nothing is to have happened yet:
+ * what it did to registers and flags is forgotten, and so is what the VMM was to
+ * be asked for.  What the VMM has given, as a port or in place of memory, is kept:
+ * it would not give the same again.
+ */
 static void leave_emulation(struct kvm_vcpu *vcpu)
 {
+	struct kvm_vcpu_introspection *vi = kvmi_vcpu(vcpu);
 	struct x86_emulate_ctxt *ctxt = vcpu->arch.emulate_ctxt;
+	bool has_waited = vcpu->arch.emulate_regs_need_sync_to_vcpu;
 	unsigned int count = 1;
 
-	kvmi_vcpu(vcpu)->told_emulator = true;
+	vi->told_emulator = true;
+	vi->told_half_way = ctxt->io_read.end || (has_waited && ctxt->mem_read.end);
+	vcpu->arch.emulate_regs_need_sync_to_vcpu = false;
+	vcpu->arch.emulate_regs_need_sync_from_vcpu = true;
+	ctxt->eflags = kvm_get_rflags(vcpu);
+	vcpu->mmio_needed = false;
+
 	if (!ctxt->io_read.end)
 		return;
 	if (ctxt->dst.type == OP_MEM_STR) {
@@ -118,17 +131,19 @@ void __kvm_introspection_round_ends(struct kvm_vcpu *vcpu)
 
 /*
  * The reply to such an access is here: CONTINUE if it goes on, else RETRY.  As an
- * exit handler.  An INS that has read its port goes on from there either way, for
- * the port would not give the same again.
+ * exit handler.  What the VMM has given something for goes on from there either way.
  */
-int kvmi_emulate_anew(struct kvm_vcpu *vcpu, bool goes_on)
+int kvmi_emulate_anew(struct kvm_vcpu_introspection *vi, bool goes_on)
 {
+	struct kvm_vcpu *vcpu = vi->vcpu;
 	int r = 1;
 
-	if (vcpu->arch.emulate_ctxt->io_read.end)
+	if (vi->told_half_way) {
+		vcpu->arch.emulate_regs_need_sync_to_vcpu = true;
 		r = kvm_emulate_instruction(vcpu, EMULTYPE_NO_DECODE);
-	else if (goes_on)
+	} else if (goes_on) {
 		r = kvm_emulate_instruction(vcpu, 0);
+	}
 	/* It may have faulted where KVM cannot enter the guest with an exception. */
 	return r > 0 ? kvm_x86_call(vcpu_pre_run)(vcpu) : r;
 }

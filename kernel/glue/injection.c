@@ -10,8 +10,7 @@
 
 /*
  * While an interrupt or NMI whose delivery was interrupted waits for its next
- * try, an exception would come between: it waits as well.  So it does for an
- * instruction that is let through to a restricted page.
+ * try, an exception would come between: it waits as well.
  */
 static bool is_delivering(struct kvm_vcpu *vcpu)
 {
@@ -37,6 +36,7 @@ int kvmi_glue_injection_free(struct kvm_vcpu_introspection *vi)
 	       is_delivering(vcpu) || is_out_of_reach(vcpu) ? -KVM_EBUSY : 0;
 }
 
+/* An instruction that is let through comes first. */
 bool kvmi_injection_due(struct kvm_vcpu_introspection *vi)
 {
 	return kvmi_has_injection(vi->state) && !READ_ONCE(vi->session->lost) &&

@@ -64,8 +64,10 @@ static void let_through(struct kvm_vcpu_introspection *vi, gfn_t gfn, u8 access,
 	unsigned long rip = kvm_rip_read(vi->vcpu);
 	struct kvmi_let_through *page;
 
-	if (vi->let_through_rip != rip)
+	if (vi->let_through_rip != rip) {
 		kvmi_take_back(vi);
+		vi->marked_entry = INVALID_GPA;
+	}
 	vi->let_through_rip = rip;
 
 	page = find(vi, gfn);
@@ -120,7 +122,7 @@ int kvmi_complete_access(struct kvm_vcpu_introspection *vi, bool changed)
 	if (goes_on)
 		let_through(vi, gpa_to_gfn(vi->told.a), vi->told.detail, 0);
 	if (vi->told_emulator && !changed)
-		return kvmi_emulate_anew(vi->vcpu, goes_on);
+		return kvmi_emulate_anew(vi, goes_on);
 	/* The CPU executes the instruction again, stepped with what is let through, or as it is. */
 	return 1;
 }
@@ -154,7 +156,7 @@ static bool mark_entry(struct kvm_vcpu_introspection *vi, gpa_t gpa)
 	if (old & PT_PRESENT_MASK) {
 		if (!(old & PT_ACCESSED_MASK))
 			new |= PT_ACCESSED_MASK;
-		else if (again)
+		else if (again && (old & PT_WRITABLE_MASK || !kvm_is_cr0_bit_set(vcpu, X86_CR0_WP)))
 			new |= PT_DIRTY_MASK;
 	}
 	vi->marked_entry = new & PT_DIRTY_MASK ? INVALID_GPA : gpa;
@@ -178,7 +180,7 @@ static void let_walk_through(struct kvm_vcpu_introspection *vi, gpa_t gpa, u8 ki
 			     u64 error_code)
 {
 	if (kind == KVMI_PAGE_ACCESS_W && kvm_introspection_tells_walks()) {
-		if (!vi->vcpu->introspection_let_through && kvm_ad_enabled())
+		if (!vi->vcpu->arch.mmu->root_role.ad_disabled)
 			kind = KVMI_PAGE_ACCESS_R;
 		else if ((error_code & PFERR_GUEST_PAGE_MASK) && mark_entry(vi, gpa))
 			return;
@@ -197,7 +199,8 @@ bool __kvm_introspection_page_fault(struct kvm_vcpu *vcpu, gpa_t gpa, u64 error_
 	gfn_t gfn = gpa_to_gfn(gpa);
 	u8 kind = access_kind(error_code);
 
-	if (!vi || is_guest_mode(vcpu) || is_smm(vcpu) || (error_code & PFERR_RSVD_MASK) ||
+	if (!vi || READ_ONCE(vi->session->closing) ||
+	    is_guest_mode(vcpu) || is_smm(vcpu) || (error_code & PFERR_RSVD_MASK) ||
 	    !(kvmi_denied_access(vcpu->kvm, KVMI_VIEW, gfn) & kind) ||
 	    !kvm_is_visible_gfn(vcpu->kvm, gfn))
 		return false;

@@ -187,7 +187,7 @@ int kvmi_glue_pause_vcpu(struct kvm_introspection *session, u16 vcpu_idx, bool w
 
 	if (!vi)
 		return -KVM_EINVAL;
-	if (atomic_read(&vi->pauses) > KVMI_MAX_PENDING_PAUSES)
+	if (atomic_read(&vi->pauses) >= KVMI_MAX_PENDING_PAUSES)
 		return -KVM_EBUSY;
 
 	atomic_inc(&vi->pauses);

@@ -121,7 +121,11 @@ static void session_detach(struct kvm *kvm, struct kvm_introspection *session)
 		kvmi_vcpu_free(vi);
 	}
 
-	/* Once this is back, no vCPU enters the guest with an intercept of the session's. */
+	/*
+	 * Once this is back, no vCPU enters the guest with an intercept of the session's.
+	 * One in a guest of its own may keep that of CR0 till it is back from there, on
+	 * SVM: it is of no consequence there, and recomputed with CR0 on the way.
+	 */
 	kvm_make_all_cpus_request(kvm, KVM_REQ_INTROSPECTION_INTERCEPTS);
 }
 

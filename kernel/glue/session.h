@@ -49,7 +49,7 @@
 #include "introspection.h"
 #include "seam.h"
 
-#define KVMI_MAX_PENDING_PAUSES	1001	/* protocol.md, VM_PAUSE_VCPU */
+#define KVMI_MAX_PENDING_PAUSES	1002	/* protocol.md, VM_PAUSE_VCPU */
 /* The one view that there is. */
 #define KVMI_VIEW		0
 /*
@@ -149,6 +149,7 @@ struct kvm_vcpu_introspection {
 	gpa_t marked_entry;		/* of the guest's page tables, last marked as accessed */
 	struct kvmi_occurrence told;	/* the last access that was told */
 	bool told_emulator;		/* and who has to make it: the emulator rather than the CPU */
+	bool told_half_way;		/* in an instruction that the VMM has given something for */
 	struct kvmi_vcpu_state *state;
 };
 
@@ -214,7 +215,7 @@ void kvmi_leave_let_through(struct kvm_vcpu *vcpu, struct kvm_vcpu_introspection
 
 /* emulated.c */
 bool kvmi_emulates_fetch(struct kvm_vcpu *vcpu);
-int kvmi_emulate_anew(struct kvm_vcpu *vcpu, bool goes_on);
+int kvmi_emulate_anew(struct kvm_vcpu_introspection *vi, bool goes_on);
 
 /* step.c */
 bool kvmi_wants_step(struct kvm_vcpu_introspection *vi);

@@ -6,7 +6,8 @@
  * that would show it is intercepted or emulated for that entry: exceptions, which
  * are given back when TF is gone, INT n, INT1, PUSHF, POPF and SYSCALL; and what
  * would hold the trap back (MOV SS, POP SS) is emulated before.  IRET and SYSRET
- * load an RFLAGS of their own, and keep the TF in it.  An event that is injected
+ * load an RFLAGS of their own, and keep the TF in it.  The guest cannot turn TF
+ * into a trap of branches alone: KVM does not give it DEBUGCTL.BTF.  An event that is injected
  * is itself the step, ended as that of a nested guest's entry is, by an interrupt
  * of the CPU's own.
  *
@@ -128,6 +129,7 @@ bool svm_step_arm(struct vcpu_svm *svm)
 
 	svm_step_hold_events(svm);
 	svm_step_intercept(svm);
+	svm->step.guest_tf = false;
 	svm->step.armed = !(svm->vmcb->control.event_inj & SVM_EVTINJ_VALID);
 	if (!svm->step.armed)
 		return false;

@@ -24,7 +24,7 @@ use crate::{
 };
 
 /// As kernel/glue/session.h has it: above this, no more.
-const MAX_PENDING_PAUSES: usize = 1001;
+const MAX_PENDING_PAUSES: usize = 1002;
 pub(crate) struct Kernel {
     fake: FakeVm,
     cpus: Vec<Cpu>,
@@ -203,7 +203,7 @@ impl Kernel {
             .parts
             .iter()
             .enumerate()
-            .filter(|(_, part)| part.pauses > MAX_PENDING_PAUSES);
+            .filter(|(_, part)| part.pauses >= MAX_PENDING_PAUSES);
         self.fake.too_many_pauses = full.map(|(index, _)| index as u16).collect();
         match vm_message(&session.vm, &mut self.fake, bytes, &mut self.out) {
             VmVerdict::Answered(length) => self.sent.push(self.out[..length].to_vec()),
