@@ -53,6 +53,8 @@ pub enum Access {
     StoreHalf = 22,
     /// VMASKMOVPD from the lower half of 32 bytes, and the quarter at their address as the result.
     LoadHalf = 23,
+    /// PUSH of the 8 bytes at argument 2 with RSP at the address; what RSP is then is the result.
+    PushFrom = 24,
 }
 
 impl Access {
@@ -84,6 +86,7 @@ impl Access {
             21 => Self::LoadAvx,
             22 => Self::StoreHalf,
             23 => Self::LoadHalf,
+            24 => Self::PushFrom,
             _ => return None,
         })
     }

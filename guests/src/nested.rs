@@ -9,7 +9,8 @@ pub enum Deed {
     Nothing = 0,
     /// INT3; the result is how many #BP the vCPU has taken in all.
     Int3 = 1,
-    /// Writes [`crate::layout::OTHER_ROOT`] to CR3, then the root again; the result is what CR3 held in between.
+    /// Writes [`crate::layout::OTHER_ROOT`] to CR3, then the root again, as often as argument 1 says; the result is what CR3
+    /// held in between.
     Cr3 = 2,
     /// Writes argument 1 to KERNEL_GS_BASE; the result is what it holds.
     KernelGsBase = 3,

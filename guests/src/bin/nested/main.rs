@@ -150,12 +150,12 @@ fn carry_out(deed: Deed, argument: u64) -> u64 {
             int3();
             cpu.slot.breakpoints.load(Relaxed)
         }
-        Deed::Cr3 => {
+        Deed::Cr3 => (0..argument).fold(0, |_, _| {
             write_cr(&cpu, 3, layout::OTHER_ROOT);
             let held = read_cr(3);
             write_cr(&cpu, 3, layout::ROOT);
             held
-        }
+        }),
         Deed::KernelGsBase => {
             write_msr_or_fault(&cpu, KERNEL_GS_BASE, argument, false);
             read_msr(KERNEL_GS_BASE)

@@ -242,7 +242,15 @@ impl Runner {
                 ("io".to_owned(), true)
             }
             Ok(VcpuExit::IoOut(..) | VcpuExit::IoIn(..)) => ("io".to_owned(), true),
-            Ok(VcpuExit::MmioRead(..) | VcpuExit::MmioWrite(..)) => ("mmio".to_owned(), true),
+            Ok(VcpuExit::MmioRead(_, data)) => {
+                let mut state = self.shared.lock();
+                let before = u64::from(state.status.device_reads).to_le_bytes();
+                // KVM asks for eight bytes at most.
+                data.copy_from_slice(&before[..data.len()]);
+                state.status.device_reads += 1;
+                ("mmio".to_owned(), true)
+            }
+            Ok(VcpuExit::MmioWrite(..)) => ("mmio".to_owned(), true),
             Ok(VcpuExit::Intr) => ("intr".to_owned(), true),
             Ok(VcpuExit::Hlt) => ("hlt".to_owned(), false),
             Ok(VcpuExit::Shutdown) => ("shutdown".to_owned(), false),

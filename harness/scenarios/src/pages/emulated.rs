@@ -7,6 +7,7 @@ use kvmi_guests::{Access, layout};
 use kvmi_uapi::event::{CONTINUE, DESCRIPTOR, DESCRIPTOR_GDTR, Descriptor, RETRY};
 
 use super::{ALL, PAGE, R, W, Watched, X};
+use crate::vmm::Until;
 use crate::{Context, Failure, Scenario, check_eq, modules, scenario};
 
 pub(super) const SCENARIOS: &[Scenario] = &[
@@ -39,6 +40,21 @@ pub(super) const SCENARIOS: &[Scenario] = &[
         "pages::emulated_beside_walk",
         "SGDT to the page table by which it was fetched itself: what the CPU's walk is let do the emulator is not",
         emulated_beside_walk,
+    ),
+    scenario(
+        "pages::pushed_from_device",
+        "PUSH of what the VMM has to give, onto a page that denies writes: RSP falls once",
+        pushed_from_device,
+    ),
+    scenario(
+        "pages::copied_from_device",
+        "REP MOVSB from a device to a page that denies writes: the device is read once for each byte, whatever the reply",
+        copied_from_device,
+    ),
+    scenario(
+        "pages::call_from_device_stack",
+        "a far CALL whose first push is the VMM's business and whose second is denied; signals while the tool thinks",
+        call_from_device_stack,
     ),
 ];
 
@@ -244,5 +260,96 @@ fn emulated_beside_walk(context: &mut Context) -> Result<(), Failure> {
     watched.let_through(W, place)?;
     watched.vm.finished(context, 0, number)?;
     watched.wire.expect_no_event()?;
+    watched.vm.exit()
+}
+
+fn pushed_from_device(context: &mut Context) -> Result<(), Failure> {
+    let mut watched = Watched::start(context, 1)?;
+    // Of no slot.
+    let device = layout::ANONYMOUS_SLOT;
+    let top = PLACE + PAGE / 2;
+    watched.wire.restrict(&[(PLACE, R | X)])?;
+    for action in [CONTINUE, RETRY] {
+        context.stage(&format!("push, reply {action}"), Duration::from_secs(10));
+        let number = watched.begin(Access::PushFrom, [top, device, 0])?;
+        let event = watched.expect(W, top - 8)?;
+        check_eq!(event.arch.regs.rsp, top, "RSP while the event is open");
+        check_eq!(watched.wire.registers(0)?.regs, event.arch.regs, "registers");
+        watched.wire.reply(&event, action)?;
+        if action == RETRY {
+            watched.let_through(W, top - 8)?;
+        }
+        check_eq!(watched.vm.finished(context, 0, number)?, top - 8, "RSP behind the push");
+        watched.wire.expect_no_event()?;
+    }
+    watched.vm.exit()
+}
+
+fn copied_from_device(context: &mut Context) -> Result<(), Failure> {
+    const BYTES: u8 = 6;
+    let mut watched = Watched::start(context, 1)?;
+    let device = layout::ANONYMOUS_SLOT;
+    watched.wire.restrict(&[(PLACE, R | X)])?;
+    let mut read_before = 0;
+    for action in [CONTINUE, RETRY] {
+        context.stage(&format!("copy, reply {action}"), Duration::from_secs(10));
+        let number = watched.begin(Access::Copy, [PLACE, device, BYTES.into()])?;
+        for i in 0..BYTES {
+            let event = watched.expect(W, PLACE + u64::from(i))?;
+            watched.wire.reply(&event, action)?;
+            if action == RETRY {
+                watched.let_through(W, PLACE + u64::from(i))?;
+            }
+        }
+        watched.vm.finished(context, 0, number)?;
+        watched.wire.expect_no_event()?;
+        let mut bytes = [0; BYTES as usize];
+        watched.vm.guest.read(PLACE, &mut bytes)?;
+        let wanted: Vec<_> = (read_before..).take(bytes.len()).collect();
+        check_eq!(bytes[..], wanted[..], "what the guest read from the device");
+        read_before += BYTES;
+        check_eq!(
+            watched.vm.status(0)?.device_reads,
+            u32::from(read_before),
+            "reads that the VMM saw"
+        );
+    }
+    watched.vm.exit()
+}
+
+fn call_from_device_stack(context: &mut Context) -> Result<(), Failure> {
+    let mut watched = Watched::start(context, 1)?;
+    // KVM takes an operand for the one that has faulted where it lies at the same place in its page.
+    let (code, target, four) = (PLACE + 2 * PAGE, PLACE + 3 * PAGE + 0x20, PLACE + 4 * PAGE);
+    // The slot is one page: what is above it is the VMM's.
+    let stack = layout::ANONYMOUS_SLOT;
+    watched.vm.add_slot(stack, PAGE)?;
+    let rsp = stack + PAGE + 8;
+    // call far [rax]
+    watched.vm.guest.write(code, &[0x48, 0xff, 0x18])?;
+    let limit = (5 * 8 - 1u16).to_le_bytes();
+    let addresses = [code, target, rsp, 0].map(u64::to_le_bytes).concat();
+    watched
+        .vm
+        .guest
+        .write(four, &[&addresses[..24], &limit, &layout::GDT.to_le_bytes()].concat())?;
+    watched.wire.restrict(&[(stack, R | X)])?;
+    context.stage("call", Duration::from_secs(10));
+    let writes_before = watched.vm.status(0)?.exits("mmio");
+    let number = watched.begin(Access::CallFar, [four, 0, 0])?;
+    let event = watched.expect(W, stack + PAGE - 8)?;
+    context.stage("signals", Duration::from_secs(10));
+    for times in 1..=3 {
+        watched.vm.signal(0)?;
+        watched.vm.wait(0, Until::Interrupted(times))?;
+    }
+    watched.wire.reply(&event, CONTINUE)?;
+    watched.vm.finished(context, 0, number)?;
+    watched.wire.expect_no_event()?;
+    let writes = watched.vm.status(0)?.exits("mmio") - writes_before;
+    check_eq!(writes, 1, "writes that the VMM saw");
+    watched.wire.restrict(&[(stack, ALL)])?;
+    let pushed = watched.silent(context, Access::Read, [stack + PAGE - 8, 0, 0])?;
+    check_eq!(pushed, code + 3, "the address that was pushed");
     watched.vm.exit()
 }

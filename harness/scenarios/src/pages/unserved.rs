@@ -1,6 +1,7 @@
 // SPDX-License-Identifier: MIT OR Apache-2.0
 //! A vCPU that stands still in memory whose page fault nobody serves: what waits for it, and what does not.
 
+use std::os::fd::AsFd;
 use std::time::Duration;
 
 use kvmi_guests::{Access, Op, layout};
@@ -10,7 +11,7 @@ use rustix::event::{PollFd, PollFlags, Timespec, poll};
 
 use super::{PAGE, R, W, Watched, X, entries, payload};
 use crate::lifecycle::readers_with;
-use crate::{Context, Failure, Scenario, check, check_eq, modules, scenario};
+use crate::{Context, Failure, Scenario, check, check_eq, ioctls, modules, scenario};
 
 pub(super) const SCENARIOS: &[Scenario] = &[
     scenario(
@@ -22,6 +23,11 @@ pub(super) const SCENARIOS: &[Scenario] = &[
         "pages::commands_while_another_steps",
         "a vCPU that is to be let through while another one is carries out commands",
         commands_while_another_steps,
+    ),
+    scenario(
+        "pages::nothing_denied_by_a_session_that_ends",
+        "UNHOOK waits for a vCPU that stands still in the host: another one meets the session's restrictions no more",
+        session_that_ends,
     ),
 ];
 
@@ -95,5 +101,33 @@ fn commands_while_another_steps(context: &mut Context) -> Result<(), Failure> {
     }
     check!(watched.word(PLACE)? == 2, "the word is not written");
     watched.wire.expect_no_event()?;
+    watched.vm.exit()
+}
+
+fn session_that_ends(context: &mut Context) -> Result<(), Failure> {
+    let mut watched = Watched::start(context, 2)?;
+    let page = withhold(&watched)?;
+    let top = page + PAGE / 2;
+    watched.wire.restrict(&[(page, R | X), (PLACE, R | X)])?;
+    context.stage("one is let through and stands still", Duration::from_secs(20));
+    let first = watched.begin(Access::Push, [top, 1, 0])?;
+    watched.let_through(W, top - 8)?;
+    watched.vm.wait_for_fault()?;
+    context.stage("UNHOOK", Duration::from_secs(20));
+    let fd = watched.vm.steal_vm_fd()?;
+    let unhook = std::thread::spawn(move || ioctls::unhook(fd.as_fd()));
+    watched.wire.expect_closed()?;
+    context.stage("the other writes", Duration::from_secs(20));
+    let second = watched.vm.command(1, Op::Access, [Access::Write as u64, PLACE, 2, 0])?;
+    watched.vm.finished(context, 1, second)?;
+    check_eq!(watched.word(PLACE)?, 2, "the word");
+    check!(!unhook.is_finished(), "UNHOOK did not wait for the first vCPU");
+    context.stage("the end", Duration::from_secs(20));
+    watched.vm.serve_slot()?;
+    watched.vm.finished(context, 0, first)?;
+    let outcome = unhook
+        .join()
+        .map_err(|_| Failure::new("the thread that calls UNHOOK panicked"))?;
+    check_eq!(outcome, Ok(()), "UNHOOK");
     watched.vm.exit()
 }

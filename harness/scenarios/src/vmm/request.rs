@@ -312,6 +312,8 @@ pub struct VcpuStatus {
     pub marks: Vec<Mark>,
     /// How often the guest read the port of the marks.
     pub inputs: u32,
+    /// How often it read memory that is in no slot; each time it got the count so far.
+    pub device_reads: u32,
 }
 
 impl VcpuStatus {
