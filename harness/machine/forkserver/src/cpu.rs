@@ -4,7 +4,7 @@
 use std::ffi::{CStr, c_char, c_void};
 use std::{mem, ptr};
 
-use crate::redirect::exported;
+use crate::BOCHS;
 
 /// Bochs's variable that points to its simulator, and a method of that: `bx_param_num_c *get_param_num(const char *name, bx_param_c *base)`.
 const SIMULATOR: &CStr = c"SIM";
@@ -50,7 +50,7 @@ unsafe impl Sync for Number {}
 impl Number {
     /// The number that is saved under this name. They are registered once the CPU has been made.
     pub(crate) fn named(name: &CStr) -> Result<Self, String> {
-        let (simulator, get_param_num) = (exported(SIMULATOR)?, exported(GET_PARAM_NUM)?);
+        let (simulator, get_param_num) = (BOCHS.exported(SIMULATOR)?, BOCHS.exported(GET_PARAM_NUM)?);
         // SAFETY: the method has this type in Bochs 3.0. The variable points to the simulator, which the method takes first; it looks for a
         // name, from the root if it gets no other place.
         let object = unsafe {
@@ -61,8 +61,8 @@ impl Number {
             // SAFETY: an object of a class with virtual functions, which begins with the pointer to its table.
             let table = unsafe { *object.cast::<usize>() };
             for class in [NUMBER, TRUTH] {
-                if table == exported(class.table)? as usize + TABLE_BEGIN {
-                    let (get, set) = (exported(class.get)?, exported(class.set)?);
+                if table == BOCHS.exported(class.table)? as usize + TABLE_BEGIN {
+                    let (get, set) = (BOCHS.exported(class.get)?, BOCHS.exported(class.set)?);
                     // SAFETY: the methods of that class have these types in Bochs 3.0.
                     let (get, set) = unsafe {
                         (

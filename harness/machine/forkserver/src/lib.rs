@@ -23,7 +23,6 @@
 
 mod cpu;
 pub mod random;
-mod redirect;
 mod save;
 mod serve;
 mod svm;
@@ -32,24 +31,22 @@ use std::ffi::{CStr, c_char, c_int, c_void};
 use std::sync::OnceLock;
 use std::{mem, ptr, thread};
 
+use kvmi_lab_preload::{GIVE_UP, Program, next};
+
+/// The program that this library knows. The lab looks for what it says by how that begins.
+const BOCHS: Program = Program {
+    name: "Bochs",
+    library: "fork server",
+};
+
 /// As in kvmi-lab-control, which this library does not depend on: it lives inside another program and is kept small.
 const POINT: u8 = 0x06;
-
-/// Exit code of a process that cannot go on, or whose connection closed.
-const GIVE_UP: c_int = 75;
 
 type Send = unsafe extern "C" fn(c_int, *const c_void, usize, c_int) -> isize;
 type Select =
     unsafe extern "C" fn(c_int, *mut libc::fd_set, *mut libc::fd_set, *mut libc::fd_set, *mut libc::timeval) -> c_int;
 type Ptsname = unsafe extern "C" fn(c_int) -> *mut c_char;
 type Tmpfile = unsafe extern "C" fn() -> *mut libc::FILE;
-
-/// The function of the C library that one of ours stands before.
-fn next(name: &CStr) -> Option<*mut c_void> {
-    // SAFETY: the name is a C string.
-    let symbol = unsafe { libc::dlsym(libc::RTLD_NEXT, name.as_ptr()) };
-    (!symbol.is_null()).then_some(symbol)
-}
 
 /// Stands before the C library's `ptsname`, by which Bochs learns the name of the terminal that it made for its screen.
 ///
@@ -162,13 +159,4 @@ pub unsafe extern "C" fn send(socket: c_int, data: *const c_void, length: usize,
         save::at_point();
     }
     sent
-}
-
-/// Says why this process gives up, where Bochs's own errors go, and ends it.
-///
-/// Without exit handlers: they are Bochs's, and in a child the server's.
-fn give_up(why: &str) -> ! {
-    eprintln!("fork server: {why}");
-    // SAFETY: ends the process, whatever state it is in.
-    unsafe { libc::_exit(GIVE_UP) }
 }

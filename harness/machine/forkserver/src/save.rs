@@ -6,7 +6,7 @@ use std::ffi::{CStr, CString, c_char, c_void};
 use std::os::unix::ffi::OsStringExt;
 use std::sync::atomic::{AtomicBool, Ordering};
 
-use crate::give_up;
+use crate::BOCHS;
 
 /// Names the variable with the folder that L1 is saved in.
 pub(crate) const FOLDER: &str = "KVMI_LAB_SAVE_IN";
@@ -33,32 +33,25 @@ pub(crate) fn asleep() {
     }
     let Some(folder) = env::var_os(FOLDER) else { return };
     let Ok(folder) = CString::new(folder.into_vec()) else {
-        give_up("a folder's name has a null byte");
+        BOCHS.give_up("a folder's name has a null byte");
     };
     if let Err(why) = save(&folder) {
-        give_up(why);
+        BOCHS.give_up(&why);
     }
     // SAFETY: ends the process without exit handlers: Bochs's would say something about its end.
     unsafe { libc::_exit(0) }
 }
 
 /// Has Bochs save its machine in a folder, which exists.
-pub(crate) fn save(folder: &CStr) -> Result<(), &'static str> {
-    // SAFETY: both names are C strings.
-    let (simulator, method) = unsafe {
-        (
-            libc::dlsym(libc::RTLD_DEFAULT, SIMULATOR.as_ptr()),
-            libc::dlsym(libc::RTLD_DEFAULT, SAVE_STATE.as_ptr()),
-        )
-    };
-    if simulator.is_null() || method.is_null() {
-        return Err("this Bochs does not export what saves it");
-    }
+pub(crate) fn save(folder: &CStr) -> Result<(), String> {
+    let (simulator, method) = (BOCHS.exported(SIMULATOR)?, BOCHS.exported(SAVE_STATE)?);
     // SAFETY: the variable holds a pointer to the simulator since before any device was made, and is not written any more. The method
     // takes that pointer first, as the ABI has it for C++, and a C string. Bochs's only thread that touches the machine is this one.
     let saved = unsafe {
         let simulator = *simulator.cast::<*mut c_void>();
         std::mem::transmute::<*mut c_void, SaveState>(method)(simulator, folder.as_ptr())
     };
-    saved.then_some(()).ok_or("Bochs could not save itself")
+    saved
+        .then_some(())
+        .ok_or_else(|| "Bochs could not save itself".to_owned())
 }

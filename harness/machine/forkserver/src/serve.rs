@@ -13,7 +13,7 @@ use std::path::{Path, PathBuf};
 use std::sync::atomic::{AtomicBool, Ordering};
 use std::{env, process, ptr, thread};
 
-use crate::{GIVE_UP, POINT, give_up, save};
+use crate::{BOCHS, GIVE_UP, POINT, save};
 
 /// Names the variable with the number of the listening socket.
 pub(crate) const SOCKET: &str = "KVMI_LAB_FORK_SOCKET";
@@ -43,7 +43,7 @@ pub(crate) fn at_port(serial: c_int) {
     if let Some(listener) = inherited_listener()
         && let Err(e) = serve(&listener, serial)
     {
-        give_up(&e.to_string());
+        BOCHS.give_up(&e.to_string());
     }
 }
 
@@ -83,7 +83,7 @@ fn serve(listener: &UnixListener, serial: c_int) -> io::Result<()> {
             -1 => return Err(io::Error::last_os_error()),
             0 => {
                 if let Err(e) = become_machine(connection, serial, server) {
-                    give_up(&format!("child: {e}"));
+                    BOCHS.give_up(&format!("child: {e}"));
                 }
                 return Ok(());
             }
@@ -155,7 +155,7 @@ extern "C" fn show_state(_: c_int) {
     // SAFETY: a C string. It may be there already; that nothing can be saved there shows in a moment.
     unsafe { libc::mkdir(STATE.as_ptr(), 0o700) };
     if let Err(why) = save::save(STATE) {
-        give_up(why);
+        BOCHS.give_up(&why);
     }
     // SAFETY: without exit handlers, which belong to the server.
     unsafe { libc::_exit(GIVE_UP) }

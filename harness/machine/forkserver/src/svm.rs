@@ -8,9 +8,10 @@ use std::mem::transmute;
 use std::sync::OnceLock;
 use std::sync::atomic::{AtomicU64, Ordering};
 
+use kvmi_lab_preload::calls::Redirect;
+
+use crate::BOCHS;
 use crate::cpu::Number;
-use crate::give_up;
-use crate::redirect::{Redirect, exported, redirect};
 
 /// Names the variable that is set where Bochs's CPU has SVM.
 const SVM: &str = "KVMI_LAB_SVM";
@@ -119,23 +120,25 @@ extern "C" fn start() {
         to(LEAVE, 1, leave as *const c_void),
     ];
     // SAFETY: these take and return what Bochs's do; no other thread runs yet.
-    if let Err(why) = unsafe { redirect(&all) } {
-        give_up(&why);
+    if let Err(why) = unsafe { BOCHS.redirect(&all) } {
+        BOCHS.give_up(&why);
     }
 }
 
 fn bochs() -> &'static Bochs {
-    static BOCHS: OnceLock<Bochs> = OnceLock::new();
-    BOCHS.get_or_init(|| find().unwrap_or_else(|why| give_up(&why)))
+    static FOUND: OnceLock<Bochs> = OnceLock::new();
+    FOUND.get_or_init(|| find().unwrap_or_else(|why| BOCHS.give_up(&why)))
 }
 
 fn find() -> Result<Bochs, String> {
     let of_cpu = |function| {
         // SAFETY: methods of this type in Bochs 3.0.
-        exported(function).map(|f| unsafe { transmute::<*mut c_void, OfCpu>(f) })
+        BOCHS
+            .exported(function)
+            .map(|f| unsafe { transmute::<*mut c_void, OfCpu>(f) })
     };
     let [intercept, deliver, set_cr0, leave, set_flags, host_address] =
-        [INTERCEPT, DELIVER, SET_CR0, LEAVE, SET_FLAGS, HOST_ADDRESS].map(exported);
+        [INTERCEPT, DELIVER, SET_CR0, LEAVE, SET_FLAGS, HOST_ADDRESS].map(|method| BOCHS.exported(method));
     // SAFETY: methods of these types in Bochs 3.0.
     let (intercept, deliver, set_cr0, leave, set_flags, host_address) = unsafe {
         (
@@ -179,7 +182,7 @@ impl Bochs {
         // SAFETY: the method of Bochs's CPU; it returns null or where a page of L1's memory is.
         let page = unsafe { (self.host_address)(cpu, self.vmcb.get(), READ) };
         if page.is_null() {
-            give_up("a VMCB is not in memory");
+            BOCHS.give_up("a VMCB is not in memory");
         }
         // SAFETY: the places are words within that page.
         unsafe { page.add(place).cast::<u64>().read() }

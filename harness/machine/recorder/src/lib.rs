@@ -17,7 +17,13 @@ use std::ffi::{c_int, c_void};
 use std::mem;
 use std::sync::OnceLock;
 
-use kvmi_lab_preload::{give_up, of_libraries, of_program, replace};
+use kvmi_lab_preload::{Program, next};
+
+/// The program that this library knows.
+const QEMU: Program = Program {
+    name: "QEMU",
+    library: "recorder",
+};
 
 /// Takes an interrupt that is pending, if it can be taken.
 type TakeInterrupt = unsafe extern "C" fn(*mut c_void, c_int) -> bool;
@@ -45,9 +51,15 @@ thread_local! {
 static START: extern "C" fn() = start;
 
 extern "C" fn start() {
-    let old = of_program(c"x86_cpu_exec_interrupt");
-    let note_interrupt = of_program(c"replay_interrupt");
-    let long_jump = of_libraries(c"__longjmp_chk");
+    if let Err(why) = stand_between() {
+        QEMU.give_up(&why);
+    }
+}
+
+fn stand_between() -> Result<(), String> {
+    let old = QEMU.exported(c"x86_cpu_exec_interrupt")?;
+    let note_interrupt = QEMU.exported(c"replay_interrupt")?;
+    let long_jump = next(c"__longjmp_chk").ok_or("the C library has no __longjmp_chk")?;
     // SAFETY: functions of these types in QEMU 10.0 and in the C library.
     let found = unsafe {
         Found {
@@ -56,17 +68,15 @@ extern "C" fn start() {
             long_jump: mem::transmute::<*mut c_void, LongJump>(long_jump),
         }
     };
-    if FOUND.set(found).is_err() {
-        give_up("it starts twice");
-    }
+    FOUND.set(found).map_err(|_| "it starts twice")?;
     // SAFETY: the program's own main function has not begun; ours does what QEMU's does.
-    unsafe { replace(c"x86_cpu_exec_interrupt", take_interrupt as *const c_void) };
+    unsafe { QEMU.replace(c"x86_cpu_exec_interrupt", take_interrupt as *const c_void) }
 }
 
 /// Stands between QEMU's main loop and its function that takes an interrupt.
 unsafe extern "C" fn take_interrupt(cpu: *mut c_void, request: c_int) -> bool {
     let Some(found) = FOUND.get() else {
-        give_up("it has not started")
+        QEMU.give_up("it has not started")
     };
     TAKES_INTERRUPT.set(true);
     // SAFETY: the caller's arguments, passed on. A long jump over this frame leaves nothing undone.
@@ -83,7 +93,7 @@ unsafe extern "C" fn take_interrupt(cpu: *mut c_void, request: c_int) -> bool {
 #[unsafe(no_mangle)]
 pub unsafe extern "C" fn __longjmp_chk(environment: *mut c_void, value: c_int) -> ! {
     let Some(found) = FOUND.get() else {
-        give_up("it has not started")
+        QEMU.give_up("it has not started")
     };
     if TAKES_INTERRUPT.replace(false) {
         // SAFETY: QEMU's main loop calls it in the same place when the function returns, with the same locks held.

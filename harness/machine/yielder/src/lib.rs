@@ -11,7 +11,13 @@ use std::ffi::c_void;
 use std::mem;
 use std::sync::OnceLock;
 
-use kvmi_lab_preload::{give_up, of_program, replace};
+use kvmi_lab_preload::Program;
+
+/// The program that this library knows.
+const QEMU: Program = Program {
+    name: "QEMU",
+    library: "yielder",
+};
 
 /// What QEMU does where a CPU executes PAUSE: it leaves translated code, and comes back to it.
 type Pause = unsafe extern "C" fn(*mut c_void) -> !;
@@ -24,19 +30,24 @@ static PAUSE: OnceLock<Pause> = OnceLock::new();
 static START: extern "C" fn() = start;
 
 extern "C" fn start() {
-    // SAFETY: a function of this type in QEMU 10.0.
-    let found = unsafe { mem::transmute::<*mut c_void, Pause>(of_program(c"helper_pause")) };
-    if PAUSE.set(found).is_err() {
-        give_up("it starts twice");
+    if let Err(why) = stand_before() {
+        QEMU.give_up(&why);
     }
+}
+
+fn stand_before() -> Result<(), String> {
+    let old = QEMU.exported(c"helper_pause")?;
+    // SAFETY: a function of this type in QEMU 10.0.
+    let old = unsafe { mem::transmute::<*mut c_void, Pause>(old) };
+    PAUSE.set(old).map_err(|_| "it starts twice")?;
     // SAFETY: the program's own main function has not begun; `pause` does what QEMU's function does.
-    unsafe { replace(c"helper_pause", pause as *const c_void) };
+    unsafe { QEMU.replace(c"helper_pause", pause as *const c_void) }
 }
 
 /// Stands before QEMU's function, which translated code calls by a pointer.
 unsafe extern "C" fn pause(cpu: *mut c_void) -> ! {
     let Some(pause) = PAUSE.get() else {
-        give_up("it has not started")
+        QEMU.give_up("it has not started")
     };
     // SAFETY: it changes nothing.
     unsafe { libc::sched_yield() };
