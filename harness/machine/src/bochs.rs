@@ -23,7 +23,7 @@ pub use cd::{kernel_arguments_on_cd, write_cd};
 pub use forks::{ForkServer, Forked, Forks, start};
 pub use point::prepare;
 
-use crate::boot::{BootError, MEMORY_MIB, io_error, tail};
+use crate::boot::{BootError, MEMORY_MIB, explain, io_error, tail};
 use crate::emulator::Emulators;
 use crate::process::end_with_us;
 
@@ -32,9 +32,6 @@ const INSTRUCTIONS_PER_SECOND: u32 = 50_000_000;
 
 /// The package that has the emulator.
 const PACKAGE: &str = "bochs";
-
-/// How the preloaded library begins to say why it gives up.
-const LIBRARY_SAYS: &str = "fork server: ";
 
 /// The variable that tells it that the CPU has SVM.
 const SVM: &str = "KVMI_LAB_SVM";
@@ -207,18 +204,9 @@ impl Process {
         })
     }
 
-    /// The same error; if Bochs has ended because the library in it gave up, then with what that said.
+    /// The same error, or what made Bochs end.
     fn explain(&self, error: BootError) -> BootError {
-        let said = fs::read_to_string(&self.errors).unwrap_or_default();
-        match (error, said.lines().find(|line| line.starts_with(LIBRARY_SAYS))) {
-            (BootError::Ended { lane, status, .. }, Some(why)) => BootError::Ended {
-                lane,
-                status,
-                tail: why.to_owned(),
-                log: self.errors.clone(),
-            },
-            (error, _) => error,
-        }
+        explain(self.lane, error, &self.errors)
     }
 
     fn end(&mut self) {

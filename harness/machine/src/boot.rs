@@ -104,6 +104,14 @@ pub enum BootError {
         /// Its last lines.
         tail: String,
     },
+    /// A library that is preloaded into the emulator ended it.
+    #[error("{lane}: the emulator was ended from within by {why}")]
+    GaveUp {
+        /// The lane.
+        lane: Lane,
+        /// What the library said, its name first.
+        why: String,
+    },
     /// The point did not come in time.
     #[error("{lane}: L1 was not ready after {} s; the end of {}:\n{tail}", after.as_secs(), log.display())]
     Late {
@@ -244,6 +252,20 @@ fn read_point(control: impl Read) -> Result<Option<Backend>, String> {
             Err(e) if ended(&e) => return Ok(None),
             Err(e) => return Err(e.to_string()),
         }
+    }
+}
+
+/// How what is preloaded into an emulator begins to say why it ends that: by the name of its package.
+const LIBRARY_SAYS: &str = "kvmi-lab-";
+
+/// The same error; if the emulator has ended because a library in it gave up, then what that said. `log` has what the emulator says.
+pub(crate) fn explain(lane: Lane, error: BootError, log: &Path) -> BootError {
+    match read_lossy(log).lines().find(|line| line.starts_with(LIBRARY_SAYS)) {
+        Some(why) => BootError::GaveUp {
+            lane,
+            why: why.to_owned(),
+        },
+        None => error,
     }
 }
 

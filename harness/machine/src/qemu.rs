@@ -14,7 +14,7 @@ use kvmi_lab_control::{HOOK_BEFORE_POINT, Lane, Platform, brief};
 use serde::{Deserialize, Serialize};
 use serde_json::json;
 
-use crate::boot::{Boot, BootError, MEMORY_MIB, io_error, read_lossy, wait_for_point};
+use crate::boot::{Boot, BootError, MEMORY_MIB, explain, io_error, read_lossy, wait_for_point};
 use crate::cache::{Cache, Key};
 use crate::emulator::Emulators;
 use crate::news::{News, channel, listen};
@@ -183,11 +183,12 @@ pub fn prepare(
         let task = progress.task(format!("boot L1 in QEMU ({lane}, {pace})"));
         // The log of a boot that failed must outlive the entry that was not made.
         let console = cache.work("logs")?.join(format!("{lane}-boot.log"));
+        let log = console.with_extension("emulator.log");
         let mut qemu = Process::start(
             &parts,
             boot,
             &console,
-            &console.with_extension("emulator.log"),
+            &log,
             &["-object", &Memory::In(&into.join(MEMORY_FILE)).object()],
         )?;
         let control = qemu
@@ -195,9 +196,10 @@ pub fn prepare(
             .try_clone()
             .map_err(io_error("share the control channel"))?;
         let child = &mut qemu.child;
-        wait_for_point(lane, control, &console, BOOT * boot.slowness, &task, || {
+        let at_point = wait_for_point(lane, control, &console, BOOT * boot.slowness, &task, || {
             child.wait().ok()
-        })?;
+        });
+        at_point.map_err(|e| explain(lane, e, &log))?;
         task.note("save its state");
         let mut qmp = qemu.qmp()?;
         require_acceleration(lane, &mut qmp)?;
@@ -301,15 +303,19 @@ impl Saved {
         let memory = Memory::From(&self.folder.join(MEMORY_FILE)).object();
         let own = ["-object", memory.as_str(), "-incoming", "defer"];
         let more: Vec<&str> = own.iter().chain(more).copied().collect();
-        let qemu = Process::start(
-            &self.parts,
-            &self.boot,
-            &folder.join(run_folder::CONSOLE),
-            &folder.join(run_folder::EMULATOR_LOG),
-            &more,
-        )?;
+        let log = folder.join(run_folder::EMULATOR_LOG);
+        let console = folder.join(run_folder::CONSOLE);
+        let qemu = Process::start(&self.parts, &self.boot, &console, &log, &more)?;
         fs::write(folder.join(run_folder::EMULATOR), &qemu.described)
             .map_err(io_error("write down how qemu was started"))?;
+        match self.load(&qemu, order) {
+            Ok(qmp) => Ok((qemu, qmp)),
+            Err(error) => Err(explain(self.parts.lane, error, &log)),
+        }
+    }
+
+    /// Has QEMU take the saved L1 over and go on with it.
+    fn load(&self, qemu: &Process, order: Option<&Request>) -> Result<Qmp, BootError> {
         let mut qmp = qemu.qmp()?;
         require_acceleration(self.parts.lane, &mut qmp)?;
         qmp.command("migrate-set-capabilities", capabilities())?;
@@ -322,7 +328,7 @@ impl Saved {
             give_order(&qemu.control, &mut qmp, request)?;
         }
         qmp.command("cont", json!({}))?;
-        Ok((qemu, qmp))
+        Ok(qmp)
     }
 }
 

@@ -33,10 +33,10 @@ use std::{mem, ptr, thread};
 
 use kvmi_lab_preload::{GIVE_UP, Program, next};
 
-/// The program that this library knows. The lab looks for what it says by how that begins.
+/// The program that this library knows.
 const BOCHS: Program = Program {
     name: "Bochs",
-    library: "fork server",
+    library: env!("CARGO_PKG_NAME"),
 };
 
 /// As in kvmi-lab-control, which this library does not depend on: it lives inside another program and is kept small.

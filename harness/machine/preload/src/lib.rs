@@ -23,7 +23,7 @@ const PAGE: usize = 4096;
 pub struct Program {
     /// Its name, for people.
     pub name: &'static str,
-    /// Which library it is that knows it, for people.
+    /// The package of the library that knows it. What it says begins with that, by which the lab tells it from what the program says.
     pub library: &'static str,
 }
 

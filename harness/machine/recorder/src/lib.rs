@@ -22,7 +22,7 @@ use kvmi_lab_preload::{Program, next};
 /// The program that this library knows.
 const QEMU: Program = Program {
     name: "QEMU",
-    library: "recorder",
+    library: env!("CARGO_PKG_NAME"),
 };
 
 /// Takes an interrupt that is pending, if it can be taken.

@@ -16,7 +16,7 @@ use kvmi_lab_preload::Program;
 /// The program that this library knows.
 const QEMU: Program = Program {
     name: "QEMU",
-    library: "yielder",
+    library: env!("CARGO_PKG_NAME"),
 };
 
 /// What QEMU does where a CPU executes PAUSE: it leaves translated code, and comes back to it.
