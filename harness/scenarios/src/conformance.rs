@@ -6,6 +6,8 @@
 mod command;
 mod event;
 mod message;
+#[cfg(test)]
+mod protocol_page;
 mod rows;
 
 use std::time::Duration;

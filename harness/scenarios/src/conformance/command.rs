@@ -128,22 +128,32 @@ impl Command {
         }
     }
 
-    /// Rows of what all commands have in common and the command's own, then reasons for the errors of which there is nothing yet.
-    pub(super) fn cases(&self) -> Vec<&'static Case<Stand>> {
-        let padding: &[Case<Stand>] = if self.pads[0].is_empty() {
-            &[]
-        } else {
-            dispatch::PADDING
+    /// Rows of what is asked of a message before the command itself looks at it.
+    pub(super) fn dispatched(&self) -> [&'static [Case<Stand>]; 3] {
+        let permission = match self.id {
+            msg::GET_VERSION | msg::VM_CHECK_COMMAND | msg::VM_CHECK_EVENT => dispatch::QUERY,
+            _ => dispatch::PERMISSION,
         };
         let common = if msg::is_vcpu(self.id) {
             dispatch::VCPU
         } else {
             dispatch::VM
         };
-        let permission = match self.id {
-            msg::GET_VERSION | msg::VM_CHECK_COMMAND | msg::VM_CHECK_EVENT => dispatch::QUERY,
-            _ => dispatch::PERMISSION,
+        [permission, common, dispatch::CLOSING]
+    }
+
+    /// Rows of what the command itself checks.
+    pub(super) fn checked(&self) -> [&'static [Case<Stand>]; 2] {
+        let padding: &[Case<Stand>] = if self.pads[0].is_empty() {
+            &[]
+        } else {
+            dispatch::PADDING
         };
+        [padding, self.own]
+    }
+
+    /// Rows of all that, then reasons for the errors of which there is nothing yet.
+    pub(super) fn cases(&self) -> Vec<&'static Case<Stand>> {
         let works = if self.id == msg::VCPU_SET_REGISTERS {
             &[]
         } else {
@@ -154,7 +164,8 @@ impl Command {
         } else {
             dispatch::NO_VM_HAS
         };
-        let mut cases: Vec<_> = [works, permission, padding, common, self.own, dispatch::CLOSING]
+        let ([permission, common, closing], [padding, own]) = (self.dispatched(), self.checked());
+        let mut cases: Vec<_> = [works, permission, padding, common, own, closing]
             .into_iter()
             .flatten()
             .collect();
