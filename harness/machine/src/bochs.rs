@@ -11,7 +11,7 @@ use std::io::Read;
 use std::net::{TcpListener, TcpStream};
 use std::os::fd::AsFd;
 use std::path::{Path, PathBuf};
-use std::process::{Child, Command};
+use std::process::Command;
 use std::thread;
 
 use kvmi_lab_control::{Backend, Lane};
@@ -25,7 +25,7 @@ pub use point::prepare;
 
 use crate::boot::{BootError, MEMORY_MIB, explain, io_error, tail};
 use crate::emulator::Emulators;
-use crate::process::end_with_us;
+use crate::process::Owned;
 
 /// What one emulated second is. About what Bochs does on a present machine, so that deadlines mean the same inside and outside.
 const INSTRUCTIONS_PER_SECOND: u32 = 50_000_000;
@@ -123,7 +123,8 @@ fn bochsrc(lane: Lane, emulators: &Emulators, places: &Places) -> String {
 #[derive(Debug)]
 struct Process {
     lane: Lane,
-    child: Child,
+    /// The forks die with it, by their own wish.
+    child: Owned,
     /// Where it connects its second serial port to.
     serial: TcpListener,
     /// What it says of itself.
@@ -164,7 +165,7 @@ impl Process {
             .stdin(share()?)
             .stdout(share()?)
             .stderr(File::create(&errors).map_err(io_error(format!("write {}", errors.display())))?);
-        let child = end_with_us(&mut command).spawn().map_err(io_error("run bochs"))?;
+        let child = Owned::start(&mut command).map_err(io_error("run bochs"))?;
         drop(command);
         let mut screen = File::from(terminal.master);
         // What it draws is of no interest, but must go somewhere. Ends when Bochs and its children have.
@@ -207,18 +208,6 @@ impl Process {
     /// The same error, or what made Bochs end.
     fn explain(&self, error: BootError) -> BootError {
         explain(self.lane, error, &self.errors)
-    }
-
-    fn end(&mut self) {
-        // The forks die with it, by their own wish.
-        let _ = self.child.kill();
-        let _ = self.child.wait();
-    }
-}
-
-impl Drop for Process {
-    fn drop(&mut self) {
-        self.end();
     }
 }
 

@@ -11,7 +11,7 @@ use std::time::Duration;
 
 use crate::boot::{BootError, io_error, read_lossy};
 use crate::emulator::Emulators;
-use crate::process::end_with_us;
+use crate::process::Owned;
 use crate::qmp::{Qmp, QmpError};
 
 /// How long the kernel may take to look for a root file system. It takes about 2 s where KVM works.
@@ -54,11 +54,10 @@ pub fn run(
         .stdin(OwnedFd::from(qemu_qmp))
         .stdout(Stdio::null())
         .stderr(File::create(&log).map_err(io_error(format!("write {}", log.display())))?);
-    let mut child = end_with_us(&mut command).spawn().map_err(io_error("run qemu"))?;
+    let qemu = Owned::start(&mut command).map_err(io_error("run qemu"))?;
     drop(command);
     let stopped = Qmp::start(qmp).and_then(|mut qmp| qmp.wait_for(DEADLINE, |name, _| name == "STOP"));
-    let _ = child.kill();
-    let _ = child.wait();
+    drop(qemu);
     let said = read_lossy(&console);
     if said.contains(END) {
         return Ok(Ok(()));

@@ -5,10 +5,11 @@ use std::collections::VecDeque;
 use std::ffi::OsStr;
 use std::fs::File;
 use std::io::{self, BufRead, BufReader, Write};
+use std::ops::{Deref, DerefMut};
 use std::os::fd::{AsRawFd, BorrowedFd};
 use std::os::unix::process::CommandExt;
 use std::path::{Path, PathBuf};
-use std::process::{Command, ExitStatus, Stdio};
+use std::process::{Child, Command, ExitStatus, Stdio};
 
 use nix::fcntl::{FcntlArg, FdFlag, fcntl};
 use nix::libc;
@@ -109,6 +110,48 @@ fn end_with(parent: Pid) -> io::Result<()> {
         Ok(())
     } else {
         Err(io::ErrorKind::BrokenPipe.into())
+    }
+}
+
+/// A program that runs no longer than this is kept, nor than the *thread* that started it.
+#[derive(Debug)]
+pub(crate) struct Owned(Child);
+
+impl Owned {
+    /// Starts it.
+    ///
+    /// # Errors
+    ///
+    /// The system's.
+    pub(crate) fn start(command: &mut Command) -> io::Result<Self> {
+        end_with_us(command).spawn().map(Self)
+    }
+
+    /// Ends it, and waits until it has.
+    pub(crate) fn end(&mut self) {
+        // It may have ended by itself; then there is nothing to end.
+        let _ = self.0.kill();
+        let _ = self.0.wait();
+    }
+}
+
+impl Drop for Owned {
+    fn drop(&mut self) {
+        self.end();
+    }
+}
+
+impl Deref for Owned {
+    type Target = Child;
+
+    fn deref(&self) -> &Child {
+        &self.0
+    }
+}
+
+impl DerefMut for Owned {
+    fn deref_mut(&mut self) -> &mut Child {
+        &mut self.0
     }
 }
 

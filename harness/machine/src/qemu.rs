@@ -6,7 +6,7 @@ use std::io::{self, Write};
 use std::os::fd::OwnedFd;
 use std::os::unix::net::UnixStream;
 use std::path::{Path, PathBuf};
-use std::process::{Child, Command};
+use std::process::Command;
 use std::sync::mpsc::{Receiver, Sender};
 use std::time::Duration;
 
@@ -19,7 +19,7 @@ use crate::cache::{Cache, Key};
 use crate::emulator::Emulators;
 use crate::news::{News, channel, listen};
 use crate::pace::Pace;
-use crate::process::{end_with_us, in_short_turns};
+use crate::process::{Owned, in_short_turns};
 use crate::progress::Progress;
 use crate::qmp::{Commands, Qmp, QmpError};
 use crate::run_folder;
@@ -364,7 +364,7 @@ fn watch(qmp: Qmp, to: Sender<News>) -> Commands {
 /// A running QEMU. Its two channels are its standard input and output, so no file names them and they close with it.
 #[derive(Debug)]
 struct Process {
-    child: Child,
+    child: Owned,
     control: UnixStream,
     qmp: UnixStream,
     /// Its version and command line.
@@ -393,9 +393,7 @@ impl Process {
             .stdout(OwnedFd::from(qemu_control))
             .stderr(log_file);
         let described = parts.emulators.describe(PACKAGE, &command, "");
-        let child = in_short_turns(end_with_us(&mut command))
-            .spawn()
-            .map_err(io_error("run qemu"))?;
+        let child = Owned::start(in_short_turns(&mut command)).map_err(io_error("run qemu"))?;
         Ok(Self {
             child,
             control,
@@ -408,18 +406,6 @@ impl Process {
         Ok(Qmp::start(
             self.qmp.try_clone().map_err(io_error("share qemu's control socket"))?,
         )?)
-    }
-
-    fn end(&mut self) {
-        // It has ended by itself as a rule; then there is nothing to end.
-        let _ = self.child.kill();
-        let _ = self.child.wait();
-    }
-}
-
-impl Drop for Process {
-    fn drop(&mut self) {
-        self.end();
     }
 }
 
@@ -450,6 +436,6 @@ impl Machine for Restored {
     }
 
     fn end(&mut self) {
-        self.qemu.end();
+        self.qemu.child.end();
     }
 }

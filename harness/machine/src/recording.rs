@@ -7,7 +7,6 @@ use std::io::{self, Read, Write};
 use std::os::fd::{AsRawFd, OwnedFd};
 use std::os::unix::net::UnixStream;
 use std::path::{Path, PathBuf};
-use std::process::Child;
 use std::sync::mpsc::Receiver;
 use std::thread;
 use std::time::Duration;
@@ -19,7 +18,7 @@ use crate::boot::{Boot, BootError, MEMORY_MIB, io_error};
 use crate::emulator::Emulators;
 use crate::news::{News, channel, listen};
 use crate::outcome::Record;
-use crate::process::{end_with_us, keep_open};
+use crate::process::{Owned, keep_open};
 use crate::progress::Progress;
 use crate::qmp::{Qmp, QmpError};
 use crate::run_folder;
@@ -267,7 +266,7 @@ impl Recording {
             .stdout(OwnedFd::from(theirs))
             .stderr(log);
         keep_open(&mut command, std::os::fd::AsFd::as_fd(&qemu_qmp));
-        let child = end_with_us(&mut command).spawn().map_err(io_error("run qemu"))?;
+        let child = Owned::start(&mut command).map_err(io_error("run qemu"))?;
         Ok(Process { child, control, qmp })
     }
 }
@@ -291,17 +290,9 @@ fn first_difference(a: &[u8], b: &[u8]) -> Option<usize> {
 /// A QEMU that records or replays. Dropped, it is ended.
 #[derive(Debug)]
 struct Process {
-    child: Child,
+    child: Owned,
     control: UnixStream,
     qmp: UnixStream,
-}
-
-impl Drop for Process {
-    fn drop(&mut self) {
-        // It has ended by itself as a rule; then there is nothing to end.
-        let _ = self.child.kill();
-        let _ = self.child.wait();
-    }
 }
 
 /// A replay that stands at an instruction.
