@@ -6,6 +6,8 @@ mod vcpu_control;
 mod vcpu_query;
 mod vm;
 
+use std::collections::BTreeSet;
+
 use kvmi_uapi::error::EINVAL;
 use proptest::prelude::*;
 
@@ -75,6 +77,15 @@ impl Request<'_> {
 
 fn refuse_if(is_bad: bool, err: i32) -> Result<(), Refusal> {
     if is_bad { Err(Refusal::Error(err)) } else { Ok(()) }
+}
+
+/// Switches one of a set on or off.
+pub(crate) fn switch_on<T: Ord>(set: &mut BTreeSet<T>, which: T, on: bool) {
+    if on {
+        set.insert(which);
+    } else {
+        set.remove(&which);
+    }
 }
 
 const DONE: Result<Vec<u8>, Refusal> = Ok(Vec::new());

@@ -14,6 +14,7 @@ use kvmi_uapi::{
 };
 
 use crate::{
+    commands::switch_on,
     coverage::{Closing, Coverage, Fate, Seen},
     events::{EVENTS, Event, STEPPED, Switches},
     fake::{MEMORY, message},
@@ -275,11 +276,7 @@ impl Spec {
             (_, None) => EFAULT,
             (Some(ids), Some(session)) => {
                 for id in ids {
-                    if allow == 1 {
-                        session.events.insert(id);
-                    } else {
-                        session.events.remove(&id);
-                    }
+                    switch_on(&mut session.events, id, allow == 1);
                 }
                 0
             }

@@ -7,7 +7,7 @@ use kvmi_uapi::{
 };
 use proptest::{collection::vec, prelude::*};
 
-use super::{Command, DONE, Run, event_id, nothing, refuse_if, switch};
+use super::{Command, DONE, Run, event_id, nothing, refuse_if, switch, switch_on};
 use crate::{
     events::{EVENTS, Event},
     fake::NO_MSR,
@@ -50,11 +50,7 @@ pub(super) const COMMANDS: &[Command] = &[
                 let debugged = spec.cpus[vcpu].debugged;
                 refuse_if(if enable { !is_on && debugged } else { !is_on }, EBUSY)?;
             }
-            if enable {
-                spec.switches(vcpu).events.insert(id);
-            } else {
-                spec.switches(vcpu).events.remove(&id);
-            }
+            switch_on(&mut spec.switches(vcpu).events, id, enable);
             DONE
         }),
     },
@@ -142,11 +138,7 @@ pub(super) const COMMANDS: &[Command] = &[
             request.padding()?;
             let (cr, enable) = (request.u8(0), request.u8(1));
             refuse_if(enable > 1 || ![0, 3, 4].contains(&cr), EINVAL)?;
-            if enable == 1 {
-                spec.switches(vcpu).crs.insert(cr);
-            } else {
-                spec.switches(vcpu).crs.remove(&cr);
-            }
+            switch_on(&mut spec.switches(vcpu).crs, cr, enable == 1);
             DONE
         }),
     },

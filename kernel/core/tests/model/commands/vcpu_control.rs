@@ -8,7 +8,7 @@ use kvmi_uapi::{
 };
 use proptest::prelude::*;
 
-use super::{Command, DONE, Run, refuse_if, switch};
+use super::{Command, DONE, Run, refuse_if, switch, switch_on};
 use crate::{events::MSRS, spec::Stage};
 
 pub(super) const COMMANDS: &[Command] = &[
@@ -30,11 +30,7 @@ pub(super) const COMMANDS: &[Command] = &[
             let (enable, msr) = (request.u8(0), request.u32(4));
             let can_be_watched = msr <= 0x1fff || (0xc000_0000..=0xc000_1fff).contains(&msr);
             refuse_if(enable > 1 || !can_be_watched, EINVAL)?;
-            if enable == 1 {
-                spec.switches(vcpu).msrs.insert(msr);
-            } else {
-                spec.switches(vcpu).msrs.remove(&msr);
-            }
+            switch_on(&mut spec.switches(vcpu).msrs, msr, enable == 1);
             DONE
         }),
     },
