@@ -93,7 +93,7 @@ fn check_commands(context: &mut Context) -> Result<(), Failure> {
     const COMMANDS: [u16; 25] = [
         2, 3, 4, 5, 6, 7, 8, 9, 10, 11, 12, 13, 14, 15, 16, 17, 18, 19, 20, 21, 23, 25, 27, 29, 128,
     ];
-    const EVENTS: [u16; 10] = [
+    const EVENTS: [u16; 11] = [
         event::UNHOOK,
         event::PAUSE,
         event::HYPERCALL,
@@ -103,6 +103,7 @@ fn check_commands(context: &mut Context) -> Result<(), Failure> {
         event::XSETBV,
         event::DESCRIPTOR,
         event::MSR,
+        event::PF,
         event::SINGLESTEP,
     ];
     let query = |id: u16| [id.to_ne_bytes(), [0; 2], [0; 2], [0; 2]].concat();

@@ -354,6 +354,8 @@ pub(super) const VCPU_INJECT_EXCEPTION: Command = Command::new::<{ msg::VCPU_INJ
             "the vCPU runs its guest's own guest",
             injected_while_nested,
         ),
+        there(About::Error(EBUSY), "events::trap_not_in_smm"),
+        there(About::Error(EBUSY), "reset::no_injection"),
         there(About::Works, "events::trap"),
     ],
 )
