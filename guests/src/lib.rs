@@ -18,6 +18,9 @@
 
 #![no_std]
 
+#[macro_use]
+mod numbered;
+
 mod access;
 pub mod layout;
 mod mailbox;

@@ -86,102 +86,66 @@ impl Slot {
 const _: () = assert!(size_of::<Slot>() == 256);
 const _: () = assert!(size_of::<Mailbox>() == 4096);
 
-/// Commands of the programs. Which program knows which is said in its documentation.
-#[derive(Clone, Copy, Debug, PartialEq, Eq)]
-#[repr(u64)]
-pub enum Op {
-    /// Hypercall with RAX, RDI, RSI from the arguments; the result is RAX after it.
-    Hypercall = 1,
-    /// Executes an int3 of the program's own.
-    Int3 = 2,
-    /// Calls the function at [`Slot::target`] as often as argument 0 says.
-    CallTarget = 3,
-    /// Writes argument 1 to the control register that argument 0 names, reads it back as the result; #GP is counted and skipped.
-    WriteCr = 4,
-    /// Works on memory; argument 0 is a [`MemoryOp`], 1 a gpa, 2 a count of 8-byte words, 3 a value.
-    Memory = 5,
-    /// Executes CPUID as often as argument 0 says, between two writes to [`crate::MARK_PORT`] (1, then 2).
-    Cpuid = 6,
-    /// Reads the control register that argument 0 names.
-    ReadCr = 7,
-    /// Runs rounds of the storm until as many are done in all as argument 0 says; it is read again before each round, so that a scenario
-    /// can end a storm by lowering it.
-    Storm = 8,
-    /// Nothing: the vCPU wakes up, answers 0 and sleeps again. Every program but `counter` knows it.
-    Nothing = 9,
-    /// Executes INT n in its two-byte form, n being argument 0 (3 or [`crate::COUNTED_VECTOR`]), as often as argument 1 says; the result is
-    /// the address behind the instruction.
-    SoftwareInterrupt = 10,
-    /// Writes argument 0 to the interrupt command register of the x2APIC.
-    SendIpi = 11,
-    /// LMSW with argument 0; the result is CR0 after it; #GP is counted and skipped.
-    Lmsw = 12,
-    /// Reads 32 bits at argument 1 through the page directory pointer table at argument 0, under PAE paging; the result is what it read.
-    ReadByPae = 13,
-    /// Writes argument 1 to the MSR of argument 0; behind KVM's prefix for emulation if argument 2 is not 0; #GP is counted and skipped.
-    WriteMsr = 14,
-    /// Reads the MSR of argument 0.
-    ReadMsr = 15,
-    /// Writes argument 0 to XCR0, behind KVM's prefix for emulation if argument 1 is not 0; the result is XCR0 after it; #GP is counted and
-    /// skipped.
-    WriteXcr0 = 16,
-    /// Puts argument 0 into the low half of XMM3.
-    WriteXmm = 17,
-    /// The low half of XMM3.
-    ReadXmm = 18,
-    /// Executes the instruction that argument 0, a [`DescriptorOp`], names; the result is what it stores, 0 for a load.
-    Descriptor = 19,
-    /// Executes what argument 0, a [`RepeatOp`], names as often as argument 1 says; the result is a value that shows the last time.
-    Repeat = 20,
-    /// Does what argument 0, a [`crate::Deed`], names, with argument 1; argument 2 is the [`crate::Level`] that does
-    /// it; an INT3 before the entry into a guest and one after it if argument 3 is not 0.
-    Nested = 21,
-    /// Puts argument 0 into the third quarter of YMM3.
-    WriteYmm = 22,
-    /// The third quarter of YMM3.
-    ReadYmm = 23,
-    /// Executes in ring 3 the instruction that argument 0, a [`StoreOp`], names; the result is what it stores, or 0 after #GP, which is
-    /// counted.
-    StoreInRing3 = 24,
-    /// Accesses memory; argument 0 is an [`crate::Access`], 1 an address, the others what it says.
-    Access = 40,
-    /// Calls the [`crate::Routine`] that argument 0 names, with argument 1; its result.
-    Step = 60,
-}
-
-impl Op {
-    /// The command with this number.
-    #[must_use]
-    pub const fn from_number(number: u64) -> Option<Self> {
-        Some(match number {
-            1 => Self::Hypercall,
-            2 => Self::Int3,
-            3 => Self::CallTarget,
-            4 => Self::WriteCr,
-            5 => Self::Memory,
-            6 => Self::Cpuid,
-            7 => Self::ReadCr,
-            8 => Self::Storm,
-            9 => Self::Nothing,
-            10 => Self::SoftwareInterrupt,
-            11 => Self::SendIpi,
-            12 => Self::Lmsw,
-            13 => Self::ReadByPae,
-            14 => Self::WriteMsr,
-            15 => Self::ReadMsr,
-            16 => Self::WriteXcr0,
-            17 => Self::WriteXmm,
-            18 => Self::ReadXmm,
-            19 => Self::Descriptor,
-            20 => Self::Repeat,
-            21 => Self::Nested,
-            22 => Self::WriteYmm,
-            23 => Self::ReadYmm,
-            24 => Self::StoreInRing3,
-            40 => Self::Access,
-            60 => Self::Step,
-            _ => return None,
-        })
+numbered! {
+    /// Commands of the programs. Which program knows which is said in its documentation.
+    pub enum Op {
+        /// Hypercall with RAX, RDI, RSI from the arguments; the result is RAX after it.
+        Hypercall = 1,
+        /// Executes an int3 of the program's own.
+        Int3 = 2,
+        /// Calls the function at [`Slot::target`] as often as argument 0 says.
+        CallTarget = 3,
+        /// Writes argument 1 to the control register that argument 0 names, reads it back as the result; #GP is counted and skipped.
+        WriteCr = 4,
+        /// Works on memory; argument 0 is a [`MemoryOp`], 1 a gpa, 2 a count of 8-byte words, 3 a value.
+        Memory = 5,
+        /// Executes CPUID as often as argument 0 says, between two writes to [`crate::MARK_PORT`] (1, then 2).
+        Cpuid = 6,
+        /// Reads the control register that argument 0 names.
+        ReadCr = 7,
+        /// Runs rounds of the storm until as many are done in all as argument 0 says; it is read again before each round, so that a scenario
+        /// can end a storm by lowering it.
+        Storm = 8,
+        /// Nothing: the vCPU wakes up, answers 0 and sleeps again. Every program but `counter` knows it.
+        Nothing = 9,
+        /// Executes INT n in its two-byte form, n being argument 0 (3 or [`crate::COUNTED_VECTOR`]), as often as argument 1 says; the result is
+        /// the address behind the instruction.
+        SoftwareInterrupt = 10,
+        /// Writes argument 0 to the interrupt command register of the x2APIC.
+        SendIpi = 11,
+        /// LMSW with argument 0; the result is CR0 after it; #GP is counted and skipped.
+        Lmsw = 12,
+        /// Reads 32 bits at argument 1 through the page directory pointer table at argument 0, under PAE paging; the result is what it read.
+        ReadByPae = 13,
+        /// Writes argument 1 to the MSR of argument 0; behind KVM's prefix for emulation if argument 2 is not 0; #GP is counted and skipped.
+        WriteMsr = 14,
+        /// Reads the MSR of argument 0.
+        ReadMsr = 15,
+        /// Writes argument 0 to XCR0, behind KVM's prefix for emulation if argument 1 is not 0; the result is XCR0 after it; #GP is counted and
+        /// skipped.
+        WriteXcr0 = 16,
+        /// Puts argument 0 into the low half of XMM3.
+        WriteXmm = 17,
+        /// The low half of XMM3.
+        ReadXmm = 18,
+        /// Executes the instruction that argument 0, a [`DescriptorOp`], names; the result is what it stores, 0 for a load.
+        Descriptor = 19,
+        /// Executes what argument 0, a [`RepeatOp`], names as often as argument 1 says; the result is a value that shows the last time.
+        Repeat = 20,
+        /// Does what argument 0, a [`crate::Deed`], names, with argument 1; argument 2 is the [`crate::Level`] that does
+        /// it; an INT3 before the entry into a guest and one after it if argument 3 is not 0.
+        Nested = 21,
+        /// Puts argument 0 into the third quarter of YMM3.
+        WriteYmm = 22,
+        /// The third quarter of YMM3.
+        ReadYmm = 23,
+        /// Executes in ring 3 the instruction that argument 0, a [`StoreOp`], names; the result is what it stores, or 0 after #GP, which is
+        /// counted.
+        StoreInRing3 = 24,
+        /// Accesses memory; argument 0 is an [`crate::Access`], 1 an address, the others what it says.
+        Access = 40,
+        /// Calls the [`crate::Routine`] that argument 0 names, with argument 1; its result.
+        Step = 60,
     }
 }
 
@@ -195,84 +159,43 @@ pub enum MemoryOp {
     Sum = 1,
 }
 
-/// What [`Op::Descriptor`] executes.
-#[derive(Clone, Copy, Debug, PartialEq, Eq)]
-#[repr(u64)]
-#[allow(missing_docs, reason = "each is an instruction's name")]
-pub enum DescriptorOp {
-    Sgdt = 0,
-    Sidt = 1,
-    Sldt = 2,
-    Str = 3,
-    Lgdt = 4,
-    Lidt = 5,
-    Lldt = 6,
-    Ltr = 7,
-}
-
-impl DescriptorOp {
-    /// Each of them, by its number.
-    pub const ALL: [Self; 8] = [
-        Self::Sgdt,
-        Self::Sidt,
-        Self::Sldt,
-        Self::Str,
-        Self::Lgdt,
-        Self::Lidt,
-        Self::Lldt,
-        Self::Ltr,
-    ];
-
-    /// The instruction with this number.
-    #[must_use]
-    pub fn from_number(number: u64) -> Option<Self> {
-        Self::ALL.into_iter().find(|op| *op as u64 == number)
+numbered! {
+    /// What [`Op::Descriptor`] executes.
+    #[allow(missing_docs, reason = "each is an instruction's name")]
+    pub enum DescriptorOp {
+        Sgdt = 0,
+        Sidt = 1,
+        Sldt = 2,
+        Str = 3,
+        Lgdt = 4,
+        Lidt = 5,
+        Lldt = 6,
+        Ltr = 7,
     }
 }
 
-/// What [`Op::StoreInRing3`] executes: what CR4.UMIP keeps from ring 3.
-#[derive(Clone, Copy, Debug, PartialEq, Eq)]
-#[repr(u64)]
-#[allow(missing_docs, reason = "each is an instruction's name")]
-pub enum StoreOp {
-    Sgdt = 0,
-    Sidt = 1,
-    Sldt = 2,
-    Str = 3,
-    Smsw = 4,
-}
-
-impl StoreOp {
-    /// Each of them, by its number.
-    pub const ALL: [Self; 5] = [Self::Sgdt, Self::Sidt, Self::Sldt, Self::Str, Self::Smsw];
-
-    /// The instruction with this number.
-    #[must_use]
-    pub fn from_number(number: u64) -> Option<Self> {
-        Self::ALL.into_iter().find(|op| *op as u64 == number)
+numbered! {
+    /// What [`Op::StoreInRing3`] executes: what CR4.UMIP keeps from ring 3.
+    #[allow(missing_docs, reason = "each is an instruction's name")]
+    pub enum StoreOp {
+        Sgdt = 0,
+        Sidt = 1,
+        Sldt = 2,
+        Str = 3,
+        Smsw = 4,
     }
 }
 
-/// What [`Op::Repeat`] executes: by itself none of it leaves the guest.
-#[derive(Clone, Copy, Debug, PartialEq, Eq)]
-#[repr(u64)]
-pub enum RepeatOp {
-    /// WRMSR of KERNEL_GS_BASE with the number of the round; the result is what it holds.
-    KernelGsBase = 0,
-    /// SGDT; the result is the base.
-    Sgdt = 1,
-    /// MOV to CR3, of one root and the other in turn; the result is what it holds.
-    Cr3 = 2,
-    /// INT3; the result is how many #BP the guest has taken in all.
-    Int3 = 3,
-}
-
-impl RepeatOp {
-    /// The operation with this number.
-    #[must_use]
-    pub fn from_number(number: u64) -> Option<Self> {
-        [Self::KernelGsBase, Self::Sgdt, Self::Cr3, Self::Int3]
-            .into_iter()
-            .find(|op| *op as u64 == number)
+numbered! {
+    /// What [`Op::Repeat`] executes: by itself none of it leaves the guest.
+    pub enum RepeatOp {
+        /// WRMSR of KERNEL_GS_BASE with the number of the round; the result is what it holds.
+        KernelGsBase = 0,
+        /// SGDT; the result is the base.
+        Sgdt = 1,
+        /// MOV to CR3, of one root and the other in turn; the result is what it holds.
+        Cr3 = 2,
+        /// INT3; the result is how many #BP the guest has taken in all.
+        Int3 = 3,
     }
 }

@@ -3,10 +3,10 @@
 
 use core::arch::asm;
 use core::arch::x86_64::{__cpuid, CpuidResult};
-use core::mem::offset_of;
 
 use super::Cpu;
-use crate::{CONSOLE_PORT, COUNTED_VECTOR, MARK_PORT, Slot};
+use super::system::or_fault;
+use crate::{CONSOLE_PORT, COUNTED_VECTOR, MARK_PORT};
 
 /// x2APIC register "spurious interrupt vector", as an MSR.
 const X2APIC_SPURIOUS: u32 = 0x80f;
@@ -158,28 +158,13 @@ pub fn write_cr(cpu: &Cpu, cr: u64, value: u64) {
 ///
 /// A value that is legal but unmaps the program ends it: scenarios choose bits that do not matter here.
 pub fn write_cr_or_fault(cpu: &Cpu, cr: u64, value: u64) {
-    macro_rules! write {
-        ($register:literal) => {
-            asm!(
-                "lea {here}, [rip + 2f]",
-                "mov [{slot} + {resume}], {here}",
-                concat!("mov ", $register, ", {value}"),
-                "2:",
-                "mov qword ptr [{slot} + {resume}], 0",
-                here = out(reg) _,
-                slot = in(reg) cpu.slot as *const Slot,
-                resume = const offset_of!(Slot, resume),
-                value = in(reg) value,
-            )
-        };
-    }
     // SAFETY: both roots map all of RAM, and the bits that scenarios change do not concern the program; `resume` is an atomic of this
     // vCPU's own slot.
     unsafe {
         match cr {
-            0 => write!("cr0"),
-            3 => write!("cr3"),
-            4 => write!("cr4"),
+            0 => or_fault!(cpu, "mov cr0, {value}", value = in(reg) value),
+            3 => or_fault!(cpu, "mov cr3, {value}", value = in(reg) value),
+            4 => or_fault!(cpu, "mov cr4, {value}", value = in(reg) value),
             _ => {}
         }
     }

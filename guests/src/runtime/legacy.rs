@@ -1,11 +1,10 @@
 // SPDX-License-Identifier: MIT OR Apache-2.0
 //! What 64-bit programs do not do: LMSW, and 32-bit code under PAE paging.
 
-use core::arch::{asm, global_asm};
-use core::mem::offset_of;
+use core::arch::global_asm;
 
 use super::Cpu;
-use crate::Slot;
+use super::system::or_fault;
 
 // A GDT of its own, whose first selectors mean what the VMM's do, with 32-bit code behind them.
 global_asm!(
@@ -101,17 +100,5 @@ pub fn read_by_pae(pdpt: u64, address: u64) -> u64 {
 pub fn lmsw_or_fault(cpu: &Cpu, value: u16) {
     // SAFETY: bits 1 to 3 of CR0 concern the FPU, which the program does not use, and bit 0 is set anyway; `resume` is an atomic of this
     // vCPU's own slot.
-    unsafe {
-        asm!(
-            "lea {here}, [rip + 2f]",
-            "mov [{slot} + {resume}], {here}",
-            "lmsw {value:x}",
-            "2:",
-            "mov qword ptr [{slot} + {resume}], 0",
-            here = out(reg) _,
-            slot = in(reg) cpu.slot as *const Slot,
-            resume = const offset_of!(Slot, resume),
-            value = in(reg) value,
-        );
-    }
+    unsafe { or_fault!(cpu, "lmsw {value:x}", value = in(reg) value) }
 }

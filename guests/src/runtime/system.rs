@@ -2,10 +2,9 @@
 //! Instructions of system software: MSRs, XCR0, descriptor tables, and an SSE register to tell extended state by.
 
 use core::arch::asm;
-use core::mem::offset_of;
 
 use super::{Cpu, cpuid, read_cr, write_cr};
-use crate::{DescriptorOp, Slot, layout};
+use crate::{DescriptorOp, layout};
 
 /// CR4.OSFXSR and OSXMMEXCPT.
 const CR4_SSE: u64 = 3 << 9;
@@ -17,6 +16,9 @@ const CR4_OSXSAVE: u64 = 1 << 18;
 /// Executes an instruction that may fault, by itself or (`emulated`) behind the prefix that has KVM emulate it; the #GP handler counts a
 /// refusal and goes on behind it.
 macro_rules! or_fault {
+    ($cpu:expr, $instruction:literal, $($operand:tt)*) => {
+        or_fault!(@ $cpu, "", $instruction, $($operand)*)
+    };
     ($cpu:expr, $emulated:expr, $instruction:literal, $($operand:tt)*) => {
         if $emulated {
             or_fault!(@ $cpu, ".byte 0x0f, 0x0b, 0x6b, 0x76, 0x6d", $instruction, $($operand)*)
@@ -25,7 +27,7 @@ macro_rules! or_fault {
         }
     };
     (@ $cpu:expr, $prefix:literal, $instruction:literal, $($operand:tt)*) => {
-        asm!(
+        core::arch::asm!(
             "lea {here}, [rip + 2f]",
             "mov [{slot} + {resume}], {here}",
             $prefix,
@@ -33,12 +35,13 @@ macro_rules! or_fault {
             "2:",
             "mov qword ptr [{slot} + {resume}], 0",
             here = out(reg) _,
-            slot = in(reg) $cpu.slot as *const Slot,
-            resume = const offset_of!(Slot, resume),
+            slot = in(reg) $cpu.slot as *const $crate::Slot,
+            resume = const core::mem::offset_of!($crate::Slot, resume),
             $($operand)*
         )
     };
 }
+pub(super) use or_fault;
 
 /// Writes an MSR.
 pub fn write_msr_or_fault(cpu: &Cpu, msr: u32, value: u64, emulated: bool) {
