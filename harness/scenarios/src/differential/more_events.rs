@@ -18,7 +18,7 @@ pub(super) fn system(context: &mut Context) -> Result<(), Failure> {
     let mut script = Script::start(context, "system")?;
     script.wire.control_event(0, event::MSR, true)?;
     for msr in [KERNEL_GS_BASE, LSTAR] {
-        let watched = script.wire.control_msr(0, msr, true)?;
+        let watched = script.wire.try_control_msr(0, msr, true)?;
         script.say_answer(&format!("VCPU_CONTROL_MSR of {msr:#x}"), &watched);
         for (what, new, answer) in [
             ("agreed to", 0x1000u64, 0x1000u64),

@@ -260,17 +260,10 @@ fn registers_set(context: &mut Context) -> Result<(), Failure> {
     let event = wire.expect_event(BREAKPOINT, 0)?;
     let mut regs: Regs = event.arch.regs;
     regs.rip = 0x1234;
-    check_eq!(
-        wire.vcpu(0, msg::VCPU_SET_REGISTERS, &regs)?,
-        Ok(vec![]),
-        "VCPU_SET_REGISTERS"
-    );
+    wire.set_registers(0, &regs)?;
+    // The last one wins.
     regs.rip = target + 1;
-    check_eq!(
-        wire.vcpu(0, msg::VCPU_SET_REGISTERS, &regs)?,
-        Ok(vec![]),
-        "VCPU_SET_REGISTERS, the last of which wins"
-    );
+    wire.set_registers(0, &regs)?;
     wire.reply(&event, RETRY)?;
     vm.finished(context, 0, number)?;
     check_eq!(vm.guest.field(0, field!(target_runs))?, 1, "runs of the target");
@@ -282,11 +275,7 @@ fn registers_set(context: &mut Context) -> Result<(), Failure> {
     regs.rip = target + 1;
     // The slot of a vCPU that does not exist.
     regs.rdi += 0x100;
-    check_eq!(
-        wire.vcpu(0, msg::VCPU_SET_REGISTERS, &regs)?,
-        Ok(vec![]),
-        "VCPU_SET_REGISTERS"
-    );
+    wire.set_registers(0, &regs)?;
     wire.reply(&event, RETRY)?;
     vm.finished(context, 0, number)?;
     check_eq!(

@@ -87,11 +87,7 @@ fn registers_set(context: &mut Context) -> Result<(), Failure> {
         let event = wire.expect_event(HYPERCALL, 0)?;
         let mut regs = event.arch.regs;
         change(&mut regs);
-        check_eq!(
-            wire.vcpu(0, msg::VCPU_SET_REGISTERS, &regs)?,
-            Ok(vec![]),
-            "VCPU_SET_REGISTERS"
-        );
+        wire.set_registers(0, &regs)?;
         check_eq!(
             wire.registers(0)?.regs,
             event.arch.regs,
@@ -124,11 +120,7 @@ fn command_behind_reply(context: &mut Context) -> Result<(), Failure> {
         let event = wire.expect_event(HYPERCALL, 0)?;
         let mut regs = event.arch.regs;
         regs.rdi = MARK;
-        check_eq!(
-            wire.vcpu(0, msg::VCPU_SET_REGISTERS, &regs)?,
-            Ok(vec![]),
-            "VCPU_SET_REGISTERS"
-        );
+        wire.set_registers(0, &regs)?;
         // While the vCPU is not in KVM_RUN both wait for it.
         vm.pause(0)?;
         wire.reply(&event, CONTINUE)?;

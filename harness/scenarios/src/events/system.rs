@@ -4,10 +4,10 @@
 use std::time::Duration;
 
 use kvmi_guests::{DescriptorOp, Op, layout};
+use kvmi_uapi::Regs;
 use kvmi_uapi::event::{
     self, CONTINUE, DESCRIPTOR_GDTR, DESCRIPTOR_IDTR, DESCRIPTOR_LDTR, DESCRIPTOR_TR, Descriptor, RETRY, Xsetbv,
 };
-use kvmi_uapi::{Regs, msg};
 
 use crate::vmm::{VcpuWrite, field};
 use crate::{Context, Failure, Scenario, check_eq, modules, scenario};
@@ -153,11 +153,7 @@ fn descriptor(context: &mut Context) -> Result<(), Failure> {
     );
     let mut regs: Regs = event.arch.regs;
     regs.rip += 4;
-    check_eq!(
-        wire.vcpu(0, msg::VCPU_SET_REGISTERS, &regs)?,
-        Ok(vec![]),
-        "VCPU_SET_REGISTERS"
-    );
+    wire.set_registers(0, &regs)?;
     wire.reply(&event, CONTINUE)?;
     vm.finished(context, 0, number)?;
     context.stage("off again", Duration::from_secs(10));

@@ -215,11 +215,7 @@ fn registers_and_crash(context: &mut Context) -> Result<(), Failure> {
     regs.rip = vm.guest.field(0, field!(target))?;
     let slot = kvmi_guests::Slot::field_gpa(0, 0);
     let rdi = std::mem::replace(&mut regs.rdi, slot);
-    check_eq!(
-        wire.vcpu(0, msg::VCPU_SET_REGISTERS, &regs)?,
-        Ok(vec![]),
-        "VCPU_SET_REGISTERS"
-    );
+    wire.set_registers(0, &regs)?;
     wire.reply(&trap, CONTINUE)?;
     vm.wait_for_exceptions(context, 1)?;
     check_eq!(vm.exception()?.rip, regs.rip, "RIP that the exception found");

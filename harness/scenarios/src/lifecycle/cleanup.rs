@@ -5,7 +5,6 @@ use std::time::Duration;
 
 use kvmi_guests::{Op, RepeatOp, layout};
 use kvmi_uapi::event::{BREAKPOINT, CR, DESCRIPTOR, HYPERCALL, MSR};
-use kvmi_uapi::{VmControlCleanup, msg};
 
 use crate::vmm::{Permission, Vm};
 use crate::wire::Wire;
@@ -50,9 +49,7 @@ fn intercept(vm: &Vm, wire: &mut Wire, op: RepeatOp) -> Result<(), Failure> {
     };
     wire.control_event(0, event, true)?;
     match op {
-        RepeatOp::KernelGsBase => {
-            check_eq!(wire.control_msr(0, 0xc000_0102, true)?, Ok(vec![]), "VCPU_CONTROL_MSR");
-        }
+        RepeatOp::KernelGsBase => wire.control_msr(0, 0xc000_0102, true)?,
         RepeatOp::Cr3 => wire.control_cr(0, 3, true)?,
         RepeatOp::Sgdt | RepeatOp::Int3 => {}
     }
@@ -99,15 +96,7 @@ fn cleanup(context: &mut Context, op: RepeatOp) -> Result<(), Failure> {
             "{op:?} does not leave the guest while it is watched"
         );
         wire.expect_no_event()?;
-        let request = VmControlCleanup {
-            enable,
-            ..Default::default()
-        };
-        check_eq!(
-            wire.vm(msg::VM_CONTROL_CLEANUP, &request)?,
-            Ok(vec![]),
-            "VM_CONTROL_CLEANUP"
-        );
+        wire.control_cleanup(enable)?;
         check_eq!(vm.unhook()?, 0, "errno of UNHOOK");
         let left = leaves(context, &vm, op)?;
         check_eq!(

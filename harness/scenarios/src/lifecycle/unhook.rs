@@ -4,9 +4,8 @@
 use std::time::Duration;
 
 use kvmi_guests::Op;
-use kvmi_uapi::VmControlCleanup;
+use kvmi_uapi::error;
 use kvmi_uapi::event::{BREAKPOINT, CONTINUE, HYPERCALL, UNHOOK};
-use kvmi_uapi::{error, msg};
 
 use super::{GUEST_REQUEST, wait_at_hypercall};
 use crate::requests::fill_socket;
@@ -210,15 +209,7 @@ fn next_session_is_clean(context: &mut Context) -> Result<(), Failure> {
     for cleanup in [1, 0] {
         context.stage(&format!("cleanup {cleanup}"), Duration::from_secs(10));
         let mut wire = context.hook(&vm)?;
-        let request = VmControlCleanup {
-            enable: cleanup,
-            ..Default::default()
-        };
-        check_eq!(
-            wire.vm(msg::VM_CONTROL_CLEANUP, &request)?,
-            Ok(vec![]),
-            "VM_CONTROL_CLEANUP"
-        );
+        wire.control_cleanup(cleanup)?;
         wire.control_event(0, HYPERCALL, true)?;
         check_eq!(vm.unhook()?, 0, "errno of UNHOOK");
         let result = vm.carry_out(context, 0, Op::Hypercall, GUEST_REQUEST)?;

@@ -5,7 +5,6 @@ use std::time::Duration;
 
 use kvmi_guests::{Access, Op, layout};
 use kvmi_uapi::event::{CONTINUE, CRASH, PF};
-use kvmi_uapi::{VmControlCleanup, msg};
 
 use super::{ALL, R, W, Watched, X};
 use crate::vmm::Until;
@@ -41,15 +40,7 @@ fn unhook_lifts_all(context: &mut Context) -> Result<(), Failure> {
     let mut watched = Watched::start(context, 1)?;
     for enable in [0, 1] {
         context.stage(&format!("cleanup {enable}"), Duration::from_secs(10));
-        let request = VmControlCleanup {
-            enable,
-            ..Default::default()
-        };
-        check_eq!(
-            watched.wire.vm(msg::VM_CONTROL_CLEANUP, &request)?,
-            Ok(vec![]),
-            "VM_CONTROL_CLEANUP"
-        );
+        watched.wire.control_cleanup(enable)?;
         watched.wire.restrict(&[(PLACE, 0), (PLACE + 4096, R)])?;
         watched.told(context, (Access::Write, [PLACE, 1, 0]), &[(W, PLACE)])?;
         check_eq!(watched.vm.unhook()?, 0, "errno of UNHOOK");

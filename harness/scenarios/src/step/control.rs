@@ -6,7 +6,7 @@ use std::time::Duration;
 use kvmi_guests::{Routine, layout};
 use kvmi_uapi::error::EBUSY;
 use kvmi_uapi::event::{CONTINUE, PAUSE, PF, Pf, SINGLESTEP};
-use kvmi_uapi::{PageAccessEntry, Regs, VcpuInjectException, VmPageAccess, msg};
+use kvmi_uapi::{PageAccessEntry, Regs, VmPageAccess, msg};
 use zerocopy::IntoBytes;
 
 use super::{Stepped, check_rips};
@@ -73,15 +73,7 @@ fn commands(context: &mut Context) -> Result<(), Failure> {
     let (number, _) = stepped.begin(Routine::Straight, 0)?;
     let event = stepped.steps(2)?;
     check_eq!(stepped.wire.registers(0)?.regs, event.arch.regs, "registers");
-    let exception = VcpuInjectException {
-        nr: 6,
-        ..Default::default()
-    };
-    check_eq!(
-        stepped.wire.vcpu(0, msg::VCPU_INJECT_EXCEPTION, &exception)?,
-        Err(EBUSY),
-        "VCPU_INJECT_EXCEPTION"
-    );
+    check_eq!(stepped.wire.inject(0, 6, 0, 0)?, Err(EBUSY), "VCPU_INJECT_EXCEPTION");
     check_eq!(stepped.wire.pause(0, false)?, Ok(vec![]), "VM_PAUSE_VCPU");
     stepped.wire.reply(&event, CONTINUE)?;
     let pause = stepped.wire.expect_event(PAUSE, 0)?;
@@ -95,11 +87,7 @@ fn commands(context: &mut Context) -> Result<(), Failure> {
         rip: list[3],
         ..event.arch.regs
     };
-    check_eq!(
-        stepped.wire.vcpu(0, msg::VCPU_SET_REGISTERS, &regs)?,
-        Ok(vec![]),
-        "VCPU_SET_REGISTERS"
-    );
+    stepped.wire.set_registers(0, &regs)?;
     stepped.wire.reply(&event, CONTINUE)?;
     let event = stepped.step()?;
     check_eq!(

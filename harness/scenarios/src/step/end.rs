@@ -6,7 +6,6 @@ use std::time::Duration;
 use kvmi::{Session, event};
 use kvmi_guests::{Op, Routine};
 use kvmi_uapi::event::{CONTINUE, CRASH, HYPERCALL};
-use kvmi_uapi::{VmControlCleanup, msg};
 
 use super::Stepped;
 use crate::vmm::{Until, field};
@@ -56,15 +55,7 @@ fn unhook(context: &mut Context) -> Result<(), Failure> {
             &format!("cleanup {cleanup}, answered {answered}"),
             Duration::from_secs(20),
         );
-        let request = VmControlCleanup {
-            enable: cleanup,
-            ..Default::default()
-        };
-        check_eq!(
-            stepped.wire.vm(msg::VM_CONTROL_CLEANUP, &request)?,
-            Ok(vec![]),
-            "VM_CONTROL_CLEANUP"
-        );
+        stepped.wire.control_cleanup(cleanup)?;
         let (number, _) = stepped.begin(Routine::Straight, 0)?;
         let event = stepped.steps(5)?;
         if answered {
