@@ -7,7 +7,6 @@ use std::path::{Path, PathBuf};
 use std::process::Command;
 use std::str::FromStr;
 use std::thread;
-use std::time::{SystemTime, UNIX_EPOCH};
 
 use anyhow::{Context, Result, bail, ensure};
 use kvmi_lab_control::Lane;
@@ -17,19 +16,17 @@ use kvmi_lab_machine::lab_run::{LabRun, VARIABLE};
 use kvmi_lab_machine::outcome::{Outcome, Record};
 use kvmi_lab_machine::pace::Pace;
 use kvmi_lab_machine::process::{Program, end_with_us};
-use kvmi_lab_scenarios::{Scenario, all};
 
 use crate::emulators::{self, Fetched};
+use crate::filter::{self, Filter};
 use crate::hardware::{self, Facts};
 use crate::kernel::{self, Choice};
 use crate::lab;
 use crate::nextest;
 use crate::points;
+use crate::runs;
 use crate::workshop::Workshop;
 use crate::{apt, differential, parity, summary, table};
-
-/// How many runs' logs are kept below `target/lab`.
-const KEPT_RUNS: usize = 20;
 
 /// What to run.
 #[derive(Clone, Debug, Default)]
@@ -139,7 +136,7 @@ impl Ran {
 
 /// Sets everything up and runs the scenarios.
 pub(crate) fn run(shop: &Workshop, wanted: &Wanted) -> Result<Ran> {
-    require_part_of_name(wanted.filter.as_deref())?;
+    let filter = Filter::of(wanted.filter.as_deref())?;
     apt::require_debian()?;
     let mut facts = hardware::look();
     for &lane in &wanted.lanes {
@@ -166,7 +163,7 @@ pub(crate) fn run(shop: &Workshop, wanted: &Wanted) -> Result<Ran> {
     let chosen = lanes(shop, wanted, &facts)?;
     let runner = nextest::program(shop)?;
     compile_tests(shop, &runner)?;
-    let folder = new_folder(shop)?;
+    let folder = runs::new_folder(shop)?;
     let boot = lab::boot(shop, &built)?;
     let source = source(shop, &boot, Pace::Host, &built.kernel.version.release(), &fetched);
     let lanes = points::prepare(shop, &chosen, Pace::Host, &boot, &fetched, &folder)?;
@@ -178,7 +175,8 @@ pub(crate) fn run(shop: &Workshop, wanted: &Wanted) -> Result<Ran> {
     };
     let file = run.folder.join("run.json");
     run.write(&file).with_context(|| format!("write {}", file.display()))?;
-    let status = run_tests(shop, wanted, &chosen, &runner, &file)?;
+    let selection = filter::selection(&filter, wanted.choice.without_introspection, &chosen);
+    let status = run_tests(shop, wanted, &selection, &runner, &file)?;
     // nextest writes it to one place for all runs.
     let junit = shop.path("target/nextest/lab/junit.xml");
     if junit.is_file() {
@@ -189,7 +187,7 @@ pub(crate) fn run(shop: &Workshop, wanted: &Wanted) -> Result<Ran> {
     match status {
         Some(0) => {}
         Some(nextest::TESTS_FAILED) if !records.is_empty() => {}
-        Some(nextest::NO_TESTS) => bail!(nothing_matches(wanted)),
+        Some(nextest::NO_TESTS) => bail!(filter::nothing_matches(&filter, wanted.choice.without_introspection)),
         other => bail!("the test runner ended with {other:?}; its output says why"),
     }
     table::show(shop, wanted, &records, &run);
@@ -227,28 +225,6 @@ pub(crate) fn source(shop: &Workshop, boot: &Boot, pace: Pace, kernel: &str, fet
     }
 }
 
-/// A folder for the logs of this run; the oldest ones go.
-pub(crate) fn new_folder(shop: &Workshop) -> Result<PathBuf> {
-    let top = &shop.runs;
-    fs::create_dir_all(top)?;
-    let mut runs: Vec<PathBuf> = fs::read_dir(top)?
-        .filter_map(Result::ok)
-        .map(|e| e.path())
-        .filter(|p| p.is_dir())
-        .collect();
-    runs.sort();
-    let surplus = (runs.len() + 1).saturating_sub(KEPT_RUNS);
-    for old in &runs[..surplus] {
-        fs::remove_dir_all(old).with_context(|| format!("remove {}", old.display()))?;
-    }
-    let now = SystemTime::now()
-        .duration_since(UNIX_EPOCH)
-        .context("the clock stands before 1970")?;
-    let folder = top.join(format!("{}-{}", now.as_millis(), std::process::id()));
-    fs::create_dir(&folder).with_context(|| format!("make {}", folder.display()))?;
-    Ok(folder)
-}
-
 fn compile_tests(shop: &Workshop, runner: &Path) -> Result<()> {
     let task = shop.progress.task("build the scenarios' runner");
     Program::new(runner)
@@ -261,7 +237,7 @@ fn compile_tests(shop: &Workshop, runner: &Path) -> Result<()> {
 }
 
 /// Runs nextest over the prepared lanes and returns its exit code.
-fn run_tests(shop: &Workshop, wanted: &Wanted, lanes: &[Lane], runner: &Path, run_file: &Path) -> Result<Option<i32>> {
+fn run_tests(shop: &Workshop, wanted: &Wanted, selection: &str, runner: &Path, run_file: &Path) -> Result<Option<i32>> {
     let mut command = Command::new(runner);
     command
         .args([
@@ -274,7 +250,7 @@ fn run_tests(shop: &Workshop, wanted: &Wanted, lanes: &[Lane], runner: &Path, ru
             "lab",
             "-E",
         ])
-        .arg(selection(wanted, lanes))
+        .arg(selection)
         .args(wanted.slice.map(|slice| format!("--partition=slice:{slice}")))
         .args(if wanted.filter.is_some() {
             &["--run-ignored", "all"][..]
@@ -291,60 +267,6 @@ fn run_tests(shop: &Workshop, wanted: &Wanted, lanes: &[Lane], runner: &Path, ru
         .status()
         .with_context(|| format!("run {}", runner.display()))?;
     Ok(status.code())
-}
-
-/// nextest's expression for what is wanted.
-fn selection(wanted: &Wanted, lanes: &[Lane]) -> String {
-    let lanes: Vec<String> = lanes.iter().map(|lane| format!("test(/^{lane}::/)")).collect();
-    let mut parts = vec![format!("({})", lanes.join(" or "))];
-    match wanted.filter.as_deref() {
-        // A whole name selects that one alone, not all that it is the beginning of: it is how failures name what to run again.
-        Some(name) if all().iter().any(|s| s.name == name) => parts.push(format!("test(/^[a-z-]+::{name}$/)")),
-        Some(part) => parts.push(format!("test(~{part})")),
-        None => {}
-    }
-    if wanted.choice.without_introspection {
-        let plain = all().iter().filter(|s| !s.needs.introspection);
-        let names: Vec<&str> = plain.map(|s| s.name).collect();
-        parts.push(format!("test(/^[a-z-]+::({})$/)", names.join("|")));
-    }
-    parts.join(" and ")
-}
-
-/// Fails where no name could have this in it: nextest would take it for an expression of its own.
-fn require_part_of_name(filter: Option<&str>) -> Result<()> {
-    let is_of_name = |c: char| c.is_ascii_alphanumeric() || "_:-".contains(c);
-    match filter {
-        Some(part) if part.is_empty() || !part.chars().all(is_of_name) => {
-            bail!(
-                "no scenario's name has `{part}` in it: they are of letters, digits, _ and ::; for the list: cargo xtask list"
-            )
-        }
-        Some(part) if !selectable().any(|name| name.contains(part)) => {
-            let near = |name: &&str| strsim::jaro_winkler(name, part);
-            let names = all().iter().map(|s| s.name);
-            let nearest = names.max_by(|a, b| near(a).total_cmp(&near(b))).unwrap_or_default();
-            bail!("no scenario's name has `{part}` in it; the nearest is {nearest}; for the list: cargo xtask list")
-        }
-        _ => Ok(()),
-    }
-}
-
-/// The names of the tests: a lane's and a scenario's.
-fn selectable() -> impl Iterator<Item = String> {
-    Lane::ALL
-        .iter()
-        .flat_map(|lane| all().iter().map(move |scenario| format!("{lane}::{}", scenario.name)))
-}
-
-/// Why nothing was selected.
-fn nothing_matches(wanted: &Wanted) -> String {
-    let names = |s: &&Scenario| wanted.filter.as_deref().is_none_or(|part| s.name.contains(part));
-    if wanted.choice.without_introspection && all().iter().any(|s| names(&s)) {
-        return "those scenarios need introspection; without it run: cargo xtask e2e --without-introspection lab::"
-            .to_owned();
-    }
-    "no scenario matches; for the list: cargo xtask list".to_owned()
 }
 
 /// The records of a run, by lane and name. A scenario without one is lost: the process that ran it was ended.
@@ -399,64 +321,6 @@ pub(crate) fn again(record: &Record, choice: &Choice) -> String {
 #[cfg(test)]
 mod tests {
     use super::*;
-
-    fn wanted(filter: Option<&str>) -> Wanted {
-        Wanted {
-            filter: filter.map(str::to_owned),
-            ..Wanted::default()
-        }
-    }
-
-    #[test]
-    fn a_whole_name_selects_one_and_a_part_many() {
-        let selection = |filter, lanes: &[Lane]| selection(&wanted(filter), lanes);
-        assert_eq!(selection(None, &[Lane::SvmTcg]), "(test(/^svm-tcg::/))");
-        assert_eq!(
-            selection(Some("hook"), &[Lane::SvmTcg, Lane::VmxBochs]),
-            "(test(/^svm-tcg::/) or test(/^vmx-bochs::/)) and test(~hook)"
-        );
-        assert_eq!(
-            selection(Some("events::cr0"), &[Lane::VmxBochs]),
-            "(test(/^vmx-bochs::/)) and test(/^[a-z-]+::events::cr0$/)"
-        );
-        for part in ["events::cr", "events::cr0_", "no::such"] {
-            assert_eq!(
-                selection(Some(part), &[Lane::VmxBochs]),
-                format!("(test(/^vmx-bochs::/)) and test(~{part})")
-            );
-        }
-        assert_eq!(
-            selection(Some("bench::"), &[Lane::VmxBochs]),
-            "(test(/^vmx-bochs::/)) and test(~bench::)"
-        );
-    }
-
-    #[test]
-    fn what_no_name_has_is_refused() {
-        for wrong in ["", "a)", "a b", "=x", "/a/", "a\"b", "ä"] {
-            let said = require_part_of_name(Some(wrong)).unwrap_err().to_string();
-            assert!(said.contains(wrong) && said.contains("cargo xtask list"), "{said}");
-        }
-        let said = require_part_of_name(Some("lab::guest_run")).unwrap_err().to_string();
-        assert!(said.contains("the nearest is lab::guests_run"), "{said}");
-        for part in [None, Some("svm-tcg::lab"), Some("cr0_"), Some("::")] {
-            require_part_of_name(part).unwrap();
-        }
-    }
-
-    #[test]
-    fn without_introspection_only_what_needs_none_is_selected() {
-        let mut wanted = wanted(Some("events::"));
-        wanted.choice.without_introspection = true;
-        let selection = selection(&wanted, &[Lane::SvmTcg]);
-        assert!(
-            selection.contains("lab::guests_run|") && !selection.contains("events::cr3"),
-            "{selection}"
-        );
-        assert!(nothing_matches(&wanted).contains("need introspection"));
-        wanted.filter = Some("no::such".to_owned());
-        assert!(nothing_matches(&wanted).starts_with("no scenario matches"));
-    }
 
     #[test]
     fn the_command_that_runs_it_again_builds_the_same() {

@@ -8,7 +8,6 @@ use kvmi_lab_control::{Backend, Lane, LoadedModule, Platform};
 use kvmi_lab_machine::pace::Pace;
 use kvmi_lab_machine::prompt::{About, Debugging, Prompt};
 
-use crate::e2e;
 use crate::emulators;
 use crate::exit;
 use crate::gdb::{self, Gdb, Module};
@@ -17,6 +16,7 @@ use crate::kernel::{self, Built, Choice};
 use crate::lab;
 use crate::output::complain;
 use crate::points;
+use crate::runs;
 use crate::table::relative;
 use crate::workshop::Workshop;
 use crate::{apt, busybox};
@@ -57,7 +57,7 @@ pub(crate) fn run(shop: &Workshop, wanted: &Arguments) -> Result<u8> {
         }
     }
     let boot = lab::boot_with(shop, &built, Some(&busybox::fetch(shop)?))?;
-    let folder = e2e::new_folder(shop)?;
+    let folder = runs::new_folder(shop)?;
     let standing = points::prepare(shop, &[lane], Pace::Host, &boot, &fetched, &folder)?;
     let standing = standing.first().context("no lane was prepared")?;
     let logs = folder.join(lane.name()).join(FOLDER);
