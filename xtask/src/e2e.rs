@@ -1,6 +1,7 @@
 // SPDX-License-Identifier: MIT OR Apache-2.0
 //! The main job: set up what is missing, build, boot each lane's L1 once, run the scenarios, tell how they ended.
 
+use std::collections::BTreeSet;
 use std::fmt;
 use std::fs;
 use std::path::{Path, PathBuf};
@@ -15,7 +16,7 @@ use kvmi_lab_machine::bundle::{self, Source};
 use kvmi_lab_machine::lab_run::{LabRun, VARIABLE};
 use kvmi_lab_machine::outcome::{Outcome, Record};
 use kvmi_lab_machine::pace::Pace;
-use kvmi_lab_machine::process::{Program, end_with_us};
+use kvmi_lab_machine::process::{ProcessError, Program, end_with_us};
 
 use crate::emulators::{self, Fetched};
 use crate::filter::{self, Filter};
@@ -134,8 +135,37 @@ impl Ran {
     }
 }
 
-/// Sets everything up and runs the scenarios.
+/// Sets everything up, runs the scenarios, and shows how they ended.
 pub(crate) fn run(shop: &Workshop, wanted: &Wanted) -> Result<Ran> {
+    let (records, run) = run_by(shop, wanted, run_tests)?;
+    table::show(shop, wanted, &records, &run);
+    let differences = differential::compare(&run, &records)?;
+    table::show_differences(wanted, &differences);
+    let stale = parity::compare(&shop.checkout, &run, &records)?;
+    table::show_stale(shop, wanted, &stale, &run);
+    summary::add(&records, &differences, &run)?;
+    Ok(Ran {
+        records,
+        differences,
+        stale,
+        run,
+    })
+}
+
+/// Sets everything up and runs the scenarios, for one who has something of their own to say of them: each is told as it ends.
+pub(crate) fn run_quietly(
+    shop: &Workshop,
+    wanted: &Wanted,
+    mut ended: impl FnMut(&Record),
+) -> Result<(Vec<Record>, LabRun)> {
+    run_by(shop, wanted, |tests| run_tests_quietly(tests, &mut ended))
+}
+
+fn run_by(
+    shop: &Workshop,
+    wanted: &Wanted,
+    run_tests: impl FnOnce(&Tests<'_>) -> Result<Option<i32>>,
+) -> Result<(Vec<Record>, LabRun)> {
     let filter = Filter::of(wanted.filter.as_deref())?;
     apt::require_debian()?;
     let mut facts = hardware::look();
@@ -175,8 +205,14 @@ pub(crate) fn run(shop: &Workshop, wanted: &Wanted) -> Result<Ran> {
     };
     let file = run.folder.join("run.json");
     run.write(&file).with_context(|| format!("write {}", file.display()))?;
-    let selection = filter::selection(&filter, wanted.choice.without_introspection, &chosen);
-    let status = run_tests(shop, wanted, &selection, &runner, &file)?;
+    let status = run_tests(&Tests {
+        shop,
+        wanted,
+        selection: filter::selection(&filter, wanted.choice.without_introspection, &chosen),
+        runner: &runner,
+        run: &run,
+        run_file: &file,
+    })?;
     // nextest writes it to one place for all runs.
     let junit = shop.path("target/nextest/lab/junit.xml");
     if junit.is_file() {
@@ -190,18 +226,7 @@ pub(crate) fn run(shop: &Workshop, wanted: &Wanted) -> Result<Ran> {
         Some(nextest::NO_TESTS) => bail!(filter::nothing_matches(&filter, wanted.choice.without_introspection)),
         other => bail!("the test runner ended with {other:?}; its output says why"),
     }
-    table::show(shop, wanted, &records, &run);
-    let differences = differential::compare(&run, &records)?;
-    table::show_differences(wanted, &differences);
-    let stale = parity::compare(&shop.checkout, &run, &records)?;
-    table::show_stale(shop, wanted, &stale, &run);
-    summary::add(&records, &differences, &run)?;
-    Ok(Ran {
-        records,
-        differences,
-        stale,
-        run,
-    })
+    Ok((records, run))
 }
 
 /// What all scenarios of a run have in common, for bundles.
@@ -236,37 +261,87 @@ fn compile_tests(shop: &Workshop, runner: &Path) -> Result<()> {
     Ok(())
 }
 
-/// Runs nextest over the prepared lanes and returns its exit code.
-fn run_tests(shop: &Workshop, wanted: &Wanted, selection: &str, runner: &Path, run_file: &Path) -> Result<Option<i32>> {
-    let mut command = Command::new(runner);
+/// What nextest is to run.
+struct Tests<'a> {
+    shop: &'a Workshop,
+    wanted: &'a Wanted,
+    /// Which tests, in nextest's words.
+    selection: String,
+    runner: &'a Path,
+    run: &'a LabRun,
+    run_file: &'a Path,
+}
+
+impl Tests<'_> {
+    fn arguments(&self) -> Vec<String> {
+        let mut all: Vec<String> = "nextest run --locked --package kvmi-lab-tests --profile lab -E"
+            .split(' ')
+            .map(str::to_owned)
+            .collect();
+        all.push(self.selection.clone());
+        all.extend(self.wanted.slice.map(|slice| format!("--partition=slice:{slice}")));
+        if self.wanted.filter.is_some() {
+            all.extend(["--run-ignored", "all"].map(str::to_owned));
+        }
+        all
+    }
+}
+
+/// Runs nextest over the prepared lanes, which shows what it does, and returns its exit code.
+fn run_tests(tests: &Tests<'_>) -> Result<Option<i32>> {
+    let mut command = Command::new(tests.runner);
     command
-        .args([
-            "nextest",
-            "run",
-            "--locked",
-            "--package",
-            "kvmi-lab-tests",
-            "--profile",
-            "lab",
-            "-E",
-        ])
-        .arg(selection)
-        .args(wanted.slice.map(|slice| format!("--partition=slice:{slice}")))
-        .args(if wanted.filter.is_some() {
-            &["--run-ignored", "all"][..]
-        } else {
-            &[]
-        })
-        .current_dir(&shop.checkout)
-        .env(VARIABLE, run_file);
-    if wanted.json {
+        .args(tests.arguments())
+        .current_dir(&tests.shop.checkout)
+        .env(VARIABLE, tests.run_file);
+    if tests.wanted.json {
         // Standard output belongs to the JSON lines.
         command.stdout(std::io::stderr());
     }
     let status = end_with_us(&mut command)
         .status()
-        .with_context(|| format!("run {}", runner.display()))?;
+        .with_context(|| format!("run {}", tests.runner.display()))?;
     Ok(status.code())
+}
+
+/// The same without a word of nextest's, which are in a file of the run's folder; `ended` is told of each scenario as it ends.
+fn run_tests_quietly(tests: &Tests<'_>, mut ended: impl FnMut(&Record)) -> Result<Option<i32>> {
+    let task = tests.shop.progress.task("run the scenarios");
+    let mut told = BTreeSet::new();
+    let runner = Program::new(tests.runner)
+        .args(tests.arguments())
+        .in_dir(&tests.shop.checkout)
+        .env(VARIABLE, tests.run_file)
+        .env("CARGO_TERM_COLOR", "never")
+        .log(tests.run.folder.join("nextest.log"));
+    let ran = runner.each_line(|line| {
+        // The end of a test is a line with its name behind all else, as some others are: only its own process has a record of it.
+        let Some((lane, scenario)) = test_of(line) else { return };
+        if let Ok(record) = Record::read(&tests.run.scenario_folder(lane, scenario))
+            && told.insert((lane, scenario.to_owned()))
+        {
+            task.note(format!("{} scenarios have ended", told.len()));
+            ended(&record);
+        }
+    });
+    task.done();
+    match ran {
+        Ok(_) => Ok(Some(0)),
+        Err(ProcessError::Failed { status, .. })
+            if [nextest::TESTS_FAILED, nextest::NO_TESTS]
+                .map(Some)
+                .contains(&status.code()) =>
+        {
+            Ok(status.code())
+        }
+        Err(e) => Err(e.into()),
+    }
+}
+
+/// The lane and the scenario of the test whose name a line of nextest's ends with.
+fn test_of(line: &str) -> Option<(Lane, &str)> {
+    let (lane, scenario) = line.split_whitespace().last()?.split_once("::")?;
+    Some((lane.parse().ok()?, scenario))
 }
 
 /// The records of a run, by lane and name. A scenario without one is lost: the process that ran it was ended.
@@ -346,6 +421,19 @@ mod tests {
             again(&record, &choice),
             "cargo xtask e2e a::b --lane svm-tcg --seed 7 --kernel trixie --kvm-source '/tmp/my kvm' --without-introspection --sanitize"
         );
+    }
+
+    #[test]
+    fn the_runners_lines_name_a_test_at_their_end() {
+        let line = "        FAIL [   3.214s] ( 1/16) kvmi-lab-tests::bin/kvmi-lab-tests svm-tcg::planted::kernel_oops";
+        assert_eq!(test_of(line), Some((Lane::SvmTcg, "planted::kernel_oops")));
+        for other in [
+            "",
+            "  Summary [ 3.2s] 1 test run: 0 passed",
+            "kvmi-lab-tests::bin/kvmi-lab-tests",
+        ] {
+            assert_eq!(test_of(other), None);
+        }
     }
 
     #[test]

@@ -10,7 +10,7 @@ use crate::apt::{self, Archive};
 use crate::e2e::{self, Slice, Wanted};
 use crate::exit;
 use crate::kernel::{self, Choice, KernelVersion};
-use crate::output::show;
+use crate::output::{self, show};
 use crate::workshop::Workshop;
 
 /// How far to go with each kernel.
@@ -70,7 +70,7 @@ pub(crate) fn run(shop: &Workshop, wanted: &Arguments, seed: u64, json: bool) ->
         }
     }
     if !json {
-        show!("\n{count} kernels, {failed} failed");
+        show!("\n{}, {failed} failed", output::count(count, "kernel"));
     }
     Ok(match wanted.step {
         _ if failed == 0 => exit::OK,

@@ -46,6 +46,11 @@ fn keep(written: io::Result<()>) {
     }
 }
 
+/// So many of them, in words.
+pub(crate) fn count(number: usize, what: &str) -> String {
+    format!("{number} {what}{}", if number == 1 { "" } else { "s" })
+}
+
 /// A table in a form that Markdown takes as it is; on a terminal, as wide as that at most.
 pub(crate) fn table<'h>(header: impl IntoIterator<Item = &'h str>) -> Table {
     let out = io::stdout();
@@ -82,6 +87,12 @@ mod tests {
         };
         assert_eq!(of(Some(60)), Some(60));
         assert!(of(None) > Some(100) && of(Some(300)) == of(None));
+    }
+
+    #[test]
+    fn one_is_no_plural() {
+        let of = |number| count(number, "kernel");
+        assert_eq!([0, 1, 2].map(of), ["0 kernels", "1 kernel", "2 kernels"]);
     }
 
     #[test]

@@ -7,9 +7,11 @@ use std::fs::{self, OpenOptions};
 use std::io::Write as _;
 
 use anyhow::{Context, Result};
+use comfy_table::Table;
 use kvmi_lab_machine::lab_run::{LabRun, Prepared};
 use kvmi_lab_machine::outcome::Record;
 
+use crate::output::count;
 use crate::table;
 
 /// The variable that names the file to write to.
@@ -19,6 +21,11 @@ const VARIABLE: &str = "GITHUB_STEP_SUMMARY";
 pub(crate) fn add(records: &[Record], differences: &[String], run: &LabRun) -> Result<()> {
     let lanes = run.lanes.iter().map(ran_in);
     add_text(|| text(&processor(), lanes.collect(), records, differences))
+}
+
+/// Adds a table to the job's summary.
+pub(crate) fn add_table(table: &Table) -> Result<()> {
+    add_text(|| format!("Processor: {}\n\n{table}\n", processor()))
 }
 
 /// Says in the job's summary why nothing ran.
@@ -54,7 +61,8 @@ fn text(processor: &str, lanes: Vec<String>, records: &[Record], differences: &[
     // Writing to a string does not fail.
     let _ = writeln!(
         text,
-        "\n{passed} scenarios passed, {} failed\n\n{}",
+        "\n{} passed, {} failed\n\n{}",
+        count(passed, "scenario"),
         failures.len(),
         lines(&failures)
     );
@@ -114,7 +122,7 @@ mod tests {
         let text = text("a CPU", vec!["svm-tcg ran in x".into()], &records, &["cs".into()]);
         assert!(text.starts_with("Processor: a CPU\n\n- svm-tcg ran in x\n"), "{text}");
         assert!(
-            text.contains("1 scenarios passed, 2 failed\n\n- a::bad on svm-tcg: `fail"),
+            text.contains("1 scenario passed, 2 failed\n\n- a::bad on svm-tcg: `fail"),
             "{text}"
         );
         let table = text.find("<details>").unwrap();

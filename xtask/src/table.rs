@@ -13,7 +13,7 @@ use kvmi_lab_scenarios::differential::GROUP;
 use serde_json::json;
 
 use crate::e2e::{Wanted, again};
-use crate::output::{self, show};
+use crate::output::{self, count, show};
 use crate::workshop::Workshop;
 
 /// Shows the table and, for each failure, where its logs are and the command that runs just it again.
@@ -47,8 +47,8 @@ pub(crate) fn show(shop: &Workshop, wanted: &Wanted, records: &[Record], run: &L
     }
     let failed = records.iter().filter(|r| !r.outcome.is_fine()).count();
     show!(
-        "\n{} scenarios passed, {failed} failed; logs are in {}",
-        records.len() - failed,
+        "\n{} passed, {failed} failed; logs are in {}",
+        count(records.len() - failed, "scenario"),
         relative(&run.folder, &shop.checkout)
     );
 }
@@ -64,8 +64,8 @@ pub(crate) fn show_differences(wanted: &Wanted, differences: &[String]) {
     }
     if !differences.is_empty() && !wanted.json {
         show!(
-            "{} differences that nobody named; the words of each lane are in wire.log\n  again:     cargo xtask e2e {GROUP}",
-            differences.len()
+            "{} that nobody named; the words of each lane are in wire.log\n  again:     cargo xtask e2e {GROUP}",
+            count(differences.len(), "difference")
         );
     }
 }

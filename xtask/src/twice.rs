@@ -9,7 +9,7 @@ use serde_json::json;
 
 use crate::e2e::{self, Ran, Wanted};
 use crate::exit;
-use crate::output::{self, show};
+use crate::output::{self, count, show};
 use crate::transcript::{Transcripts, compare, ended_by_itself};
 use crate::workshop::Workshop;
 
@@ -114,7 +114,8 @@ fn table(pairs: &[Pair]) -> Table {
 
 fn closing(pairs: usize, differ: usize) -> String {
     format!(
-        "{} of {pairs} scenarios said the same both times, byte for byte, time stamps included",
-        pairs - differ
+        "{} of {} said the same both times, byte for byte, time stamps included",
+        pairs - differ,
+        count(pairs, "scenario")
     )
 }

@@ -257,7 +257,16 @@ impl Program {
     /// # Errors
     ///
     /// [`ProcessError`]
-    pub fn run(mut self, task: &Task) -> Result<String, ProcessError> {
+    pub fn run(self, task: &Task) -> Result<String, ProcessError> {
+        self.each_line(|line| task.note(line))
+    }
+
+    /// Runs it, tells each line of its output and errors that is not empty as it comes, and returns all of them.
+    ///
+    /// # Errors
+    ///
+    /// [`ProcessError`]
+    pub fn each_line(mut self, mut tell: impl FnMut(&str)) -> Result<String, ProcessError> {
         let command_line = self.command_line();
         let failed = |error| ProcessError::Output {
             command: command_line.clone(),
@@ -284,7 +293,7 @@ impl Program {
             }
             let shown = line.trim_end();
             if !shown.is_empty() {
-                task.note(shown);
+                tell(shown);
             }
             if tail.len() == TAIL_LINES {
                 tail.pop_front();

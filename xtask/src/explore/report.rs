@@ -13,7 +13,7 @@ use serde::Serialize;
 use serde_json::json;
 
 use super::Arguments;
-use crate::output::{self, show};
+use crate::output::{self, count, show};
 use crate::repro::Reproducer;
 use crate::table::relative;
 use crate::transcript::Transcripts;
@@ -145,12 +145,12 @@ impl Report {
             }
         }
         show!(
-            "\n{} runs of {} on {}, {} failed; threads were held {} times; logs of failures are in {}",
-            self.tried.len(),
+            "\n{} of {} on {}, {} failed; threads were held {}; logs of failures are in {}",
+            count(self.tried.len(), "run"),
             self.scenario,
             self.lane,
             self.failed(),
-            self.holds(),
+            count(self.holds() as usize, "time"),
             relative(&self.folder, &shop.checkout)
         );
     }
