@@ -2,20 +2,24 @@
 //! What there is: scenarios, where each of them runs, and kernels. Nothing is booted but, with `--why`, a probe guest where KVM looks as if
 //! it could carry one.
 
+use std::collections::BTreeMap;
+
 use anyhow::Result;
 use kvmi_lab_control::Lane;
 use kvmi_lab_scenarios::{Scenario, all};
 use serde_json::json;
 
+use crate::filter::Filter;
 use crate::hardware::{self, Facts};
 use crate::kernel::{self, Lists};
-use crate::output::{self, show};
+use crate::output::{self, count, show};
 use crate::workshop::Workshop;
 
-/// Every scenario, in a line each.
-pub(crate) fn scenarios(json: bool) {
+/// The scenarios that are meant, in a line each.
+pub(crate) fn scenarios(filter: &Filter, json: bool) {
+    let meant = all().iter().filter(|s| filter.takes(s));
     if json {
-        for s in all() {
+        for s in meant {
             show!(
                 "{}",
                 json!({ "event": "listed", "scenario": s.name, "summary": s.summary, "lanes": s.needs.lanes().collect::<Vec<_>>(), "by_default": s.needs.by_default })
@@ -24,7 +28,7 @@ pub(crate) fn scenarios(json: bool) {
         return;
     }
     let mut table = output::table(["scenario", "shows"]);
-    for s in all() {
+    for s in meant {
         table.add_row([s.name, s.summary]);
     }
     show!("{table}");
@@ -41,12 +45,12 @@ fn why_not(scenario: &Scenario, lane: Lane, facts: &Facts) -> Option<String> {
     (!scenario.needs.by_default).then(|| "when named".to_owned())
 }
 
-/// Each scenario and lane: runs here, or why not.
-pub(crate) fn why(shop: &Workshop, json: bool) -> Result<()> {
+/// Which lanes run here, and where the scenarios that are meant do not run, and why not. A program is told of each scenario and lane.
+pub(crate) fn why(shop: &Workshop, filter: &Filter, json: bool) -> Result<()> {
     let facts = hardware::probe(shop)?;
     if json {
         for s in all() {
-            for &lane in Lane::ALL {
+            for &lane in Lane::ALL.iter().filter(|&&lane| filter.takes_on(s, lane)) {
                 let why_not = why_not(s, lane, &facts);
                 let lack = hardware::lack(&facts, lane);
                 show!(
@@ -57,19 +61,68 @@ pub(crate) fn why(shop: &Workshop, json: bool) -> Result<()> {
         }
         return Ok(());
     }
-    let mut table = output::table(std::iter::once("scenario").chain(Lane::ALL.iter().map(|l| l.name())));
-    for s in all() {
-        let cells = Lane::ALL
-            .iter()
-            .map(|&lane| why_not(s, lane, &facts).unwrap_or_else(|| "runs".to_owned()));
-        table.add_row(std::iter::once(s.name.to_owned()).chain(cells));
-    }
-    show!("{table}\n");
     for &lane in Lane::ALL {
-        let text = hardware::lack(&facts, lane).map_or_else(|| "runs here".to_owned(), |lack| lack.text());
-        show!("{lane}: {text}");
+        let text = hardware::lack(&facts, lane).map_or_else(
+            || "runs here".to_owned(),
+            |lack| format!("does not run here: {}", lack.text()),
+        );
+        show!("{}", output::wrapped(&format!("{lane:9}  {text}"), 11));
+    }
+    let groups = Groups::of(all().iter().filter(|s| filter.takes(s)));
+    for ((reason, lanes), scenarios) in &groups.not_on {
+        let lanes: Vec<&str> = lanes.iter().map(|lane| lane.name()).collect();
+        show_group(&format!("not on {}: {reason}", lanes.join(", ")), scenarios);
+    }
+    if !groups.when_named.is_empty() {
+        show_group("only when named, on each lane that runs here", &groups.when_named);
+    }
+    let others = count(groups.everywhere.len(), "more scenario");
+    match filter {
+        _ if groups.everywhere.is_empty() => {}
+        // For them there is `list`.
+        Filter::All => show!("\n{others}, on each lane that runs here"),
+        _ => show_group("on each lane that runs here", &groups.everywhere),
     }
     Ok(())
+}
+
+/// Scenarios, by where they do not run.
+#[derive(Debug, Default)]
+struct Groups {
+    /// By the reason, and the lanes for which it holds.
+    not_on: BTreeMap<(&'static str, Vec<Lane>), Vec<&'static str>>,
+    when_named: Vec<&'static str>,
+    everywhere: Vec<&'static str>,
+}
+
+impl Groups {
+    fn of(scenarios: impl Iterator<Item = &'static Scenario>) -> Self {
+        let mut groups = Self::default();
+        for scenario in scenarios {
+            let mut lanes: BTreeMap<&str, Vec<Lane>> = BTreeMap::new();
+            for &lane in Lane::ALL {
+                if let Some(reason) = scenario.needs.why_not_on(lane) {
+                    lanes.entry(reason).or_default().push(lane);
+                }
+            }
+            if !scenario.needs.by_default {
+                groups.when_named.push(scenario.name);
+            } else if lanes.is_empty() {
+                groups.everywhere.push(scenario.name);
+            }
+            for group in lanes {
+                groups.not_on.entry(group).or_default().push(scenario.name);
+            }
+        }
+        groups
+    }
+}
+
+fn show_group(what: &str, scenarios: &[&str]) {
+    show!("\n{}", output::wrapped(what, 4));
+    for name in scenarios {
+        show!("    {name}");
+    }
 }
 
 /// Every kernel that `--kernel` takes.
@@ -102,6 +155,26 @@ pub(crate) fn kernels(shop: &Workshop, json: bool) -> Result<()> {
 #[cfg(test)]
 mod tests {
     use super::*;
+
+    #[test]
+    fn a_reason_is_said_once_for_all_that_it_keeps_off_the_same_lanes() {
+        let groups = Groups::of(all().iter());
+        let amd = (
+            "AMD's CPUs run each state of a guest",
+            vec![Lane::SvmTcg, Lane::SvmBochs, Lane::SvmKvm],
+        );
+        assert!(groups.not_on[&amd].contains(&"reset::watch_holds_emulated"));
+        assert!(groups.when_named.contains(&"bench::exits_stock"));
+        assert!(groups.everywhere.contains(&"lab::guests_run"));
+        let kept_off = all()
+            .iter()
+            .filter(|s| s.needs.lanes().count() < Lane::ALL.len())
+            .count();
+        assert_eq!(
+            groups.when_named.len() + groups.everywhere.len() + kept_off,
+            all().len()
+        );
+    }
 
     #[test]
     fn a_scenario_runs_where_its_lane_does_and_where_it_wants_to() {

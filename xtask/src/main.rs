@@ -50,6 +50,7 @@ use clap::{Parser, Subcommand};
 use kvmi_lab_control::Lane;
 
 use crate::e2e::{Slice, Wanted};
+use crate::filter::Filter;
 use crate::kernel::Choice;
 use crate::output::{complain, show};
 use crate::workshop::Workshop;
@@ -113,7 +114,10 @@ enum Command {
     },
     /// List the scenarios, where they run, or the kernels
     List {
-        /// Say for each scenario and lane: runs here, or why not
+        /// A part of scenarios' names, or the whole name of one, as for e2e
+        #[arg(conflicts_with = "kernels")]
+        filter: Option<String>,
+        /// Say which lanes run here, and which scenarios do not run on which lane, and why not
         #[arg(long)]
         why: bool,
         /// List the kernels that --kernel takes
@@ -286,13 +290,14 @@ fn run(shop: &Workshop, arguments: &Arguments) -> Result<u8> {
             };
             twice::run(shop, &wanted)
         }
-        Command::List { why, kernels } => {
+        Command::List { filter, why, kernels } => {
+            let filter = Filter::of(filter.as_deref())?;
             if *kernels {
                 list::kernels(shop, arguments.json)?;
             } else if *why {
-                list::why(shop, arguments.json)?;
+                list::why(shop, &filter, arguments.json)?;
             } else {
-                list::scenarios(arguments.json);
+                list::scenarios(&filter, arguments.json);
             }
             Ok(exit::OK)
         }

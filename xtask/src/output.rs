@@ -51,11 +51,40 @@ pub(crate) fn count(number: usize, what: &str) -> String {
     format!("{number} {what}{}", if number == 1 { "" } else { "s" })
 }
 
-/// A table in a form that Markdown takes as it is; on a terminal, as wide as that at most.
-pub(crate) fn table<'h>(header: impl IntoIterator<Item = &'h str>) -> Table {
+/// Readers whose screen has no width have one of this.
+const COLUMNS: u16 = 100;
+
+/// A text in lines that fit the screen; all but the first are indented.
+pub(crate) fn wrapped(text: &str, indent: usize) -> String {
+    wrapped_within(screen_width().unwrap_or(COLUMNS).into(), text, indent)
+}
+
+fn wrapped_within(width: usize, text: &str, indent: usize) -> String {
+    let mut all = String::new();
+    let mut column = 0;
+    // Blanks at the beginning and between columns stay as they are.
+    for word in text.split_inclusive(' ') {
+        if column > indent && column + word.trim_end().chars().count() > width {
+            all.truncate(all.trim_end().len());
+            all.push('\n');
+            all.push_str(&" ".repeat(indent));
+            column = indent;
+        }
+        all.push_str(word);
+        column += word.chars().count();
+    }
+    all
+}
+
+fn screen_width() -> Option<u16> {
     let out = io::stdout();
     let width = out.is_terminal().then(|| tcgetwinsize(&out)).and_then(Result::ok);
-    table_within(width.map(|size| size.ws_col).filter(|width| *width > 0), header)
+    width.map(|size| size.ws_col).filter(|width| *width > 0)
+}
+
+/// A table in a form that Markdown takes as it is; on a terminal, as wide as that at most.
+pub(crate) fn table<'h>(header: impl IntoIterator<Item = &'h str>) -> Table {
+    table_within(screen_width(), header)
 }
 
 fn table_within<'h>(width: Option<u16>, header: impl IntoIterator<Item = &'h str>) -> Table {
@@ -87,6 +116,13 @@ mod tests {
         };
         assert_eq!(of(Some(60)), Some(60));
         assert!(of(None) > Some(100) && of(Some(300)) == of(None));
+    }
+
+    #[test]
+    fn lines_are_as_wide_as_the_screen_at_most() {
+        assert_eq!(wrapped_within(9, "a:  bc def ghij", 4), "a:  bc\n    def\n    ghij");
+        assert_eq!(wrapped_within(100, "a:  bc def", 4), "a:  bc def");
+        assert_eq!(wrapped_within(5, "a: muchtoolong x", 2), "a:\n  muchtoolong\n  x");
     }
 
     #[test]
