@@ -25,7 +25,6 @@ use crate::kernel::{self, Choice};
 use crate::lab;
 use crate::nextest;
 use crate::points;
-use crate::runs;
 use crate::workshop::Workshop;
 use crate::{apt, differential, parity, summary, table};
 
@@ -193,7 +192,7 @@ fn run_by(
     let chosen = lanes(shop, wanted, &facts)?;
     let runner = nextest::program(shop)?;
     compile_tests(shop, &runner)?;
-    let folder = runs::new_folder(shop)?;
+    let folder = shop.runs.new_folder()?;
     let boot = lab::boot(shop, &built)?;
     let source = source(shop, &boot, Pace::Host, &built.kernel.version.release(), &fetched);
     let lanes = points::prepare(shop, &chosen, Pace::Host, &boot, &fetched, &folder)?;

@@ -25,7 +25,6 @@ use crate::e2e;
 use crate::kernel::{self, Choice, Variant};
 use crate::points::{self, Standing};
 use crate::repro::Reproducer;
-use crate::runs;
 use crate::workshop::Workshop;
 use crate::{apt, emulators, exit, hardware, lab};
 use report::{Report, Tried};
@@ -108,7 +107,7 @@ pub(crate) fn run(shop: &Workshop, wanted: &Arguments, json: bool) -> Result<u8>
     let built = kernel::build_variant(shop, &choice, wanted.variant())?;
     let fetched = emulators::fetch(shop)?;
     let boot = lab::boot(shop, &built)?;
-    let folder = runs::new_folder(shop)?;
+    let folder = shop.runs.new_folder()?;
     let mut machines = BTreeMap::new();
     for pace in wanted.seeds().take(PACES.len()).map(|seed| wanted.pace(seed)) {
         if machines.contains_key(&pace) {

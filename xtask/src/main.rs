@@ -191,7 +191,13 @@ struct E2eArguments {
 fn main() -> ExitCode {
     let arguments = Arguments::parse();
     let progress = screen::progress(arguments.json);
-    let ran = Workshop::open(progress, arguments.logs.as_deref()).and_then(|shop| run(&shop, &arguments));
+    let ran = Workshop::open(progress, arguments.logs.as_deref()).and_then(|shop| {
+        let code = run(&shop, &arguments)?;
+        if code == exit::OK {
+            shop.runs.passed()?;
+        }
+        Ok(code)
+    });
     match ran {
         // What was asked for and could not be shown was not done.
         Ok(exit::OK) if !output::is_whole() => exit::ERROR.into(),

@@ -17,7 +17,6 @@ use serde_json::json;
 use crate::emulators::{self, Fetched, is_bochs};
 use crate::output::show;
 use crate::points::{self, Standing};
-use crate::runs;
 use crate::table::relative;
 use crate::transcript::{self, Transcripts};
 use crate::workshop::Workshop;
@@ -55,7 +54,7 @@ pub(crate) fn run(shop: &Workshop, wanted: &Arguments, json: bool) -> Result<u8>
     if let Some(with_recording) = with_recording {
         return recorded::run(shop, &path, with_recording);
     }
-    let repro = Reproducer::new(shop, runs::new_folder(shop)?)?.again(&path)?;
+    let repro = Reproducer::new(shop, shop.runs.new_folder()?)?.again(&path)?;
     let (bundle, record) = (&repro.bundle.manifest, &repro.record);
     let is_same = repro.is_same();
     if json {

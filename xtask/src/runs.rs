@@ -1,35 +1,115 @@
 // SPDX-License-Identifier: MIT OR Apache-2.0
-//! The folders of runs, of which the last ones stay.
+//! The folders of runs, of which the last ones stay: what did not pass longer than what did, for it is what one comes back to.
 
-use std::fs;
-use std::path::PathBuf;
+use std::fs::{self, File};
+use std::path::{Path, PathBuf};
+use std::sync::{Arc, Mutex, PoisonError};
 use std::time::{SystemTime, UNIX_EPOCH};
 
 use anyhow::{Context, Result};
 
-use crate::workshop::Workshop;
-
-/// How many runs' logs are kept below `target/lab`.
+/// How many runs' folders are kept.
 const KEPT: usize = 20;
 
-/// A folder for the logs of this run; the oldest ones go.
-pub(crate) fn new_folder(shop: &Workshop) -> Result<PathBuf> {
-    let top = &shop.runs;
-    fs::create_dir_all(top)?;
-    let mut runs: Vec<PathBuf> = fs::read_dir(top)?
-        .filter_map(Result::ok)
-        .map(|e| e.path())
-        .filter(|p| p.is_dir())
-        .collect();
-    runs.sort();
-    let surplus = (runs.len() + 1).saturating_sub(KEPT);
-    for old in &runs[..surplus] {
-        fs::remove_dir_all(old).with_context(|| format!("remove {}", old.display()))?;
+/// The file by which a folder says that all went well in it. One without it failed, was cut off, or is still at work.
+const PASSED: &str = "passed";
+
+/// Where runs have their folders.
+#[derive(Clone, Debug)]
+pub(crate) struct Runs {
+    top: PathBuf,
+    /// Those that this process made and of which nothing is known yet.
+    open: Arc<Mutex<Vec<PathBuf>>>,
+}
+
+impl Runs {
+    /// Those below this folder, which need not be there yet.
+    pub(crate) fn below(top: impl Into<PathBuf>) -> Self {
+        Self {
+            top: top.into(),
+            open: Arc::default(),
+        }
     }
-    let now = SystemTime::now()
-        .duration_since(UNIX_EPOCH)
-        .context("the clock stands before 1970")?;
-    let folder = top.join(format!("{}-{}", now.as_millis(), std::process::id()));
-    fs::create_dir(&folder).with_context(|| format!("make {}", folder.display()))?;
-    Ok(folder)
+
+    /// A folder for the logs of a run; old ones go.
+    pub(crate) fn new_folder(&self) -> Result<PathBuf> {
+        fs::create_dir_all(&self.top).with_context(|| format!("make {}", self.top.display()))?;
+        let folders = fs::read_dir(&self.top)?.filter_map(Result::ok).map(|e| e.path());
+        for old in surplus(folders.filter(|p| p.is_dir()).collect(), KEPT - 1) {
+            fs::remove_dir_all(&old).with_context(|| format!("remove {}", old.display()))?;
+        }
+        let now = SystemTime::now()
+            .duration_since(UNIX_EPOCH)
+            .context("the clock stands before 1970")?;
+        let folder = self.top.join(format!("{}-{}", now.as_millis(), std::process::id()));
+        fs::create_dir(&folder).with_context(|| format!("make {}", folder.display()))?;
+        self.open().push(folder.clone());
+        Ok(folder)
+    }
+
+    /// All went well in the folders that this process made since it last said how it went.
+    pub(crate) fn passed(&self) -> Result<()> {
+        for folder in self.open().drain(..) {
+            File::create(folder.join(PASSED)).with_context(|| format!("mark {} as passed", folder.display()))?;
+        }
+        Ok(())
+    }
+
+    /// Something did not.
+    pub(crate) fn failed(&self) {
+        self.open().clear();
+    }
+
+    fn open(&self) -> std::sync::MutexGuard<'_, Vec<PathBuf>> {
+        self.open.lock().unwrap_or_else(PoisonError::into_inner)
+    }
+}
+
+/// Those that go, so that so many stay: first what passed, the oldest first.
+fn surplus(mut folders: Vec<PathBuf>, stay: usize) -> Vec<PathBuf> {
+    let has_passed = |folder: &Path| folder.join(PASSED).is_file();
+    // Their names begin with the time.
+    folders.sort_by_cached_key(|folder| (!has_passed(folder), folder.clone()));
+    folders.truncate(folders.len().saturating_sub(stay));
+    folders
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn what_failed_outlives_what_passed() {
+        let top = tempfile::tempdir().unwrap();
+        let runs = Runs::below(top.path().join("lab"));
+        let run = |passes: bool| {
+            let folder = runs.new_folder().unwrap();
+            // Names have milliseconds.
+            std::thread::sleep(std::time::Duration::from_millis(2));
+            if passes {
+                runs.passed().unwrap();
+            } else {
+                runs.failed();
+            }
+            folder
+        };
+        let old = run(true);
+        let failed = run(false);
+        let passed: Vec<PathBuf> = (0..KEPT).map(|_| run(true)).collect();
+        assert!(failed.is_dir() && !old.exists() && !passed[0].exists() && passed[1].is_dir());
+        let all_failed: Vec<PathBuf> = (0..KEPT).map(|_| run(false)).collect();
+        assert!(!failed.exists() && passed.iter().all(|p| !p.exists()) && all_failed.iter().all(|p| p.is_dir()));
+        assert_eq!(fs::read_dir(top.path().join("lab")).unwrap().count(), KEPT);
+    }
+
+    #[test]
+    fn who_says_nothing_has_not_passed() {
+        let top = tempfile::tempdir().unwrap();
+        let runs = Runs::below(top.path());
+        let (cut_off, other) = (runs.new_folder().unwrap(), top.path().join("0"));
+        fs::create_dir(&other).unwrap();
+        File::create(other.join(PASSED)).unwrap();
+        assert_eq!(surplus(vec![cut_off.clone(), other.clone()], 1), [other]);
+        assert_eq!(surplus(vec![cut_off.clone()], 0), [cut_off]);
+    }
 }

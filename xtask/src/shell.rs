@@ -16,7 +16,6 @@ use crate::kernel::{self, Built, Choice};
 use crate::lab;
 use crate::output::complain;
 use crate::points;
-use crate::runs;
 use crate::table::relative;
 use crate::workshop::Workshop;
 use crate::{apt, busybox};
@@ -57,7 +56,7 @@ pub(crate) fn run(shop: &Workshop, wanted: &Arguments) -> Result<u8> {
         }
     }
     let boot = lab::boot_with(shop, &built, Some(&busybox::fetch(shop)?))?;
-    let folder = runs::new_folder(shop)?;
+    let folder = shop.runs.new_folder()?;
     let standing = points::prepare(shop, &[lane], Pace::Host, &boot, &fetched, &folder)?;
     let standing = standing.first().context("no lane was prepared")?;
     let logs = folder.join(lane.name()).join(FOLDER);

@@ -8,14 +8,15 @@ use anyhow::{Context, Result};
 use kvmi_lab_machine::cache::Cache;
 use kvmi_lab_machine::progress::Progress;
 
+use crate::runs::Runs;
+
 /// The place where work is done.
 #[derive(Clone, Debug)]
 pub(crate) struct Workshop {
     /// The checkout's top folder.
     pub(crate) checkout: PathBuf,
     pub(crate) cache: Cache,
-    /// Where runs have their folders; the last ones stay.
-    pub(crate) runs: PathBuf,
+    pub(crate) runs: Runs,
     pub(crate) progress: Progress,
 }
 
@@ -27,7 +28,7 @@ impl Workshop {
         Ok(Self {
             checkout: checkout.to_owned(),
             cache: Cache::from_env()?,
-            runs: runs.map_or_else(|| checkout.join("target/lab"), Path::to_owned),
+            runs: Runs::below(runs.map_or_else(|| checkout.join("target/lab"), Path::to_owned)),
             progress,
         })
     }

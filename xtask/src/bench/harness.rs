@@ -23,7 +23,6 @@ use crate::hardware;
 use crate::kernel::{self, Choice};
 use crate::output::{self, show};
 use crate::points::{self, Standing};
-use crate::runs;
 use crate::workshop::Workshop;
 use crate::{apt, lab};
 
@@ -126,7 +125,7 @@ fn measure(shop: &Workshop, lane: Lane, boot: &Boot, fetched: &Fetched, wanted: 
     };
     let first = |shop: &Workshop| {
         let began = Instant::now();
-        let folder = runs::new_folder(shop)?;
+        let folder = shop.runs.new_folder()?;
         let standing = points::prepare(shop, &[lane], Pace::Host, boot, fetched, &folder)?;
         let run = lab_run(shop, boot, fetched, folder, &standing, wanted.seed);
         one(&run, lane)?;
