@@ -13,7 +13,7 @@ use rustix::fs::statvfs;
 use serde::Serialize;
 
 use crate::kernel::{self, KernelVersion, Lists};
-use crate::output::show;
+use crate::output::{self, show};
 use crate::workshop::Workshop;
 use crate::{apt, bare_metal, emulators, hardware, nextest};
 
@@ -72,30 +72,32 @@ pub(crate) fn examine(shop: &Workshop, mut tell: impl FnMut(&Item) -> Result<()>
     tell(&memory(
         &fs::read_to_string("/proc/meminfo").context("ask for the memory")?,
     )?)?;
+    tell(&toolchain(shop)?)?;
     tell(&compiler())?;
-    tell(&if nextest::is_here(shop) {
-        item("nextest", State::Has, "at least the pinned version", None)
-    } else {
-        let mend = format!("cargo install cargo-nextest --locked --version {}", nextest::VERSION);
-        let detail = "is built into the cache when it is needed (minutes)";
-        item("nextest", State::Later, detail, Some(mend))
+    tell(&match nextest::find(shop) {
+        Some(version) => item("test runner", State::Has, format!("nextest {version}"), None),
+        None => {
+            let mend = format!("cargo install cargo-nextest --locked --version {}", nextest::VERSION);
+            let detail = "nextest is built into the cache when it is needed (minutes)";
+            item("test runner", State::Later, detail, Some(mend))
+        }
     })?;
     tell(&match apt::find_program("gdb") {
-        Some(path) => item("debugger", State::Has, path.display().to_string(), None),
+        Some(path) => item("debugger", State::Has, format!("{}, for --gdb", path.display()), None),
         None => {
             let detail = format!("for --gdb alone: {}", apt::install_command(&["gdb"]));
             item("debugger", State::Without, detail, None)
         }
     })?;
-    tell(&in_cache("kernel", kernel_in_cache(shop)))?;
-    let emulators = emulators::find(shop).map(|path| path.display().to_string());
+    tell(&in_cache("kernel of L1", kernel_in_cache(shop)))?;
+    let emulators = emulators::find(shop).map(|path| format!("QEMU and Bochs of Debian 13, in {}", path.display()));
     tell(&in_cache("emulators", emulators))?;
     let facts = hardware::probe(shop)?;
     for &lane in Lane::ALL {
         let (state, detail) = match hardware::lack(&facts, lane) {
             Some(lack) if lack.is_untried(&facts) => (State::Later, lack.text()),
             Some(lack) => (State::Without, lack.text()),
-            None if lane.platform().is_emulated() => (State::Has, "runs on any machine".to_owned()),
+            None if lane.platform().is_emulated() => (State::Has, "is emulated, so it runs on any machine".to_owned()),
             None => (State::Has, "a guest ran under this machine's KVM".to_owned()),
         };
         tell(&item(&format!("lane {lane}"), state, detail, None))?;
@@ -230,11 +232,11 @@ impl Place {
 }
 
 fn disk(what: &str, free: u64, wanted: u64) -> Item {
-    let detail = format!(
-        "{:.1} GiB free for {what}, which still take {:.1} at most",
-        gib(free),
-        gib(wanted)
-    );
+    let still = match wanted {
+        0 => "need no more".to_owned(),
+        wanted => format!("still take {:.1} at most", gib(wanted)),
+    };
+    let detail = format!("{:.1} GiB free for {what}, which {still}", gib(free));
     let (state, mend) = if free >= wanted {
         (State::Has, None)
     } else {
@@ -272,12 +274,32 @@ fn memory(meminfo: &str) -> Result<Item> {
     })
 }
 
+/// What runs this very program has been compiled by.
+fn toolchain(shop: &Workshop) -> Result<Item> {
+    let version = Program::new("rustc").arg("--version").in_dir(&shop.checkout).output()?;
+    let detail = format!("{}, for the lab's own programs", version_of(&version));
+    Ok(item("Rust", State::Has, detail, None))
+}
+
+/// `rustc 1.95.0`, without the rest of what it says of itself.
+fn version_of(output: &[u8]) -> String {
+    let text = String::from_utf8_lossy(output);
+    text.split_whitespace().take(2).collect::<Vec<_>>().join(" ")
+}
+
 fn compiler() -> Item {
-    let what = "compiler for bare metal";
+    let what = "Rust for bare metal";
     let version = Program::new(bare_metal::RUSTC).arg("--version").output();
     let source = Path::new("/usr/lib/rustlib/src/rust/library/core").is_dir();
     match (version, source) {
-        (Ok(version), true) => item(what, State::Has, String::from_utf8_lossy(&version).trim(), None),
+        (Ok(version), true) => {
+            let detail = format!(
+                "{} at {}, Debian's rustc-web and not rustup's, for the kernel's part in Rust and the guests: it has its library's source",
+                version_of(&version),
+                bare_metal::RUSTC
+            );
+            item(what, State::Has, detail, None)
+        }
         _ => {
             let mend = apt::install_command(&["rustc-web", "rust-web-src"]);
             item(
@@ -320,11 +342,30 @@ pub(crate) fn show(item: &Item, json: bool) -> Result<()> {
         State::Later => "later",
         State::Without => "without",
     };
-    show!("{word:7}  {}: {}", item.what, item.detail);
+    let line = format!("{word:7}  {}: {}", item.what, item.detail);
+    show!("{}", output::wrapped(&line, INDENT));
     if let (State::Lacks, Some(mend)) = (item.state, &item.mend) {
-        show!("{:7}  to mend it: {mend}", "");
+        // Whole, to be copied.
+        show!("{:INDENT$}to mend it: {mend}", "");
     }
     Ok(())
+}
+
+/// Where the second column begins.
+const INDENT: usize = 9;
+
+/// Says for people what follows from all of it.
+pub(crate) fn close(lacking: usize, json: bool) {
+    if json {
+        return;
+    }
+    let later = "What is `later` the lab fetches or builds by itself, `without` stands at what it does without.";
+    show!("\n{}", output::wrapped(later, 0));
+    match lacking {
+        0 => show!("Nothing is lacking. To begin: cargo xtask e2e"),
+        1 => show!("One thing is lacking; the command below it mends it."),
+        more => show!("{more} things are lacking; the command below each mends it."),
+    }
 }
 
 #[cfg(test)]

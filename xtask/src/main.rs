@@ -346,12 +346,13 @@ fn run(shop: &Workshop, arguments: &Arguments) -> Result<u8> {
             Ok(exit::OK)
         }
         Command::Doctor => {
-            let mut lacks = false;
+            let mut lacking = 0;
             doctor::examine(shop, |item| {
-                lacks |= item.state == doctor::State::Lacks;
+                lacking += usize::from(item.state == doctor::State::Lacks);
                 doctor::show(item, arguments.json)
             })?;
-            Ok(if lacks { exit::LACKING } else { exit::OK })
+            doctor::close(lacking, arguments.json);
+            Ok(if lacking > 0 { exit::LACKING } else { exit::OK })
         }
         &Command::Endure { moments, lane, seed } => {
             let endured = endure::run(shop, endure::Wanted { moments, lane, seed })?;

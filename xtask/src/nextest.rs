@@ -1,6 +1,7 @@
 // SPDX-License-Identifier: MIT OR Apache-2.0
 //! The test runner: the pinned nextest, installed into the cache where the machine has none that fits.
 
+use std::ffi::OsStr;
 use std::path::PathBuf;
 
 use anyhow::{Context, Result};
@@ -20,12 +21,12 @@ pub(crate) const NO_TESTS: i32 = 4;
 /// The program, to be run as `cargo-nextest nextest …`.
 pub(crate) fn program(shop: &Workshop) -> Result<PathBuf> {
     let on_path = PathBuf::from("cargo-nextest");
-    if fits(&on_path) {
+    if version(&on_path).is_some() {
         return Ok(on_path);
     }
-    let root = shop.cache.root().join("tools").join(format!("nextest-{VERSION}"));
+    let root = installed_into(shop);
     let program = root.join("bin/cargo-nextest");
-    if fits(&program) {
+    if version(&program).is_some() {
         return Ok(program);
     }
     let task = shop.progress.task(format!("install nextest {VERSION}"));
@@ -52,20 +53,21 @@ pub(crate) fn program(shop: &Workshop) -> Result<PathBuf> {
     Ok(program)
 }
 
-/// Whether a nextest that fits is at hand.
-pub(crate) fn is_here(shop: &Workshop) -> bool {
-    let cached = shop
-        .cache
-        .root()
-        .join("tools")
-        .join(format!("nextest-{VERSION}"))
-        .join("bin/cargo-nextest");
-    fits(&PathBuf::from("cargo-nextest")) || fits(&cached)
+/// The version of the nextest that fits, if one is at hand.
+pub(crate) fn find(shop: &Workshop) -> Option<String> {
+    version("cargo-nextest").or_else(|| version(installed_into(shop).join("bin/cargo-nextest")))
 }
 
-fn fits(program: &PathBuf) -> bool {
-    let output = Program::new(program).args(["nextest", "--version"]).output();
-    output.is_ok_and(|text| is_recent_enough(&String::from_utf8_lossy(&text)))
+fn installed_into(shop: &Workshop) -> PathBuf {
+    shop.cache.root().join("tools").join(format!("nextest-{VERSION}"))
+}
+
+/// The version of a nextest, if there is one and it fits.
+fn version(program: impl AsRef<OsStr>) -> Option<String> {
+    let output = Program::new(program).args(["nextest", "--version"]).output().ok()?;
+    let output = String::from_utf8_lossy(&output);
+    let version = output.split_whitespace().nth(1).filter(|_| is_recent_enough(&output));
+    version.map(str::to_owned)
 }
 
 fn is_recent_enough(version_output: &str) -> bool {
