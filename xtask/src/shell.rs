@@ -119,18 +119,19 @@ fn welcome(lane: Lane, built: &Built, about: &About) -> String {
     let About { guest, vcpus, vmm, .. } = about;
     let mut lines = vec![
         String::new(),
-        format!(
-            "{lane}: {} with {module}, {with}; guest {guest} runs on {vcpus} vCPUs, its VMM is process {vmm}",
-            built.kernel.version
-        ),
+        format!("{lane}: {} with {module}, {with}", built.kernel.version),
+        format!("guest {guest} runs on {vcpus} vCPUs, its VMM is process {vmm}"),
         String::new(),
     ];
-    let mut row = |command: &str, what: &str| lines.push(format!("  {command:42} {what}"));
+    let mut row = |command: &str, what: &str| lines.push(format!("  {command:34} {what}"));
     if about.introspection {
-        row("introspect", "hook that guest, look at its vCPUs, unhook");
+        row(
+            &format!("introspect {vmm}"),
+            "hook that guest, look at its vCPUs, unhook",
+        );
     }
-    row("vm storm 2 &", "start another guest; `vm` alone names the programs");
-    row("kill PROCESS", "end a guest with its VMM");
+    row("vm storm 2 &", "start another guest; vm --help names them all");
+    row("kill PID", "end a guest with its VMM");
     row("head /sys/kernel/debug/kvm/exits", "what KVM counts; ls that folder");
     row("dmesg | tail", "what L1's kernel says");
     row("exit", "power off; Ctrl-] ends L1 whatever it does");

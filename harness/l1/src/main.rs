@@ -24,19 +24,19 @@ fn main() -> ExitCode {
     if std::process::id() == 1 {
         init::main();
     }
-    match role() {
+    let args: Vec<String> = std::env::args().skip(1).collect();
+    let args: Vec<&str> = args.iter().map(String::as_str).collect();
+    match role(&args) {
         Ok(()) => ExitCode::SUCCESS,
         Err(e) => {
-            eprintln!("kvmi-lab-l1: {e:#}");
+            eprintln!("{}: {e:#}", shell::command(&args).unwrap_or("kvmi-lab-l1"));
             ExitCode::FAILURE
         }
     }
 }
 
-fn role() -> anyhow::Result<()> {
-    let args: Vec<String> = std::env::args().skip(1).collect();
-    let args: Vec<&str> = args.iter().map(String::as_str).collect();
-    match args[..] {
+fn role(args: &[&str]) -> anyhow::Result<()> {
+    match *args {
         ["scenario"] => runner::scenario(),
         ["vmm"] => vmm::main(),
         ["tool", vcpus] => kvmi_lab_scenarios::tool_process(vcpus).map_err(|failure| anyhow::anyhow!("{failure:?}")),

@@ -2,6 +2,7 @@
 //! L1 with a person at its control channel: a guest runs, and the channel becomes the terminal of a shell.
 
 mod introspect;
+mod vm;
 
 use std::fs::{self, File, OpenOptions};
 use std::io::Write;
@@ -21,6 +22,7 @@ use rustix::termios::{
 };
 
 pub(crate) use introspect::introspect;
+pub(crate) use vm::vm;
 
 /// The guest that runs when the prompt appears.
 const GUEST: &str = "counter";
@@ -220,39 +222,30 @@ fn for_people(settings: &mut Termios) {
         | LocalModes::ECHOKE;
 }
 
-/// The command `vm GUEST [VCPUS]`: a VM that runs until the command is ended.
-pub(crate) fn vm(arguments: &[&str]) -> anyhow::Result<()> {
-    let (guest, vcpus) = match *arguments {
-        [guest] => (guest, 1),
-        [guest, vcpus] => (
-            guest,
-            vcpus
-                .parse()
-                .with_context(|| format!("`{vcpus}` is no number of vCPUs"))?,
-        ),
-        _ => bail!("usage: vm GUEST [VCPUS]; guests are: {}", guests()?.join(", ")),
-    };
-    ensure!(
-        guests()?.iter().any(|name| name == guest),
-        "no guest `{guest}`; guests are: {}",
-        guests()?.join(", ")
-    );
-    let context = Context::new(modules::backend()?, 0);
-    let vm = context.running_vm(guest, vcpus).map_err(readable)?;
-    println!(
-        "guest {guest} runs on {vcpus} vCPUs; its VMM is process {}",
-        vm.process_id()
-    );
-    loop {
-        std::thread::park();
+/// What is typed behind one of our commands.
+#[derive(Debug, PartialEq, Eq)]
+enum Typed<T> {
+    Help,
+    This(T),
+}
+
+/// Takes what was typed apart; what the command cannot do anything with ends in a hint at its help.
+fn typed<T>(
+    command: &str,
+    arguments: &[&str],
+    parse: impl FnOnce(&[&str]) -> anyhow::Result<T>,
+) -> anyhow::Result<Typed<T>> {
+    if arguments.iter().any(|word| matches!(*word, "-h" | "--help")) {
+        return Ok(Typed::Help);
+    }
+    match parse(arguments) {
+        Ok(this) => Ok(Typed::This(this)),
+        Err(e) => bail!("{e:#}; for help: {command} --help"),
     }
 }
 
-fn guests() -> anyhow::Result<Vec<String>> {
-    let mut names = Vec::new();
-    for entry in fs::read_dir("/guests").context("list /guests")? {
-        names.push(entry?.file_name().to_string_lossy().into_owned());
-    }
-    names.sort();
-    Ok(names)
+/// The name of the command of a person's that this process is, for its errors.
+pub(crate) fn command(arguments: &[&str]) -> Option<&'static str> {
+    let first = arguments.first()?;
+    COMMANDS.iter().copied().find(|command| command == first)
 }
