@@ -116,9 +116,11 @@ impl Qmp {
                 .stream()
                 .set_read_timeout(Some(left))
                 .map_err(ReadError::Io)?;
-            let (name, data) = self.event()?;
+            let event = self.event();
+            // Whatever comes next may take its time.
+            self.lines.stream().set_read_timeout(None).map_err(ReadError::Io)?;
+            let (name, data) = event?;
             if is_it(&name, &data) {
-                self.lines.stream().set_read_timeout(None).map_err(ReadError::Io)?;
                 return Ok(());
             }
         }

@@ -2,6 +2,8 @@
 //! One execution of L1 in QEMU's TCG, from power-on through a scenario to power-off, recorded so that it can be repeated instruction for
 //! instruction. L1 has one CPU then, and finds its order on the kernel's command line: nothing comes in from outside.
 
+mod follow;
+
 use std::fs::{self, File};
 use std::io::{self, Read, Write};
 use std::os::fd::{AsRawFd, OwnedFd};
@@ -9,7 +11,6 @@ use std::os::unix::net::UnixStream;
 use std::path::{Path, PathBuf};
 use std::sync::mpsc::Receiver;
 use std::thread;
-use std::time::Duration;
 
 use kvmi_lab_control::{FromL1, LineReader, PLACES, Platform, SCENARIO, SEED};
 use serde_json::{Value, json};
@@ -20,15 +21,15 @@ use crate::news::{News, channel, listen};
 use crate::outcome::Record;
 use crate::process::{Owned, keep_open};
 use crate::progress::Progress;
-use crate::qmp::{Qmp, QmpError};
+use crate::qmp::Qmp;
 use crate::run_folder;
 use crate::scenario::{self, Machine, Request};
 
+pub use follow::Complained;
+use follow::{Followed, follow, reached};
+
 /// The lane's machine, with one CPU.
 const MACHINE: &str = "-nodefaults -no-user-config -machine pc-i440fx-10.0,accel=tcg -cpu EPYC,+svm,+npt,+umip -smp 1 -display none -no-reboot";
-
-/// How long a replay may take to an instruction, or to its end.
-const REPLAY: Duration = Duration::from_secs(3600);
 
 /// How many nanoseconds of L1's time an instruction takes, as a power of two.
 const SHIFT: u32 = 1;
@@ -54,6 +55,8 @@ pub struct Recording {
 pub struct Replayed {
     /// How many instructions it has; not known where QEMU was ended and not L1.
     pub instructions: Option<u64>,
+    /// Where L1's kernel first complained, if it did.
+    pub complained: Option<Complained>,
     /// How it differs from what was recorded.
     pub differences: Vec<Difference>,
 }
@@ -178,15 +181,10 @@ impl Recording {
         });
         let mut qmp = Qmp::start(share(&qemu.qmp)?)?;
         // At the end of what was recorded L1 is off, or someone ended QEMU.
-        let instructions = match qmp.wait_for(REPLAY, |name, _| name == "STOP" || name == "SHUTDOWN") {
-            Ok(()) => {
-                let at = reached(&mut qmp)?;
-                qmp.command("quit", json!({}))?;
-                Some(at)
-            }
-            Err(QmpError::Ended(_)) => None,
-            Err(e) => return Err(e.into()),
-        };
+        let Followed { at, complained } = follow(&mut qmp, &console, &task)?;
+        if at.is_some() {
+            qmp.command("quit", json!({}))?;
+        }
         let status = qemu.child.wait().map_err(io_error("wait for qemu"))?;
         task.note(format!("qemu ended: {status}"));
         let said = reader
@@ -206,7 +204,8 @@ impl Recording {
             })
         };
         Ok(Replayed {
-            instructions,
+            instructions: at,
+            complained,
             differences: streams.into_iter().filter_map(differ).collect(),
         })
     }
@@ -216,7 +215,14 @@ impl Recording {
     /// # Errors
     ///
     /// [`BootError`]; an execution that ends before.
-    pub fn replay_to(&self, emulators: &Emulators, instruction: u64, gdb: Option<&Path>) -> Result<Stopped, BootError> {
+    pub fn replay_to(
+        &self,
+        emulators: &Emulators,
+        instruction: u64,
+        gdb: Option<&Path>,
+        progress: &Progress,
+    ) -> Result<Stopped, BootError> {
+        let task = progress.task(format!("replay up to instruction {instruction}"));
         let console = self.folder.join("replay.console.log");
         let socket = gdb.map(|path| format!("unix:{},server=on,wait=off", path.display()));
         let mut more = vec!["-S"];
@@ -229,11 +235,12 @@ impl Recording {
         if instruction > 0 {
             qmp.command("replay-break", json!({ "icount": instruction }))?;
             qmp.command("cont", json!({}))?;
-            qmp.wait_for(REPLAY, |name, _| name == "STOP" || name == "SHUTDOWN")?;
+            follow(&mut qmp, &console, &task)?;
         }
         let at = reached(&mut qmp)?;
         let registers = qmp.command("human-monitor-command", json!({ "command-line": "info registers" }))?;
         let registers = registers.as_str().unwrap_or_default().replace("\r\n", "\n");
+        task.done();
         Ok(Stopped { qemu, at, registers })
     }
 
@@ -273,12 +280,6 @@ impl Recording {
 
 fn share(stream: &UnixStream) -> Result<UnixStream, BootError> {
     stream.try_clone().map_err(io_error("share a channel of qemu's"))
-}
-
-/// How many instructions have been replayed.
-fn reached(qmp: &mut Qmp) -> Result<u64, QmpError> {
-    let answer = qmp.command("query-replay", json!({}))?;
-    Ok(answer["icount"].as_u64().unwrap_or_default())
 }
 
 /// Where two streams part.

@@ -6,7 +6,7 @@ use std::path::{Path, PathBuf};
 use anyhow::{Context, Result, bail, ensure};
 use kvmi_lab_control::Lane;
 use kvmi_lab_machine::bundle::{self, Bundle};
-use kvmi_lab_machine::recording::{Recording, Replayed};
+use kvmi_lab_machine::recording::{Complained, Recording, Replayed};
 use kvmi_lab_machine::scenario::{Limits, Request};
 
 use super::{modules, plain};
@@ -56,19 +56,32 @@ pub(crate) fn run(shop: &Workshop, path: &Path, wanted: Wanted) -> Result<u8> {
         Wanted::Replay => {
             let Replayed {
                 instructions,
+                complained,
                 differences,
             } = recording.replay(&fetched.emulators, &shop.progress)?;
             for d in &differences {
                 show!("the {} is another from byte {} on", d.stream, d.at);
+            }
+            if let Some(Complained {
+                complaint,
+                after,
+                before,
+            }) = &complained
+            {
+                show!(
+                    "L1's kernel first complained between the instructions {after} and {before}: {}",
+                    complaint.line
+                );
             }
             if differences.is_empty() {
                 let instructions = instructions.map_or_else(String::new, |n| format!(" {n} instructions,"));
                 show!(
                     "repeated,{instructions} and L1's console and all that it said on the control channel are the same, byte for byte"
                 );
+                let number = complained.map_or_else(|| "NUMBER".to_owned(), |complained| complained.after.to_string());
                 show!(
-                    "to stop at an instruction: cargo xtask repro {} --replay --at NUMBER [--gdb]",
-                    path.display()
+                    "to stop at an instruction: cargo xtask repro {} --replay --at {number} [--gdb]",
+                    relative(path, &shop.checkout)
                 );
             }
             Ok(if differences.is_empty() {
@@ -78,14 +91,14 @@ pub(crate) fn run(shop: &Workshop, path: &Path, wanted: Wanted) -> Result<u8> {
             })
         }
         Wanted::StopAt(instruction) => {
-            let stopped = recording.replay_to(&fetched.emulators, instruction, None)?;
+            let stopped = recording.replay_to(&fetched.emulators, instruction, None, &shop.progress)?;
             show!("at instruction {}:\n{}", stopped.at, stopped.registers);
             Ok(exit::OK)
         }
         Wanted::Debug(instruction) => {
             gdb::require()?;
             let gdb = Gdb::new()?;
-            let stopped = recording.replay_to(&fetched.emulators, instruction, Some(gdb.socket()))?;
+            let stopped = recording.replay_to(&fetched.emulators, instruction, Some(gdb.socket()), &shop.progress)?;
             let kernel = gdb::Kernel::of(&bundle.boot.kernel)?.known(&shop.cache)?;
             let modules = modules::loaded(shop, &bundle, &recording.loaded()?, &folder)?;
             let command = gdb.write(&folder, kernel.as_ref(), &modules)?;
