@@ -147,8 +147,9 @@ impl Place {
             mark: format!("{}-{}", std::process::id(), folder.display()),
             folder,
         };
-        // All but the saved L1s is the lab's own.
-        for kind in fs::read_dir(shop.cache.root()).context("look into the cache; fill it by: cargo xtask e2e")? {
+        // All but the saved L1s is the lab's own, as far as there is any.
+        fs::create_dir_all(shop.cache.root()).context("make the cache")?;
+        for kind in fs::read_dir(shop.cache.root()).context("look into the cache")? {
             let kind = kind?;
             if kind.file_name() != POINTS {
                 symlink(kind.path(), place.cache().join(kind.file_name())).context("share the cache")?;

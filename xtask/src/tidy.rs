@@ -85,7 +85,9 @@ pub(crate) fn findings(checkout: &Path) -> Result<Vec<Finding>> {
         };
         findings.extend(of_file(&name, &text));
         if name.starts_with(".github/") {
-            findings.extend(workflows::findings(&name, &text, |file| checkout.join(file).is_file()));
+            findings.extend(workflows::findings(&name, &text, |file| {
+                fs::read_to_string(checkout.join(file)).ok()
+            }));
         }
     }
     let map = fs::read_to_string(checkout.join("ARCHITECTURE.md")).unwrap_or_default();

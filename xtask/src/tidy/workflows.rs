@@ -1,6 +1,7 @@
 // SPDX-License-Identifier: MIT OR Apache-2.0
-//! What GitHub runs: YAML that can be read, commands that there are, no more rights than it needs, an end to each job, nothing that changes
-//! under its name, and a cache that main alone writes.
+//! What GitHub runs: YAML that can be read, commands that there are and that README lists, no more rights than it needs, an end to each job,
+//! logs of those that fail, nothing that changes under its name, actions of our own that take what they are given, and a cache that main
+//! alone writes.
 
 use clap::Parser;
 use serde_json::{Map, Value};
@@ -9,11 +10,14 @@ use super::{Finding, finding};
 
 const WORKFLOWS: &str = ".github/workflows/";
 
+/// The action that keeps what a job that failed has left.
+const KEEP_LOGS: &str = "./.github/actions/keep-logs";
+
 /// How a step begins that is one of ours.
 const XTASK: &str = "cargo xtask ";
 
-/// Everything to mend in a workflow or an action; `is_there` says whether a file is in the checkout.
-pub(super) fn findings(name: &str, text: &str, is_there: impl Fn(&str) -> bool) -> Vec<Finding> {
+/// Everything to mend in a workflow or an action; `read` gives a file of the checkout, if that is there.
+pub(super) fn findings(name: &str, text: &str, read: impl Fn(&str) -> Option<String>) -> Vec<Finding> {
     if !name.ends_with(".yml") {
         return Vec::new();
     }
@@ -22,6 +26,8 @@ pub(super) fn findings(name: &str, text: &str, is_there: impl Fn(&str) -> bool) 
         Ok(file) => file,
         Err(e) => return vec![finding(name, format!("cannot be read: {e}"))],
     };
+    let listed = listed(&read("README.md").unwrap_or_default());
+    let checkout = Checkout { read: &read, listed };
     let mut whats = Vec::new();
     if name.starts_with(WORKFLOWS) {
         if file["permissions"] != serde_json::json!({ "contents": "read" }) {
@@ -30,11 +36,21 @@ pub(super) fn findings(name: &str, text: &str, is_there: impl Fn(&str) -> bool) 
         for (job, what) in file["jobs"].as_object().into_iter().flatten() {
             let said = of_job(what)
                 .into_iter()
-                .chain(of_steps(&what["steps"], what, &is_there));
+                .chain(of_steps(&what["steps"], what, &checkout));
             whats.extend(said.map(|said| format!("{job}: {said}")));
         }
     } else {
-        whats.extend(of_steps(&file["runs"]["steps"], &Value::Null, &is_there));
+        if file["runs"]["using"] != "composite" {
+            whats.push("an action that is not composed of steps: nothing is known of it".to_owned());
+        }
+        whats.extend(of_steps(&file["runs"]["steps"], &Value::Null, &checkout));
+        let steps = file["runs"]["steps"].as_array().into_iter().flatten();
+        if steps
+            .into_iter()
+            .any(|step| !step["run"].is_null() && !step["shell"].is_string())
+        {
+            whats.push("a step of an action that does not say its shell".to_owned());
+        }
     }
     whats.into_iter().map(|what| finding(name, what)).collect()
 }
@@ -47,19 +63,42 @@ fn of_job(job: &Value) -> Vec<String> {
     if !job["permissions"].is_null() {
         whats.push("a job with permissions of its own".to_owned());
     }
+    let has = |is_it: &dyn Fn(&Value) -> bool| job["steps"].as_array().into_iter().flatten().any(is_it);
+    let works = has(&|step| step["run"].as_str().is_some_and(|run| run.contains(XTASK)));
+    let keeps = has(&|step| {
+        step["uses"] == KEEP_LOGS
+            && step["if"]
+                .as_str()
+                .is_some_and(|condition| condition.contains("failure()"))
+    });
+    if works && !keeps {
+        whats.push(format!(
+            "a job that leaves nothing when it fails, without `if: failure()` and `uses: {KEEP_LOGS}`"
+        ));
+    }
     whats
 }
 
-fn of_steps(steps: &Value, job: &Value, is_there: impl Fn(&str) -> bool) -> Vec<String> {
+/// What of the checkout workflows are held to.
+struct Checkout<'a> {
+    read: &'a dyn Fn(&str) -> Option<String>,
+    /// Commands that README lists.
+    listed: Vec<String>,
+}
+
+fn of_steps(steps: &Value, job: &Value, checkout: &Checkout<'_>) -> Vec<String> {
     let steps = steps.as_array().map(Vec::as_slice).unwrap_or_default();
     let mut whats = Vec::new();
     for step in steps {
         if let Some(action) = step["uses"].as_str() {
-            whats.extend(of_action(action, step, &is_there));
+            whats.extend(of_action(action, step, checkout));
         }
         for line in step["run"].as_str().unwrap_or_default().lines() {
             if let Some((_, command)) = line.split_once(XTASK) {
                 whats.extend(of_command(command, &job["strategy"]["matrix"]));
+                if !is_listed(command, &checkout.listed) {
+                    whats.push(format!("a command that README.md does not list: cargo xtask {command}"));
+                }
             }
         }
     }
@@ -67,13 +106,14 @@ fn of_steps(steps: &Value, job: &Value, is_there: impl Fn(&str) -> bool) -> Vec<
 }
 
 /// What is wrong with the use of an action.
-fn of_action(action: &str, step: &Value, is_there: impl Fn(&str) -> bool) -> Vec<String> {
+fn of_action(action: &str, step: &Value, checkout: &Checkout<'_>) -> Vec<String> {
     let mut whats = Vec::new();
     if let Some(own) = action.strip_prefix("./") {
-        if !is_there(&format!("{own}/action.yml")) {
-            whats.push(format!("there is no action {action}"));
-        }
-        return whats;
+        return match (checkout.read)(&format!("{own}/action.yml")) {
+            // One that cannot be read is told of at its own place.
+            Some(text) => of_inputs(action, step, &serde_saphyr::from_str(&text).unwrap_or_default()),
+            None => vec![format!("there is no action {action}")],
+        };
     }
     let (of, version) = action.split_once('@').unwrap_or((action, ""));
     if version.len() != 40 || !version.bytes().all(|b| b.is_ascii_hexdigit()) {
@@ -88,6 +128,52 @@ fn of_action(action: &str, step: &Value, is_there: impl Fn(&str) -> bool) -> Vec
         whats.push("a cache that others than main may write".to_owned());
     }
     whats
+}
+
+/// What is wrong with what an action of ours is given.
+fn of_inputs(action: &str, step: &Value, file: &Value) -> Vec<String> {
+    let none = Map::new();
+    let given = step["with"].as_object().unwrap_or(&none);
+    let inputs = file["inputs"].as_object().unwrap_or(&none);
+    let unknown = given.keys().filter(|name| !inputs.contains_key(*name));
+    let needs = |(name, input): &(&String, &Value)| input["default"].is_null() && !given.contains_key(*name);
+    let missing = inputs.iter().filter(needs).map(|(name, _)| name);
+    unknown
+        .map(|name| format!("{action} takes no `{name}`"))
+        .chain(missing.map(|name| format!("{action} is not given its `{name}`")))
+        .collect()
+}
+
+/// The commands of a page, each of which begins a line.
+fn listed(page: &str) -> Vec<String> {
+    let commands = page.lines().filter_map(|line| line.trim().strip_prefix(XTASK));
+    // What it does stands behind it.
+    let command = |line: &str| line.split(" #").next().unwrap_or_default().to_owned();
+    commands.map(command).collect()
+}
+
+/// Whether some lines have the command with each of its switches, whatever their values are.
+fn is_listed(command: &str, listed: &[String]) -> bool {
+    let mut words = command.split_whitespace();
+    let name = words.next().unwrap_or_default();
+    // What comes before the switches is a name of a scenario, or one of a step.
+    let step = words
+        .clone()
+        .next()
+        .filter(|word| word.chars().all(|c| c.is_ascii_lowercase()));
+    let begin: Vec<&str> = std::iter::once(name).chain(step).collect();
+    let switches = words.filter(|word| word.starts_with("--"));
+    let of_it: Vec<Vec<&str>> = listed
+        .iter()
+        .map(|line| {
+            line.split([' ', '[', ']'])
+                .filter(|word| !word.is_empty())
+                .collect::<Vec<_>>()
+        })
+        .filter(|line| line.starts_with(&begin))
+        .collect();
+    let has = |word: &str| of_it.iter().any(|line| line.contains(&word));
+    !of_it.is_empty() && switches.into_iter().all(has)
 }
 
 /// What is wrong with a command, whichever values of its job's matrix it gets.
@@ -133,19 +219,27 @@ fn without(text: &str, begin: &str, end: &str) -> Option<String> {
 mod tests {
     use super::*;
 
+    const JOB: &str = "permissions:\n  contents: read\njobs:\n  a:\n    runs-on: b\n    timeout-minutes: 1\n    strategy:\n      matrix:\n        \
+                       lane: [svm-tcg, no-lane]\n        slice: [1/2]\n    steps:\n";
+
+    const README: &str = "cargo xtask check  # the rest\n  cargo xtask e2e lab:: --lane LANE --slice 1/2\ncargo xtask e2e [--hardware] # `--json`\n\
+                          cargo xtask explore SCENARIO --seed 7 --runs 100\ncargo xtask kernels run\n";
+
     const COMMIT: &str = "0123456789abcdef0123456789abcdef01234567";
 
     fn whats(name: &str, text: &str) -> Vec<String> {
-        let is_there = |name: &str| name == ".github/actions/a/action.yml";
-        findings(name, text, is_there).into_iter().map(|f| f.what).collect()
+        let read = |name: &str| match name {
+            ".github/actions/a/action.yml" => Some("inputs:\n  of: { default: b }\n  to: {}\n".to_owned()),
+            ".github/actions/keep-logs/action.yml" => Some(String::new()),
+            "README.md" => Some(README.to_owned()),
+            _ => None,
+        };
+        findings(name, text, read).into_iter().map(|f| f.what).collect()
     }
 
     fn of_step(step: &str) -> Vec<String> {
-        let text = format!(
-            "permissions:\n  contents: read\njobs:\n  a:\n    runs-on: b\n    timeout-minutes: 1\n    strategy:\n      matrix:\n        \
-             lane: [svm-tcg, no-lane]\n        slice: [1/2]\n    steps:\n      - {step}\n"
-        );
-        whats(".github/workflows/a.yml", &text)
+        let keep = format!("      - if: failure()\n        uses: {KEEP_LOGS}\n");
+        whats(".github/workflows/a.yml", &format!("{JOB}      - {step}\n{keep}"))
     }
 
     #[test]
@@ -178,7 +272,14 @@ mod tests {
     fn actions_are_pinned_and_there() {
         assert_eq!(of_step(&format!("uses: a/b@{COMMIT} # v1")), [""; 0]);
         assert_eq!(of_step("uses: a/b@v1"), ["a: an action without its commit: a/b@v1"]);
-        assert_eq!(of_step("uses: ./.github/actions/a"), [""; 0]);
+        assert_eq!(of_step("uses: ./.github/actions/a\n        with: { to: c }"), [""; 0]);
+        assert_eq!(
+            of_step("uses: ./.github/actions/a\n        with: { too: c }"),
+            [
+                "a: ./.github/actions/a takes no `too`",
+                "a: ./.github/actions/a is not given its `to`"
+            ]
+        );
         assert_eq!(
             of_step("uses: ./.github/actions/b"),
             ["a: there is no action ./.github/actions/b"]
@@ -194,7 +295,9 @@ mod tests {
     #[test]
     fn main_alone_writes_the_cache() {
         let action = |condition: &str| {
-            let text = format!("runs:\n  steps:\n    - uses: actions/cache/save@{COMMIT}\n      if: {condition}\n");
+            let text = format!(
+                "runs:\n  using: composite\n  steps:\n    - uses: actions/cache/save@{COMMIT}\n      if: {condition}\n"
+            );
             whats(".github/actions/a/action.yml", &text)
         };
         assert_eq!(action("github.ref == 'refs/heads/main'"), [""; 0]);
@@ -203,6 +306,49 @@ mod tests {
             of_step(&format!("uses: actions/cache@{COMMIT}")),
             ["a: a cache that others than main may write"]
         );
+    }
+
+    #[test]
+    fn steps_of_actions_are_looked_at_as_well() {
+        let action = |runs: &str| whats(".github/actions/a/action.yml", &format!("runs:\n{runs}"));
+        let of_step = |step: &str| action(&format!("  using: composite\n  steps:\n    - {step}\n"));
+        assert_eq!(of_step("run: cargo xtask check\n      shell: bash"), [""; 0]);
+        assert_eq!(
+            of_step("run: true"),
+            ["a step of an action that does not say its shell"]
+        );
+        assert!(of_step("run: cargo xtask chekc\n      shell: bash")[0].starts_with("no such command"));
+        assert_eq!(of_step("uses: a/b@v1"), ["an action without its commit: a/b@v1"]);
+        assert!(action("  using: node20\n")[0].contains("not composed of steps"));
+    }
+
+    #[test]
+    fn a_job_that_fails_leaves_its_logs() {
+        let of_steps = |steps: &str| whats(".github/workflows/a.yml", &format!("{JOB}{steps}"));
+        let works = "      - run: cargo xtask check\n";
+        assert_eq!(of_steps("      - run: ls\n"), [""; 0]);
+        assert!(of_steps(works)[0].starts_with("a: a job that leaves nothing when it fails"));
+        let keeps = format!("{works}      - uses: {KEEP_LOGS}\n");
+        assert!(of_steps(&keeps)[0].starts_with("a: a job that leaves nothing when it fails"));
+        assert_eq!(of_steps(&format!("{keeps}        if: failure()\n")), [""; 0]);
+    }
+
+    #[test]
+    fn commands_are_listed() {
+        let said = |command: &str| of_step(&format!("run: {command}"));
+        for right in [
+            "cargo xtask check",
+            "cargo xtask e2e --hardware --slice ${{ matrix.slice }}",
+            "cargo xtask kernels run",
+        ] {
+            assert_eq!(said(right), [""; 0], "{right}");
+        }
+        for wrong in ["cargo xtask tidy", "cargo xtask kernels take", "cargo xtask e2e --json"] {
+            assert_eq!(
+                said(wrong),
+                [format!("a: a command that README.md does not list: {wrong}")]
+            );
+        }
     }
 
     #[test]
@@ -220,6 +366,6 @@ mod tests {
             said.len() == 1 && said[0].starts_with("a: no such command: cargo xtask e2e --lane no-lane: error: "),
             "{said:?}"
         );
-        assert_eq!(of_step("run: cargo xtask no-such").len(), 1);
+        assert!(of_step("run: cargo xtask no-such")[0].starts_with("a: no such command"));
     }
 }
