@@ -2,9 +2,9 @@
 //! What the protocol says about any message.
 
 use kvmi_uapi::error::{EBUSY, EINVAL, ENOENT, ENOMEM, ENOSYS, EOPNOTSUPP, EPERM};
-use kvmi_uapi::msg;
+use kvmi_uapi::{event, msg};
 
-use super::QUERIES;
+use super::permissions::Forbidden;
 use crate::wire::Answer;
 
 /// What may come back.
@@ -14,6 +14,8 @@ pub(super) enum Expected {
     Closed,
     /// This error.
     Error(i32),
+    /// One of these errors, or not being allowed the event: no success.
+    NotAllowed(&'static [i32]),
     /// Data of this length, or one of these errors.
     Either(usize, &'static [i32]),
 }
@@ -22,9 +24,10 @@ impl Expected {
     pub(super) fn allows(&self, answer: &Answer) -> bool {
         match (self, answer) {
             (Self::Error(wanted), Err(errno)) => wanted == errno,
+            (Self::NotAllowed(errors), Err(errno)) => *errno == EPERM || errors.contains(errno),
             (Self::Either(length, _), Ok(data)) => data.len() == *length,
             (Self::Either(_, errors), Err(errno)) => errors.contains(errno),
-            (Self::Closed, _) | (Self::Error(_), Ok(_)) => false,
+            (Self::Closed, _) | (Self::Error(_) | Self::NotAllowed(_), Ok(_)) => false,
         }
     }
 }
@@ -35,18 +38,13 @@ fn word(payload: &[u8], at: usize) -> u16 {
     u16::from_ne_bytes([byte(at), byte(at + 1)])
 }
 
-/// What is to come back for a message whose header tells the truth. `allowed`: every command and event is, or none.
-pub(super) fn expected(id: u16, payload: &[u8], allowed: bool, vcpus: u16) -> Expected {
-    let is_command = msg::COMMANDS.iter().any(|(command, _)| *command == id);
+/// What is to come back for a message whose header tells the truth.
+pub(super) fn expected(id: u16, payload: &[u8], forbidden: &Forbidden, vcpus: u16) -> Expected {
     if id != msg::VCPU_EVENT {
-        if !is_command {
+        if !msg::COMMANDS.iter().any(|(command, _)| *command == id) {
             return Expected::Error(ENOSYS);
         }
-        let not_yet = !super::generator::is_carried_out(id);
-        if not_yet {
-            return Expected::Either(0, &[ENOSYS, EPERM, EINVAL]);
-        }
-        if !allowed && !QUERIES.contains(&id) {
+        if forbidden.commands.contains(&id) {
             return Expected::Error(EPERM);
         }
     }
@@ -54,11 +52,30 @@ pub(super) fn expected(id: u16, payload: &[u8], allowed: bool, vcpus: u16) -> Ex
     if msg::is_vcpu(id) && (has_padding || word(payload, 0) >= vcpus) {
         return Expected::Error(EINVAL);
     }
+    // An event that is forbidden can be asked for in no way.
+    let event = match id {
+        msg::VM_CONTROL_EVENTS => Some(word(payload, 0)),
+        msg::VCPU_CONTROL_EVENTS => Some(word(payload, 8)),
+        msg::VM_PAUSE_VCPU => Some(event::PAUSE),
+        msg::VCPU_INJECT_EXCEPTION => Some(event::TRAP),
+        msg::VCPU_CONTROL_SINGLESTEP => Some(event::SINGLESTEP),
+        _ => None,
+    };
+    let is_forbidden = event.is_some_and(|event| forbidden.events.contains(&event));
+    match of_arguments(id, payload, forbidden) {
+        Expected::Either(_, errors) if is_forbidden => Expected::NotAllowed(errors),
+        Expected::Error(_) if is_forbidden => Expected::NotAllowed(&[EINVAL]),
+        expected => expected,
+    }
+}
+
+/// What is to come back for a command that is allowed, as to what it is about.
+fn of_arguments(id: u16, payload: &[u8], forbidden: &Forbidden) -> Expected {
     match id {
         // No event can be open: the guest sleeps, and PAUSE is answered at once.
         msg::VCPU_EVENT => Expected::Closed,
         msg::GET_VERSION | msg::VM_GET_INFO => Expected::Either(16, &[]),
-        msg::VM_CHECK_COMMAND | msg::VM_CHECK_EVENT => Expected::Either(0, &[EINVAL, ENOENT, EPERM]),
+        msg::VM_CHECK_COMMAND | msg::VM_CHECK_EVENT => of_check(id, payload, forbidden),
         // A guest that sleeps executes nothing that could be told.
         msg::VM_CONTROL_EVENTS
         | msg::VM_CONTROL_CLEANUP
@@ -89,7 +106,28 @@ pub(super) fn expected(id: u16, payload: &[u8], allowed: bool, vcpus: u16) -> Ex
         msg::VCPU_GET_XSAVE => Expected::Either(4096, &[]),
         msg::VCPU_SET_XSAVE => Expected::Either(0, &[EINVAL]),
         msg::VCPU_GET_MTRR_TYPE | msg::VCPU_TRANSLATE_GVA => Expected::Either(8, &[]),
+        // It is never given the number of an exception.
+        msg::VCPU_INJECT_EXCEPTION => Expected::Error(EINVAL),
         _ => Expected::Error(ENOSYS),
+    }
+}
+
+/// What the queries for permission say.
+fn of_check(id: u16, payload: &[u8], forbidden: &Forbidden) -> Expected {
+    let asked = word(payload, 0);
+    let (all, forbidden) = if id == msg::VM_CHECK_COMMAND {
+        (msg::COMMANDS, &forbidden.commands)
+    } else {
+        (event::ALL, &forbidden.events)
+    };
+    if payload.iter().skip(2).take(6).any(|byte| *byte != 0) {
+        Expected::Error(EINVAL)
+    } else if !all.iter().any(|(known, _)| *known == asked) {
+        Expected::Error(ENOENT)
+    } else if forbidden.contains(&asked) {
+        Expected::Error(EPERM)
+    } else {
+        Expected::Either(0, &[])
     }
 }
 
@@ -97,27 +135,55 @@ pub(super) fn expected(id: u16, payload: &[u8], allowed: bool, vcpus: u16) -> Ex
 mod tests {
     use super::*;
 
+    fn allowing_all(id: u16, payload: &[u8]) -> Expected {
+        expected(id, payload, &Forbidden::default(), 2)
+    }
+
     #[test]
     fn order_of_checks() {
         let no_vcpu = [9, 0, 0, 0, 0, 0, 0, 0];
-        assert_eq!(expected(1000, &[], false, 2), Expected::Error(ENOSYS));
-        assert_eq!(expected(msg::VCPU_GET_INFO, &no_vcpu, false, 2), Expected::Error(EPERM));
-        assert_eq!(expected(msg::VCPU_GET_INFO, &no_vcpu, true, 2), Expected::Error(EINVAL));
-        assert_eq!(expected(msg::VCPU_GET_INFO, &[], true, 2), Expected::Either(8, &[]));
+        let nothing = Forbidden::all();
+        assert_eq!(expected(1000, &[], &nothing, 2), Expected::Error(ENOSYS));
+        assert_eq!(
+            expected(msg::VCPU_GET_INFO, &no_vcpu, &nothing, 2),
+            Expected::Error(EPERM)
+        );
+        assert_eq!(allowing_all(msg::VCPU_GET_INFO, &no_vcpu), Expected::Error(EINVAL));
+        assert_eq!(allowing_all(msg::VCPU_GET_INFO, &[]), Expected::Either(8, &[]));
     }
 
     #[test]
     fn a_write_longer_than_its_message_closes() {
         let mut payload = [0; 20];
         payload[8] = 4;
-        assert_ne!(expected(msg::VM_WRITE_PHYSICAL, &payload, true, 2), Expected::Closed);
+        assert_ne!(allowing_all(msg::VM_WRITE_PHYSICAL, &payload), Expected::Closed);
+        assert_eq!(allowing_all(msg::VM_WRITE_PHYSICAL, &payload[..19]), Expected::Closed);
         assert_eq!(
-            expected(msg::VM_WRITE_PHYSICAL, &payload[..19], true, 2),
-            Expected::Closed
-        );
-        assert_eq!(
-            expected(msg::VM_WRITE_PHYSICAL, &payload[..19], false, 2),
+            expected(msg::VM_WRITE_PHYSICAL, &payload[..19], &Forbidden::all(), 2),
             Expected::Error(EPERM)
         );
+    }
+
+    #[test]
+    fn what_is_forbidden_does_not_succeed() {
+        let forbidden = Forbidden {
+            events: [event::CR].into(),
+            ..Forbidden::default()
+        };
+        let switch = |event: u8| {
+            expected(
+                msg::VCPU_CONTROL_EVENTS,
+                &[0, 0, 0, 0, 0, 0, 0, 0, event, 0, 1],
+                &forbidden,
+                2,
+            )
+        };
+        let (cr, msr) = (switch(event::CR as u8), switch(event::MSR as u8));
+        assert!(!cr.allows(&Ok(vec![])) && cr.allows(&Err(EPERM)) && cr.allows(&Err(EINVAL)));
+        assert!(msr.allows(&Ok(vec![])) && !msr.allows(&Err(EPERM)));
+        let ask = |event: u16| expected(msg::VM_CHECK_EVENT, &event.to_ne_bytes(), &forbidden, 2);
+        assert_eq!(ask(event::CR), Expected::Error(EPERM));
+        assert_eq!(ask(event::MSR), Expected::Either(0, &[]));
+        assert_eq!(ask(event::MSR + 1), Expected::Error(ENOENT));
     }
 }
