@@ -54,5 +54,7 @@ numbered! {
         LoadHalf = 23,
         /// PUSH of the 8 bytes at argument 2 with RSP at the address; what RSP is then is the result.
         PushFrom = 24,
+        /// CALL of the address that the 8 bytes at argument 2 are, with RSP at the address; what RSP is behind it is the result.
+        CallThrough = 25,
     }
 }

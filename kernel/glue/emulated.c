@@ -64,23 +64,28 @@ static bool tell_emulated_range(struct kvm_vcpu *vcpu, gva_t gva, unsigned int b
 
 /*
  * The emulator leaves the instruction, of which nothing is to have happened yet:
- * what it did to registers and flags is forgotten, and so is what the VMM was to
- * be asked for.  What the VMM has given, as a port or in place of memory, is kept:
- * it would not give the same again.
+ * what it did to registers, flags and RIP is forgotten, and so is what the VMM was
+ * to be asked for.  What the VMM has given, as a port or in place of memory, is
+ * kept: it would not give the same again.  Not so where a register is an operand,
+ * which is not looked up again: one operand then lies across a device and a page.
  */
 static void leave_emulation(struct kvm_vcpu *vcpu)
 {
 	struct kvm_vcpu_introspection *vi = kvmi_vcpu(vcpu);
 	struct x86_emulate_ctxt *ctxt = vcpu->arch.emulate_ctxt;
-	bool has_waited = vcpu->arch.emulate_regs_need_sync_to_vcpu;
 	unsigned int count = 1;
 
 	vi->told_emulator = true;
-	vi->told_half_way = ctxt->io_read.end || (has_waited && ctxt->mem_read.end);
+	vi->told_half_way = ctxt->io_read.end ||
+			    (vcpu->introspection_completes_io && ctxt->mem_read.end &&
+			     ctxt->src.type != OP_REG);
 	vcpu->arch.emulate_regs_need_sync_to_vcpu = false;
 	vcpu->arch.emulate_regs_need_sync_from_vcpu = true;
 	ctxt->eflags = kvm_get_rflags(vcpu);
+	ctxt->_eip = ctxt->eip + (ctxt->fetch.ptr - ctxt->fetch.data);
 	vcpu->mmio_needed = false;
+	/* Nor does KVM go on where it emulates many in a row. */
+	kvm_make_request(KVM_REQ_EVENT, vcpu);
 
 	if (!ctxt->io_read.end)
 		return;
@@ -139,11 +144,23 @@ int kvmi_emulate_anew(struct kvm_vcpu_introspection *vi, bool goes_on)
 	int r = 1;
 
 	if (vi->told_half_way) {
-		vcpu->arch.emulate_regs_need_sync_to_vcpu = true;
+		vcpu->introspection_completes_io = true;
 		r = kvm_emulate_instruction(vcpu, EMULTYPE_NO_DECODE);
+		vcpu->introspection_completes_io = false;
 	} else if (goes_on) {
 		r = kvm_emulate_instruction(vcpu, 0);
 	}
 	/* It may have faulted where KVM cannot enter the guest with an exception. */
 	return r > 0 ? kvm_x86_call(vcpu_pre_run)(vcpu) : r;
+}
+
+/* Whether the session's end leaves an instruction half-way: its event is open and will not be answered. */
+bool kvmi_is_left_half_way(struct kvm_vcpu_introspection *vi)
+{
+	enum kvmi_phase phase = kvmi_phase(vi->state);
+
+	return READ_ONCE(vi->session->closing) &&
+	       (phase == KVMI_RECORDED || phase == KVMI_SENT) &&
+	       kvmi_phase_event(vi->state) == KVMI_VCPU_EVENT_PF &&
+	       vi->told_emulator && vi->told_half_way;
 }

@@ -64,10 +64,8 @@ static void let_through(struct kvm_vcpu_introspection *vi, gfn_t gfn, u8 access,
 	unsigned long rip = kvm_rip_read(vi->vcpu);
 	struct kvmi_let_through *page;
 
-	if (vi->let_through_rip != rip) {
+	if (vi->let_through_rip != rip)
 		kvmi_take_back(vi);
-		vi->marked_entry = INVALID_GPA;
-	}
 	vi->let_through_rip = rip;
 
 	page = find(vi, gfn);
@@ -137,11 +135,13 @@ int kvmi_complete_access(struct kvm_vcpu_introspection *vi, bool changed)
  */
 static bool mark_entry(struct kvm_vcpu_introspection *vi, gpa_t gpa)
 {
-	bool again = vi->marked_entry == gpa, writable;
 	struct kvm_vcpu *vcpu = vi->vcpu;
+	unsigned long rip = kvm_rip_read(vcpu);
+	bool again = vi->marked_entry == gpa && vi->marked_rip == rip;
 	gfn_t gfn = gpa_to_gfn(gpa);
 	unsigned long hva;
 	u8 __user *byte;
+	bool writable;
 	u8 old, new;
 	int r;
 
@@ -160,6 +160,7 @@ static bool mark_entry(struct kvm_vcpu_introspection *vi, gpa_t gpa)
 			new |= PT_DIRTY_MASK;
 	}
 	vi->marked_entry = new & PT_DIRTY_MASK ? INVALID_GPA : gpa;
+	vi->marked_rip = rip;
 	if (new == old)
 		return true;
 	r = __try_cmpxchg_user(byte, &old, new, fault);

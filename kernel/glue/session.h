@@ -146,7 +146,8 @@ struct kvm_vcpu_introspection {
 	struct kvmi_let_through let_through[KVMI_MAX_LET_THROUGH];
 	unsigned int let_through_count;
 	unsigned long let_through_rip;	/* RIP of the instruction that they are about */
-	gpa_t marked_entry;		/* of the guest's page tables, last marked as accessed */
+	gpa_t marked_entry;		/* of the guest's page tables, last seen accessed by that walk */
+	unsigned long marked_rip;	/* for the instruction there */
 	struct kvmi_occurrence told;	/* the last access that was told */
 	bool told_emulator;		/* and who has to make it: the emulator rather than the CPU */
 	bool told_half_way;		/* in an instruction that the VMM has given something for */
@@ -216,6 +217,7 @@ void kvmi_leave_let_through(struct kvm_vcpu *vcpu, struct kvm_vcpu_introspection
 /* emulated.c */
 bool kvmi_emulates_fetch(struct kvm_vcpu *vcpu);
 int kvmi_emulate_anew(struct kvm_vcpu_introspection *vi, bool goes_on);
+bool kvmi_is_left_half_way(struct kvm_vcpu_introspection *vi);
 
 /* step.c */
 bool kvmi_wants_step(struct kvm_vcpu_introspection *vi);

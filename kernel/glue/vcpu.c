@@ -318,7 +318,9 @@ int __kvm_introspection_work(struct kvm_vcpu *vcpu)
 			vcpu->run->exit_reason = KVM_EXIT_SHUTDOWN;
 		kvmi_explore(KVMI_AT_COMPLETE);
 		is_current = r > 0 && vi == kvmi_vcpu(vcpu);
-		if (is_current && kvmi_phase(vi->state) == KVMI_REPLY_HERE)
+		if (r > 0 && kvmi_is_left_half_way(vi))
+			r = kvmi_emulate_anew(vi, true);
+		else if (is_current && kvmi_phase(vi->state) == KVMI_REPLY_HERE)
 			r = complete_exit(vi);
 		else if (is_current && (kvmi_is_stepper(vcpu) || kvmi_wants_step(vi)))
 			r = kvmi_step(vi);

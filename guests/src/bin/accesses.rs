@@ -77,6 +77,10 @@ fn access([what, gpa, a, b]: [u64; 4]) -> Option<u64> {
                 "cli", "mov {saved}, rsp", "mov rsp, {gpa}", "push qword ptr [{a}]", "mov {result}, rsp", "mov rsp, {saved}", "sti",
                 saved = out(reg) _, gpa = in(reg) gpa, a = in(reg) a, result = out(reg) result,
             ),
+            Access::CallThrough => asm!(
+                "cli", "mov r12, rsp", "mov rsp, {gpa}", "call qword ptr [{a}]", "mov rax, rsp", "mov rsp, r12", "sti",
+                gpa = in(reg) gpa, a = in(reg) a, out("rax") result, clobber_abi("C"), out("r12") _,
+            ),
             Access::Call => asm!("call {}", in(reg) gpa, out("rax") result, clobber_abi("C")),
             Access::Interrupt => asm!(
                 "mov {saved}, rsp", "mov rsp, {gpa}", "int {vector}", "mov rsp, {saved}",
