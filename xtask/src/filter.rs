@@ -36,7 +36,13 @@ impl Filter {
             let near = |name: &&str| strsim::jaro_winkler(name, part);
             let names = all().iter().map(|s| s.name);
             let nearest = names.max_by(|a, b| near(a).total_cmp(&near(b))).unwrap_or_default();
-            bail!("no scenario's name has `{part}` in it; the nearest is {nearest}; for the list: cargo xtask list")
+            // What is less alike than that was not meant.
+            let hint = if near(&nearest) < 0.75 {
+                String::new()
+            } else {
+                format!("; the nearest is {nearest}")
+            };
+            bail!("no scenario's name has `{part}` in it{hint}; for the list: cargo xtask list")
         }
         Ok(filter)
     }

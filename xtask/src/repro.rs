@@ -92,13 +92,18 @@ pub(crate) fn run(shop: &Workshop, wanted: &Arguments, json: bool) -> Result<u8>
     Ok(if is_same { exit::OK } else { exit::OTHER_VERDICT })
 }
 
-/// A path as a person gives it: from here, or from the checkout's top, as failures print it.
+/// A path as a person gives it: from here, or from the checkout's top, as failures print it; of the folder with the logs, too.
 fn find(shop: &Workshop, path: &Path) -> PathBuf {
     let from_top = shop.checkout.join(path);
-    if path.exists() || !from_top.exists() {
+    let found = if path.exists() || !from_top.exists() {
         path.to_owned()
     } else {
         from_top
+    };
+    if found.is_dir() {
+        found.join("bundle.tar.zst")
+    } else {
+        found
     }
 }
 

@@ -75,6 +75,7 @@ pub(crate) fn introspect(arguments: &[&str]) -> anyhow::Result<()> {
 fn parse(arguments: &[&str]) -> anyhow::Result<Option<i32>> {
     match *arguments {
         [] => Ok(None),
+        [option, ..] if option.starts_with('-') => bail!("`{option}` is no option: one process id is all"),
         [pid] => {
             let number = pid.parse().ok().filter(|pid| *pid > 0);
             number.map(Some).with_context(|| format!("`{pid}` is no process id"))
