@@ -81,11 +81,12 @@ mod tests {
     #[test]
     fn what_failed_outlives_what_passed() {
         let top = tempfile::tempdir().unwrap();
-        let runs = Runs::below(top.path().join("lab"));
-        let run = |passes: bool| {
-            let folder = runs.new_folder().unwrap();
-            // Names have milliseconds.
-            std::thread::sleep(std::time::Duration::from_millis(2));
+        // As `new_folder` names them: by the time, in milliseconds.
+        let run = |at: usize, passes: bool| {
+            let runs = Runs::below(top.path());
+            let folder = top.path().join(format!("{}-1", 1_795_000_000_000 + at));
+            fs::create_dir(&folder).unwrap();
+            runs.open().push(folder.clone());
             if passes {
                 runs.passed().unwrap();
             } else {
@@ -93,13 +94,16 @@ mod tests {
             }
             folder
         };
-        let old = run(true);
-        let failed = run(false);
-        let passed: Vec<PathBuf> = (0..KEPT).map(|_| run(true)).collect();
-        assert!(failed.is_dir() && !old.exists() && !passed[0].exists() && passed[1].is_dir());
-        let all_failed: Vec<PathBuf> = (0..KEPT).map(|_| run(false)).collect();
-        assert!(!failed.exists() && passed.iter().all(|p| !p.exists()) && all_failed.iter().all(|p| p.is_dir()));
-        assert_eq!(fs::read_dir(top.path().join("lab")).unwrap().count(), KEPT);
+        let (old, failed, new) = (run(1, true), run(2, false), run(3, true));
+        let all = || vec![new.clone(), failed.clone(), old.clone()];
+        assert_eq!(surplus(all(), 3), [] as [PathBuf; 0]);
+        assert_eq!(surplus(all(), 2), std::slice::from_ref(&old));
+        assert_eq!(surplus(all(), 1), [old.clone(), new.clone()]);
+        assert_eq!(surplus(all(), 0), [old.clone(), new.clone(), failed.clone()]);
+        (4..=KEPT).for_each(|at| drop(run(at, true)));
+        let newest = Runs::below(top.path()).new_folder().unwrap();
+        assert!(newest.is_dir() && failed.is_dir() && new.is_dir() && !old.exists());
+        assert_eq!(fs::read_dir(top.path()).unwrap().count(), KEPT);
     }
 
     #[test]

@@ -7,9 +7,9 @@
  * are given back when TF is gone, INT n, INT1, PUSHF, POPF and SYSCALL; and what
  * would hold the trap back (MOV SS, POP SS) is emulated before.  IRET and SYSRET
  * load an RFLAGS of their own, and keep the TF in it.  The guest cannot turn TF
- * into a trap of branches alone: KVM does not give it DEBUGCTL.BTF.  An event that is injected
- * is itself the step, ended as that of a nested guest's entry is, by an interrupt
- * of the CPU's own.
+ * into a trap of branches alone: KVM does not give it DEBUGCTL.BTF.  An event that
+ * is injected is itself the step, ended as that of a nested guest's entry is, by
+ * an interrupt of the CPU's own.
  *
  * Part of kvm-amd.ko.  AMD64 APM volume 2: 13.1.4 (single-stepping), 15.9, 15.12
  * (intercepts of instructions and exceptions), 15.20 (event injection).

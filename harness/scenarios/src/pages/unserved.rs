@@ -74,16 +74,22 @@ fn waits_for_emulation(context: &mut Context) -> Result<(), Failure> {
     watched.vm.exit()
 }
 
-fn commands_while_another_steps(context: &mut Context) -> Result<(), Failure> {
+/// Two vCPUs, and the number of the command in which the first one, let through, waits for its page. It and PLACE are restricted.
+fn one_stands_still(context: &mut Context) -> Result<(Watched, u64), Failure> {
     let mut watched = Watched::start(context, 2)?;
     let page = withhold(&watched)?;
     let top = page + PAGE / 2;
     watched.wire.restrict(&[(page, R | X), (PLACE, R | X)])?;
     context.stage("one is let through and stands still", Duration::from_secs(20));
     // With interrupts off, so that KVM waits for the page itself.
-    let first = watched.begin(Access::Push, [top, 1, 0])?;
+    let number = watched.begin(Access::Push, [top, 1, 0])?;
     watched.let_through(W, top - 8)?;
     watched.vm.wait_for_fault()?;
+    Ok((watched, number))
+}
+
+fn commands_while_another_steps(context: &mut Context) -> Result<(), Failure> {
+    let (mut watched, first) = one_stands_still(context)?;
     context.stage("the other is to be let through", Duration::from_secs(20));
     let second = watched.vm.command(1, Op::Access, [Access::Write as u64, PLACE, 2, 0])?;
     let event = watched.wire.expect_event(PF, 1)?;
@@ -105,14 +111,7 @@ fn commands_while_another_steps(context: &mut Context) -> Result<(), Failure> {
 }
 
 fn session_that_ends(context: &mut Context) -> Result<(), Failure> {
-    let mut watched = Watched::start(context, 2)?;
-    let page = withhold(&watched)?;
-    let top = page + PAGE / 2;
-    watched.wire.restrict(&[(page, R | X), (PLACE, R | X)])?;
-    context.stage("one is let through and stands still", Duration::from_secs(20));
-    let first = watched.begin(Access::Push, [top, 1, 0])?;
-    watched.let_through(W, top - 8)?;
-    watched.vm.wait_for_fault()?;
+    let (mut watched, first) = one_stands_still(context)?;
     context.stage("UNHOOK", Duration::from_secs(20));
     let fd = watched.vm.steal_vm_fd()?;
     let unhook = std::thread::spawn(move || ioctls::unhook(fd.as_fd()));
