@@ -1,6 +1,7 @@
 // SPDX-License-Identifier: MIT OR Apache-2.0
 //! What L1 and L2 are made of: init, guests and modules in one archive, and the CD and the libraries that emulators need.
 
+use std::collections::BTreeMap;
 use std::fs;
 use std::path::{Path, PathBuf};
 
@@ -23,15 +24,18 @@ const KEPT_IMAGES: usize = 4;
 /// How many saved L1s: as many on each lane that runs by default.
 const KEPT_POINTS: usize = 2 * KEPT_IMAGES;
 
+/// From what size of further programs on the archive is compressed: Bochs reads it from a CD.
+const LARGE_BYTES: usize = 16 << 20;
+
 const HOST: &str = "x86_64-unknown-linux-gnu";
 
 /// Builds L1's init and the guests, and puts them and the modules into an archive.
 pub(crate) fn boot(shop: &Workshop, built: &Built) -> Result<Boot> {
-    boot_with(shop, built, None)
+    boot_with(shop, built, &BTreeMap::new())
 }
 
-/// The same, with the programs of a shell (a busybox) in `/bin`.
-pub(crate) fn boot_with(shop: &Workshop, built: &Built, busybox: Option<&Path>) -> Result<Boot> {
+/// The same, with further programs, each by its path in L1 without the leading slash.
+pub(crate) fn boot_with(shop: &Workshop, built: &Built, programs: &BTreeMap<String, PathBuf>) -> Result<Boot> {
     let mut initrd = Initrd::new();
     let init = build_init(shop)?;
     initrd
@@ -64,10 +68,17 @@ pub(crate) fn boot_with(shop: &Workshop, built: &Built, busybox: Option<&Path>) 
     for (name, path) in build_guests(shop)? {
         initrd.file(&format!("guests/{name}"), 0o755, read(&path)?);
     }
-    if let Some(busybox) = busybox {
-        initrd.file("bin/busybox", 0o755, read(busybox)?);
+    let mut size = 0;
+    for (path, program) in programs {
+        let program = read(program)?;
+        size += program.len();
+        initrd.file(path, 0o755, program);
     }
-    let bytes = initrd.write(Vec::new())?;
+    let bytes = if size > LARGE_BYTES {
+        initrd.write_compressed(Vec::new())?
+    } else {
+        initrd.write(Vec::new())?
+    };
     let key = Key::of("initrd 1").bytes("content", &bytes).finish();
     let entry = shop.cache.entry("initrds", &key, |into| {
         fs::write(into.join("initrd"), &bytes).context("write the initrd")

@@ -33,6 +33,7 @@ mod points;
 mod repro;
 mod runs;
 mod screen;
+mod selftests;
 mod series;
 mod shell;
 mod summary;
@@ -112,6 +113,8 @@ enum Command {
         /// A part of scenarios' names, or the whole name of one
         filter: Option<String>,
     },
+    /// Run KVM's own selftests in L1 with our KVM, and compare how each ends with how it ends with stock KVM
+    Selftests(selftests::Arguments),
     /// List the scenarios, where they run, or the kernels
     List {
         /// A part of scenarios' names, or the whole name of one, as for e2e
@@ -137,6 +140,9 @@ enum Command {
         /// A run of e2e, target/lab/NUMBER, whose results docs/parity.md is to have; may be given several times
         #[arg(long, value_name = "FOLDER")]
         results: Vec<PathBuf>,
+        /// A run of selftests, target/lab/NUMBER, whose results docs/selftests.md is to have; may be given several times
+        #[arg(long, value_name = "FOLDER")]
+        selftests: Vec<PathBuf>,
     },
     /// Say what this machine has, lacks and can run, and the command that mends each lack
     Doctor,
@@ -285,6 +291,7 @@ fn run(shop: &Workshop, arguments: &Arguments) -> Result<u8> {
             };
             planted::run(shop, &wanted)
         }
+        Command::Selftests(wanted) => selftests::run(shop, wanted, arguments.json),
         Command::Explore(wanted) => explore::run(shop, wanted, arguments.json),
         Command::Twice { lane, filter } => {
             let wanted = Wanted {
@@ -335,9 +342,10 @@ fn run(shop: &Workshop, arguments: &Arguments) -> Result<u8> {
                 exit::CHECK_FAILED
             })
         }
-        Command::Docs { results } => {
+        Command::Docs { results, selftests } => {
             let series = series::write(&shop.checkout)?;
-            let changed = parity::write(&shop.checkout, results)? || series;
+            let selftests = selftests::write(&shop.checkout, selftests)?;
+            let changed = parity::write(&shop.checkout, results)? || series || selftests;
             if arguments.json {
                 show!("{}", serde_json::json!({ "event": "docs", "changed": changed }));
             } else {

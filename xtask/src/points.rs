@@ -68,7 +68,7 @@ pub(crate) fn prepare(
         let (point, server) = match point? {
             AtPoint::Qemu(saved) => (Point::Qemu(saved), None),
             AtPoint::Bochs { cd, saved } => {
-                let parts = bochs_parts(lane, fetched, &library, &cd);
+                let parts = bochs_parts(lane, boot, fetched, &library, &cd);
                 // On this thread: Bochs ends with the thread that started it.
                 let server = bochs::start(&parts, &saved, &logs, &shop.progress)?;
                 (Point::Bochs(server.forks().clone()), Some(server))
@@ -90,16 +90,23 @@ enum AtPoint {
 
 fn at_point_in_bochs(shop: &Workshop, lane: Lane, boot: &Boot, fetched: &Fetched, library: &Path) -> Result<AtPoint> {
     let cd = lab::cd(shop, boot)?;
-    let parts = bochs_parts(lane, fetched, library, &cd);
+    let parts = bochs_parts(lane, boot, fetched, library, &cd);
     let saved = bochs::prepare(&parts, &shop.cache, &fetched.packages, boot, &shop.progress)?;
     Ok(AtPoint::Bochs { cd, saved })
 }
 
-fn bochs_parts<'a>(lane: Lane, fetched: &'a Fetched, library: &'a Path, cd: &'a Path) -> bochs::Parts<'a> {
+fn bochs_parts<'a>(
+    lane: Lane,
+    boot: &Boot,
+    fetched: &'a Fetched,
+    library: &'a Path,
+    cd: &'a Path,
+) -> bochs::Parts<'a> {
     bochs::Parts {
         lane,
         emulators: &fetched.emulators,
         library,
         cd,
+        memory_mib: boot.hardware.memory_mib,
     }
 }

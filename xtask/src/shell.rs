@@ -55,7 +55,8 @@ pub(crate) fn run(shop: &Workshop, wanted: &Arguments) -> Result<u8> {
             bail!("lane {lane} does not run on this machine: {}", lack.text());
         }
     }
-    let boot = lab::boot_with(shop, &built, Some(&busybox::fetch(shop)?))?;
+    let programs = [("bin/busybox".to_owned(), busybox::fetch(shop)?)].into();
+    let boot = lab::boot_with(shop, &built, &programs)?;
     let folder = shop.runs.new_folder()?;
     let standing = points::prepare(shop, &[lane], Pace::Host, &boot, &fetched, &folder)?;
     let standing = standing.first().context("no lane was prepared")?;

@@ -10,7 +10,7 @@ use std::path::Path;
 use anyhow::{Context, Result};
 use kvmi_lab_machine::cache::files_below;
 
-use crate::{parity, series};
+use crate::{parity, selftests, series};
 
 /// Sources by their endings, and what stands before and after the licence in their first line.
 const LICENSED: &[(&str, &str, &str)] = &[
@@ -94,6 +94,7 @@ pub(crate) fn findings(checkout: &Path) -> Result<Vec<Finding>> {
     findings.extend(missing_in_map(&folders, &map));
     findings.extend(series::findings(checkout)?);
     findings.extend(parity::findings(checkout)?);
+    findings.extend(selftests::findings(checkout)?);
     Ok(findings)
 }
 

@@ -18,10 +18,12 @@ pub mod brief;
 mod lane;
 mod line;
 mod message;
+mod selftest;
 
 pub use lane::{Backend, Lane, PLATFORM, Platform, UnknownLane, UnknownPlatform};
 pub use line::{LineReader, MAX_LINE_BYTES, ReadError, encode};
 pub use message::{FromL1, HOOK_BEFORE_POINT, LoadedModule, PLACES, POINT, SCENARIO, SEED, ToL1, Verdict};
+pub use selftest::{SELFTESTS, SelftestMode, UnknownMode};
 
 /// What the releases of kernels end with that watch themselves.
 pub const WATCHES_ITSELF: &str = "-sanitize";

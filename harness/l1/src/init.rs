@@ -7,7 +7,8 @@ use std::io::Write;
 
 use anyhow::{Context, anyhow};
 use kvmi_lab_control::{
-    Backend, FromL1, HOOK_BEFORE_POINT, LineReader, PLACES, POINT, SCENARIO, SEED, ToL1, Verdict, brief, encode,
+    Backend, FromL1, HOOK_BEFORE_POINT, LineReader, PLACES, POINT, SCENARIO, SEED, SELFTESTS, ToL1, Verdict, brief,
+    encode,
 };
 use kvmi_lab_scenarios::modules::{self, Origin};
 use kvmi_lab_scenarios::planted::{self, Place};
@@ -16,7 +17,7 @@ use rustix::system::{RebootCommand, reboot};
 use rustix::termios::{OptionalActions, QueueSelector, tcdrain, tcflush, tcgetattr, tcsetattr};
 
 use crate::runner::{self, Waiting};
-use crate::{shell, vmm};
+use crate::{selftest, shell, vmm};
 
 /// The second serial port.
 pub(crate) const CHANNEL: &str = "/dev/ttyS1";
@@ -64,13 +65,19 @@ fn run() -> anyhow::Result<()> {
         (Err(e), _) => fail(&e.context("L1 could not be set up")),
         (_, Err(e)) => fail(&e),
         (_, Ok(None)) => fail(&anyhow!("the control channel was closed before the order to run")),
-        (Ok((backend, waiting)), Ok(Some(order @ ToL1::Run { .. }))) => {
+        (Ok((backend, Work::Scenarios(waiting))), Ok(Some(order @ ToL1::Run { .. }))) => {
             waiting.run(backend, &order).unwrap_or_else(|e| fail(&e))
         }
+        (Ok((_, Work::Selftests)), Ok(Some(ToL1::Run { scenario, .. }))) => {
+            selftest::run(&channel, &scenario).unwrap_or_else(|e| fail(&e))
+        }
         // The channel is a person's terminal then: nothing else is said on it.
-        (Ok((_, waiting)), Ok(Some(order @ ToL1::Shell { .. }))) => {
+        (Ok((_, Work::Scenarios(waiting))), Ok(Some(order @ ToL1::Shell { .. }))) => {
             waiting.dismiss()?;
             return shell::run(&channel, &order);
+        }
+        (Ok((_, Work::Selftests)), Ok(Some(ToL1::Shell { .. }))) => {
+            fail(&anyhow!("an L1 that runs selftests has no shell"))
         }
     };
     channel.write_all(encode(&FromL1::Done { verdict }).as_bytes())?;
@@ -146,16 +153,27 @@ fn open_channel() -> anyhow::Result<File> {
     Ok(channel)
 }
 
+/// What L1 is there for.
+enum Work {
+    /// A scenario or a person: KVM is loaded, and this process waits for its order.
+    Scenarios(Waiting),
+    /// KVM's own selftests: each says which KVM it is to meet.
+    Selftests,
+}
+
 /// Loads the modules (those under test, ours with introspection on; the distribution's where the image has no others) and starts what every
 /// scenario needs.
-fn prepare(channel: &File) -> anyhow::Result<(Backend, Waiting)> {
+fn prepare(channel: &File) -> anyhow::Result<(Backend, Work)> {
     let backend = modules::backend()?;
     modules::load_dependencies(backend)?;
+    if is_on_command_line(SELFTESTS)? {
+        return Ok((backend, Work::Selftests));
+    }
     let origin = Origin::under_test();
     modules::load_kvm(origin, backend, true)?;
     if origin == Origin::Kvmi && is_on_command_line(HOOK_BEFORE_POINT)? {
         vmm::hook_and_unhook().context("hook a VM before the point")?;
     }
     runner::warm_up()?;
-    Ok((backend, Waiting::start(channel)?))
+    Ok((backend, Work::Scenarios(Waiting::start(channel)?)))
 }

@@ -11,6 +11,7 @@
 
 mod init;
 mod runner;
+mod selftest;
 mod shell;
 mod vmm;
 

@@ -23,7 +23,7 @@ pub use cd::{kernel_arguments_on_cd, write_cd};
 pub use forks::{ForkServer, Forked, Forks, start};
 pub use point::prepare;
 
-use crate::boot::{BootError, MEMORY_MIB, explain, io_error, tail};
+use crate::boot::{BootError, explain, io_error, tail};
 use crate::emulator::Emulators;
 use crate::process::Owned;
 
@@ -57,6 +57,8 @@ pub struct Parts<'a> {
     pub library: &'a Path,
     /// The CD from which L1 boots.
     pub cd: &'a Path,
+    /// L1's memory.
+    pub memory_mib: u32,
 }
 
 /// What differs between two Bochs of the same lane: where they find and leave things.
@@ -72,7 +74,7 @@ struct Places<'a> {
 }
 
 /// The machine, with what differs left to `places`.
-fn bochsrc(lane: Lane, emulators: &Emulators, places: &Places) -> String {
+fn bochsrc(lane: Lane, memory_mib: u32, emulators: &Emulators, places: &Places) -> String {
     let mut text = String::new();
     let mut line = |l: String| {
         let _ = writeln!(text, "{l}");
@@ -81,7 +83,7 @@ fn bochsrc(lane: Lane, emulators: &Emulators, places: &Places) -> String {
         "cpu: model={}, count=1, ips={INSTRUCTIONS_PER_SECOND}, reset_on_triple_fault=0, ignore_bad_msrs=1",
         cpu_model(lane.backend())
     ));
-    line(format!("memory: guest={MEMORY_MIB}, host={MEMORY_MIB}"));
+    line(format!("memory: guest={memory_mib}, host={memory_mib}"));
     line(format!(
         "romimage: file={}",
         emulators.file("usr/share/bochs/BIOS-bochs-latest").display()

@@ -28,6 +28,28 @@ pub struct Boot {
     pub arguments: Vec<String>,
     /// How many times longer things may take in it than in a stock kernel.
     pub slowness: u32,
+    /// What the machine has.
+    pub hardware: Hardware,
+}
+
+/// What of L1's machine is not the same for all that runs in it.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Serialize, Deserialize)]
+pub struct Hardware {
+    /// Its memory.
+    pub memory_mib: u32,
+    /// Whether QEMU translates for all CPUs on one thread. What runs on several must not patch the kernel's text: see the lane's
+    /// kernel arguments.
+    pub one_thread: bool,
+}
+
+impl Default for Hardware {
+    /// What scenarios run on.
+    fn default() -> Self {
+        Self {
+            memory_mib: MEMORY_MIB,
+            one_thread: false,
+        }
+    }
 }
 
 impl Boot {
@@ -40,6 +62,7 @@ impl Boot {
             initrd,
             arguments,
             slowness: 1,
+            hardware: Hardware::default(),
         }
     }
 
@@ -52,7 +75,7 @@ impl Boot {
     }
 }
 
-/// Memory of L1.
+/// Memory of an L1 that runs scenarios.
 pub(crate) const MEMORY_MIB: u32 = 512;
 
 /// Kernel arguments on every lane, each with its reason.

@@ -14,7 +14,7 @@ use kvmi_lab_control::{HOOK_BEFORE_POINT, Lane, Platform, brief};
 use serde::{Deserialize, Serialize};
 use serde_json::json;
 
-use crate::boot::{Boot, BootError, MEMORY_MIB, explain, io_error, read_lossy, wait_for_point};
+use crate::boot::{Boot, BootError, Hardware, explain, io_error, read_lossy, wait_for_point};
 use crate::cache::{Cache, Key};
 use crate::emulator::Emulators;
 use crate::news::{News, channel, listen};
@@ -88,14 +88,20 @@ fn machine() -> String {
 }
 
 /// The machine's arguments; none of them names a file. Its memory is to be an object `memory`. In TCG, two of the three CPUs run guests: [`TCG_ARGUMENTS`].
-fn machine_arguments(lane: Lane, pace: Pace) -> Vec<String> {
+fn machine_arguments(lane: Lane, pace: Pace, hardware: Hardware) -> Vec<String> {
     // One accelerator is named, so there is no falling back to another one.
     let (accelerator, cpu, cpus) = match lane.platform() {
         Platform::Kvm => ("kvm", "host", 2),
         _ => ("tcg", "EPYC,+svm,+npt,+umip", 3),
     };
+    let Hardware { memory_mib, one_thread } = hardware;
+    let accelerator = if one_thread && lane.platform() == Platform::Tcg {
+        format!("memory-backend=memory -accel {accelerator},thread=single")
+    } else {
+        format!("accel={accelerator},memory-backend=memory")
+    };
     let words = format!(
-        "-nodefaults -no-user-config -machine pc-i440fx-10.0,accel={accelerator},memory-backend=memory -cpu {cpu} -m {MEMORY_MIB} -smp {cpus} \
+        "-nodefaults -no-user-config -machine pc-i440fx-10.0,{accelerator} -cpu {cpu} -m {memory_mib} -smp {cpus} \
          -display none -no-reboot \
          -chardev socket,id=qmp,fd=0 -mon chardev=qmp,mode=control -chardev socket,id=control,fd=1 \
          -serial chardev:console -serial chardev:control"
@@ -114,13 +120,13 @@ enum Memory<'a> {
 }
 
 impl Memory<'_> {
-    fn object(self) -> String {
+    fn object(self, memory_mib: u32) -> String {
         let (file, sharing) = match self {
             Self::In(file) => (file, "share=on"),
             Self::From(file) => (file, "share=off,readonly=on,rom=off"),
         };
         format!(
-            "memory-backend-file,id=memory,size={MEMORY_MIB}M,mem-path={},{sharing}",
+            "memory-backend-file,id=memory,size={memory_mib}M,mem-path={},{sharing}",
             file.display()
         )
     }
@@ -173,7 +179,7 @@ pub fn prepare(
     let Parts { lane, pace, .. } = parts;
     let key = Key::of("qemu point 2")
         .text("emulators", emulators_key)
-        .text("arguments", &machine_arguments(lane, pace).join(" "))
+        .text("arguments", &machine_arguments(lane, pace, boot.hardware).join(" "))
         .text("kernel arguments", &command_line(lane, boot))
         .text("acceleration", &acceleration(lane))
         .file("kernel", &boot.kernel)?
@@ -189,7 +195,7 @@ pub fn prepare(
             boot,
             &console,
             &log,
-            &["-object", &Memory::In(&into.join(MEMORY_FILE)).object()],
+            &["-object", &Memory::In(&into.join(MEMORY_FILE)).object(boot.hardware.memory_mib)],
         )?;
         let control = qemu
             .control
@@ -300,7 +306,7 @@ impl Saved {
 
     /// A QEMU with the saved L1, which runs on; with this order, where one is given.
     fn resume(&self, folder: &Path, more: &[&str], order: Option<&Request>) -> Result<(Process, Qmp), BootError> {
-        let memory = Memory::From(&self.folder.join(MEMORY_FILE)).object();
+        let memory = Memory::From(&self.folder.join(MEMORY_FILE)).object(self.boot.hardware.memory_mib);
         let own = ["-object", memory.as_str(), "-incoming", "defer"];
         let more: Vec<&str> = own.iter().chain(more).copied().collect();
         let log = folder.join(run_folder::EMULATOR_LOG);
@@ -381,7 +387,7 @@ impl Process {
         command
             .arg("-chardev")
             .arg(format!("file,id=console,path={}", console.display()))
-            .args(machine_arguments(lane, pace))
+            .args(machine_arguments(lane, pace, boot.hardware))
             .arg("-kernel")
             .arg(&boot.kernel)
             .arg("-initrd")

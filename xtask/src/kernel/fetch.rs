@@ -110,7 +110,7 @@ pub(crate) fn fetch(shop: &Workshop, version: KernelVersion, archive: &Archive, 
 }
 
 /// Unpacks the source, or what stands in `parts` of it.
-pub(super) fn unpack_source(
+pub(crate) fn unpack_source(
     version: &KernelVersion,
     archive: &Archive,
     dir: &Path,

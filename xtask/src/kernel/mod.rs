@@ -23,7 +23,7 @@ use kvmi_lab_machine::cache::Key;
 use kvmi_lab_machine::emulator::quoted;
 
 pub(crate) use dependencies::DEPENDENCIES;
-pub(crate) use fetch::Kernel;
+pub(crate) use fetch::{Kernel, unpack_source};
 pub(crate) use matrix::{Suite, matrix};
 pub(crate) use modules::MODULES;
 pub(crate) use variant::Variant;

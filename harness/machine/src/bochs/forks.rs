@@ -65,7 +65,7 @@ pub fn start(parts: &Parts, saved: &Path, folder: &Path, progress: &Progress) ->
     };
     // Beside the folder of the lane, which has one for each scenario.
     let state = folder.with_extension("state");
-    let configuration = bochsrc(lane, parts.emulators, &places);
+    let configuration = bochsrc(lane, parts.memory_mib, parts.emulators, &places);
     lay_out(saved, &state, &configuration)?;
     let command = parts.emulators.bochs(parts.library, folder);
     let mut command = command.map_err(io_error("name the plugins of Bochs"))?;

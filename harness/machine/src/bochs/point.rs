@@ -54,7 +54,12 @@ pub fn prepare(
         .text("emulators", emulators_key)
         .text(
             "machine",
-            &bochsrc(parts.lane, &crate::emulator::Emulators::at(""), &nowhere),
+            &bochsrc(
+                parts.lane,
+                parts.memory_mib,
+                &crate::emulator::Emulators::at(""),
+                &nowhere,
+            ),
         )
         .text("kernel arguments", &kernel_arguments_on_cd(boot))
         .file("kernel", &boot.kernel)?
@@ -89,7 +94,7 @@ fn save(parts: &Parts, logs: &Path, state: &Path, at_most: Duration, progress: &
         log: &log,
         port,
     };
-    write(&configuration, &bochsrc(parts.lane, parts.emulators, &places))?;
+    write(&configuration, &bochsrc(parts.lane, parts.memory_mib, parts.emulators, &places))?;
     let command = parts.emulators.bochs(parts.library, logs);
     let mut command = command.map_err(io_error("name the plugins of Bochs"))?;
     command

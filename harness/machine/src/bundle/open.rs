@@ -10,7 +10,7 @@ use serde::Deserialize;
 
 use super::manifest::{MAX_SLOWNESS, Manifest, Member, SCHEMA, sha256};
 use super::{MAX_BYTES, MAX_MANIFEST_BYTES, MAX_MEMBER_BYTES, name};
-use crate::boot::Boot;
+use crate::boot::{Boot, Hardware};
 use crate::run_folder;
 
 /// Why a file is no bundle to go by.
@@ -123,6 +123,7 @@ pub fn open(path: &Path, into: &Path) -> Result<Bundle, BundleError> {
             initrd: into.join(name::INITRD),
             arguments: manifest.arguments.clone(),
             slowness: manifest.slowness,
+            hardware: Hardware::default(),
         },
         logs: into.join(name::LOGS),
         manifest,

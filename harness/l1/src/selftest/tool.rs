@@ -1,0 +1,359 @@
+// SPDX-License-Identifier: MIT OR Apache-2.0
+//! The tool that a selftest meets: it hooks each VM that the test makes, watches everything, and agrees to everything.
+//!
+//! The test asks (harness/selftests/hook.c) when it has made a VM, whose descriptor it passes, and before a vCPU runs for the first time. It
+//! goes on when it has its answer.
+
+use std::collections::BTreeMap;
+use std::io::{self, IoSliceMut};
+use std::mem::MaybeUninit;
+use std::os::fd::{AsFd, AsRawFd, OwnedFd};
+use std::os::unix::net::UnixStream;
+use std::sync::{Arc, Mutex, PoisonError};
+use std::thread::{self, JoinHandle};
+
+use anyhow::Context as _;
+use kvmi::command::{Command, ControlCr, ControlEvents, ControlMsr, ControlSinglestep};
+use kvmi::{Error, Event, KvmError, Pending, Session, event};
+use kvmi_lab_control::SelftestMode;
+use kvmi_lab_scenarios::ioctls;
+use kvmi_uapi::ioctl;
+use rustix::io::Errno;
+use rustix::net::{
+    AddressFamily, RecvAncillaryBuffer, RecvAncillaryMessage, RecvFlags, SendFlags, Shutdown, SocketAddrUnix,
+    SocketFlags, SocketType, accept, bind, listen, recvmsg, send, shutdown, socket_with,
+};
+
+/// The tool's abstract socket.
+const SOCKET: &str = "kvmi-selftest";
+
+/// How many questions may wait.
+const BACKLOG: i32 = 64;
+
+/// What a question is about: a VM that was made, a vCPU that is about to run for the first time.
+const VM_MADE: u32 = 1;
+const VCPU_RUNS: u32 = 2;
+
+/// The events that a vCPU is to tell.
+const EVENTS: &[u16] = &[
+    event::HYPERCALL,
+    event::BREAKPOINT,
+    event::CR,
+    event::XSETBV,
+    event::DESCRIPTOR,
+    event::MSR,
+    event::PF,
+];
+
+/// The MSRs that it is to tell of: those by which systems are set up, those of the TSC, of memory types and of the local APIC (x2APIC).
+const MSRS: &[std::ops::RangeInclusive<u32>] = &[
+    0x10..=0x10,
+    0x1b..=0x1b,
+    0x3a..=0x3b,
+    0x48..=0x48,
+    0x174..=0x176,
+    0x1a0..=0x1a0,
+    0x1d9..=0x1d9,
+    0x277..=0x277,
+    0x2ff..=0x2ff,
+    0x6e0..=0x6e0,
+    0x800..=0x83f,
+    0xda0..=0xda0,
+    0xc000_0080..=0xc000_0084,
+    0xc000_0100..=0xc000_0103,
+];
+
+/// The tool, at work on threads of this process.
+pub(crate) struct Tool {
+    listener: Arc<OwnedFd>,
+    vms: Arc<Mutex<Vms>>,
+    accepts: JoinHandle<()>,
+}
+
+/// What it has done and seen.
+pub(crate) struct Seen {
+    /// How often something was done or told, by its name.
+    pub(crate) counts: BTreeMap<String, u32>,
+    /// What went wrong that must not.
+    pub(crate) errors: Vec<String>,
+}
+
+/// All VMs of a test. Their numbers begin at 1.
+struct Vms {
+    mode: SelftestMode,
+    all: Vec<Vm>,
+    /// Those that KVM does not let be hooked.
+    refused: u32,
+    errors: Vec<String>,
+}
+
+struct Vm {
+    session: Session,
+    agrees: JoinHandle<Agreed>,
+    vcpus: u32,
+    watches: Watches,
+}
+
+/// How many events of each kind were agreed to, and what ended that before the VM's end.
+type Agreed = (BTreeMap<String, u32>, Option<String>);
+
+/// Commands whose replies have not been looked at.
+#[derive(Default)]
+struct Watches {
+    events: Vec<Pending<ControlEvents>>,
+    crs: Vec<Pending<ControlCr>>,
+    msrs: Vec<Pending<ControlMsr>>,
+    steps: Vec<Pending<ControlSinglestep>>,
+}
+
+impl Tool {
+    /// Starts it; it can be asked from now on.
+    pub(crate) fn start(mode: SelftestMode) -> anyhow::Result<Self> {
+        let listener = socket_with(AddressFamily::UNIX, SocketType::SEQPACKET, SocketFlags::CLOEXEC, None)?;
+        bind(&listener, &SocketAddrUnix::new_abstract_name(SOCKET.as_bytes())?).context("name the tool's socket")?;
+        listen(&listener, BACKLOG)?;
+        let listener = Arc::new(listener);
+        let vms = Arc::new(Mutex::new(Vms {
+            mode,
+            all: Vec::new(),
+            refused: 0,
+            errors: Vec::new(),
+        }));
+        let accepts = thread::spawn({
+            let (listener, vms) = (listener.clone(), vms.clone());
+            // Ends when the socket is shut down.
+            move || {
+                while let Ok(link) = accept(&*listener) {
+                    let mut vms = vms.lock().unwrap_or_else(PoisonError::into_inner);
+                    if let Err(e) = vms.answer(&link) {
+                        vms.errors.push(format!("answer the test: {e:#}"));
+                    }
+                }
+            }
+        });
+        Ok(Self { listener, vms, accepts })
+    }
+
+    /// The name of its abstract socket.
+    #[expect(clippy::unused_self, reason = "there is a socket while there is a tool")]
+    pub(crate) fn socket(&self) -> &'static str {
+        SOCKET
+    }
+
+    /// Ends it, when the test has ended.
+    pub(crate) fn end(self) -> Seen {
+        // It is not connected; what waits in accept() is woken all the same.
+        let _ = shutdown(&*self.listener, Shutdown::Both);
+        let accepted = self.accepts.join();
+        let mut vms = self.vms.lock().unwrap_or_else(PoisonError::into_inner);
+        if accepted.is_err() {
+            vms.errors.push("its thread panicked".to_owned());
+        }
+        vms.end()
+    }
+}
+
+impl Vms {
+    /// Answers one question.
+    fn answer(&mut self, link: &OwnedFd) -> anyhow::Result<()> {
+        let (question, vm) = receive(link).context("read the question")?;
+        let [about, number, vcpu] = question;
+        let answer = match (about, vm) {
+            (VM_MADE, Some(vm)) => self.vm_made(&vm),
+            (VCPU_RUNS, None) => self.vcpu_runs(number, vcpu),
+            _ => Err(anyhow::anyhow!("it makes no sense: {question:?}")),
+        };
+        let [error, number] = match answer {
+            Ok(answer) => answer,
+            Err(e) => {
+                self.errors.push(format!("{e:#}"));
+                [Errno::IO.raw_os_error().unsigned_abs(), 0]
+            }
+        };
+        let bytes = [error.to_ne_bytes(), number.to_ne_bytes()].concat();
+        send(link, &bytes, SendFlags::NOSIGNAL).context("send the answer")?;
+        Ok(())
+    }
+
+    /// Hooks a VM; its number, 0 for one that cannot be hooked.
+    fn vm_made(&mut self, vm: &OwnedFd) -> anyhow::Result<[u32; 2]> {
+        let (ours, theirs) = UnixStream::pair()?;
+        match ioctls::hook(vm.as_fd(), theirs.as_raw_fd(), 0, *b"kvm's selftests!") {
+            Ok(()) => {}
+            // Its memory is private or encrypted.
+            Err(Errno::OPNOTSUPP) => {
+                self.refused += 1;
+                return Ok([0, 0]);
+            }
+            Err(e) => return Err(e).context("HOOK"),
+        }
+        ioctls::permit_command(vm.as_fd(), 1, ioctl::ALL).context("allow all commands")?;
+        ioctls::permit_event(vm.as_fd(), 1, ioctl::ALL).context("allow all events")?;
+        let session = Session::from(ours);
+        let agrees = thread::spawn({
+            let session = session.clone();
+            move || agree(&session)
+        });
+        self.all.push(Vm {
+            session,
+            agrees,
+            vcpus: 0,
+            watches: Watches::default(),
+        });
+        Ok([0, u32::try_from(self.all.len())?])
+    }
+
+    /// Has a vCPU tell everything from its first instruction on.
+    fn vcpu_runs(&mut self, number: u32, vcpu: u32) -> anyhow::Result<[u32; 2]> {
+        let index = usize::try_from(number)?.checked_sub(1);
+        let vm = index.and_then(|index| self.all.get_mut(index));
+        let vm = vm.with_context(|| format!("there is no VM {number}"))?;
+        let watched = vm.watch(u16::try_from(vcpu)?, self.mode == SelftestMode::Stepped);
+        let error = if watched.with_context(|| format!("watch vCPU {vcpu} of VM {number}"))? {
+            0
+        } else {
+            Errno::AGAIN.raw_os_error().unsigned_abs()
+        };
+        Ok([error, number])
+    }
+
+    fn end(&mut self) -> Seen {
+        let mut counts = BTreeMap::new();
+        let mut add = |name: &str, more: u32| *counts.entry(name.to_owned()).or_insert(0) += more;
+        add("VMs refused", self.refused);
+        for vm in self.all.drain(..) {
+            // The VM is gone, and so the connection closes by itself; a VM that stays is found later.
+            let agreed = vm.agrees.join();
+            add("VMs", 1);
+            add("vCPUs", vm.vcpus);
+            self.errors.extend(vm.watches.errors());
+            match agreed {
+                Ok((events, error)) => {
+                    self.errors.extend(error);
+                    for (name, times) in events {
+                        add(&name, times);
+                    }
+                }
+                Err(_) => self.errors.push("a thread that agrees panicked".to_owned()),
+            }
+        }
+        Seen {
+            counts,
+            errors: std::mem::take(&mut self.errors),
+        }
+    }
+}
+
+impl Vm {
+    /// Whether the vCPU takes commands; they wait for it then.
+    fn watch(&mut self, vcpu: u16, steps: bool) -> Result<bool, Error> {
+        let session = &self.session;
+        let first = session.submit(ControlCr {
+            vcpu,
+            cr: 0,
+            enable: true,
+        })?;
+        // Answered when what was sent before has been refused or queued.
+        session.vcpu_count()?;
+        match first.poll() {
+            Ok(Ok(())) => {}
+            Ok(Err(waits)) => self.watches.crs.push(waits),
+            Err(Error::Kernel {
+                error: KvmError::TryAgain, ..
+            }) => return Ok(false),
+            Err(e) => return Err(e),
+        }
+        for cr in [3, 4] {
+            let enable = true;
+            self.watches.crs.push(session.submit(ControlCr { vcpu, cr, enable })?);
+        }
+        for msr in MSRS.iter().cloned().flatten() {
+            let enable = true;
+            self.watches.msrs.push(session.submit(ControlMsr { vcpu, msr, enable })?);
+        }
+        for &event in EVENTS {
+            let enable = true;
+            self.watches
+                .events
+                .push(session.submit(ControlEvents { vcpu, event, enable })?);
+        }
+        if steps {
+            let enable = true;
+            self.watches
+                .steps
+                .push(session.submit(ControlSinglestep { vcpu, enable })?);
+        }
+        session.vcpu_count()?;
+        self.vcpus += 1;
+        Ok(true)
+    }
+}
+
+impl Watches {
+    /// What was refused that should not have been.
+    fn errors(self) -> Vec<String> {
+        let mut errors = Vec::new();
+        // The VMM debugs the guest with breakpoints of its own; a CPU that cannot tell.
+        let of_events = |e| matches!(e, KvmError::Busy | KvmError::NotSupported);
+        self.events.into_iter().for_each(|p| look(p, of_events, &mut errors));
+        self.crs.into_iter().for_each(|p| look(p, |_| false, &mut errors));
+        // The VMM denies the guest to write it.
+        let of_msrs = |e| matches!(e, KvmError::NotPermitted);
+        self.msrs.into_iter().for_each(|p| look(p, of_msrs, &mut errors));
+        // The VMM steps it.
+        let of_steps = |e| matches!(e, KvmError::Busy);
+        self.steps.into_iter().for_each(|p| look(p, of_steps, &mut errors));
+        errors
+    }
+}
+
+/// Looks at a reply, if there was one before the VM's end.
+fn look<C: Command>(pending: Pending<C>, may_be: impl Fn(KvmError) -> bool, errors: &mut Vec<String>) {
+    match pending.poll() {
+        Err(Error::Kernel { error, .. }) if may_be(error) => {}
+        Ok(_) | Err(Error::Closed(_)) => {}
+        Err(e) => errors.push(e.to_string()),
+    }
+}
+
+/// Agrees to each event until the VM ends.
+fn agree(session: &Session) -> Agreed {
+    let mut events = BTreeMap::new();
+    loop {
+        let event = match session.next_event() {
+            Ok(event) => event,
+            Err(Error::Closed(_)) => return (events, None),
+            Err(Error::Timeout { .. }) => continue,
+            Err(e) => return (events, Some(e.to_string())),
+        };
+        *events.entry(event.name()).or_insert(0) += 1;
+        let vm_event = matches!(event, Event::Unhook(_));
+        match event.proceed() {
+            Err(Error::Closed(_)) => return (events, None),
+            Err(e) => return (events, Some(e.to_string())),
+            Ok(()) if vm_event => return (events, Some("UNHOOK came".to_owned())),
+            Ok(()) => {}
+        }
+    }
+}
+
+/// A question, and the descriptor beside it.
+fn receive(link: &OwnedFd) -> anyhow::Result<([u32; 3], Option<OwnedFd>)> {
+    let mut bytes = [0; 12];
+    let mut space = [MaybeUninit::uninit(); rustix::cmsg_space!(ScmRights(1))];
+    let mut beside = RecvAncillaryBuffer::new(&mut space);
+    let got = rustix::io::retry_on_intr(|| {
+        let mut into = [IoSliceMut::new(&mut bytes)];
+        recvmsg(link, &mut into, &mut beside, RecvFlags::CMSG_CLOEXEC)
+    })?;
+    if got.bytes != bytes.len() {
+        return Err(io::Error::from(io::ErrorKind::UnexpectedEof).into());
+    }
+    let fds = beside.drain().filter_map(|message| match message {
+        RecvAncillaryMessage::ScmRights(fds) => Some(fds),
+        _ => None,
+    });
+    let fd = fds.flatten().next();
+    let word = |at: usize| u32::from_ne_bytes([bytes[at], bytes[at + 1], bytes[at + 2], bytes[at + 3]]);
+    Ok(([word(0), word(4), word(8)], fd))
+}
