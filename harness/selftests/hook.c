@@ -18,6 +18,7 @@
 #include <stdio.h>
 #include <stdlib.h>
 #include <string.h>
+#include <sys/mman.h>
 #include <sys/socket.h>
 #include <sys/un.h>
 #include <unistd.h>
@@ -46,7 +47,11 @@ struct answer {
 	uint32_t vm;
 };
 
-/* What a descriptor is. The tool's numbers of VMs begin at 1. */
+/*
+ * What a descriptor is. The tool's numbers of VMs begin at 1. The table is no
+ * static array: a test loads what is static of it into its guest, whose memory
+ * is as large as the test alone needs.
+ */
 static struct {
 	uint32_t vm;
 	uint32_t vcpu;
@@ -54,7 +59,7 @@ static struct {
 	atomic_uint vcpus;
 	/* Of a vCPU: the tool has still to be told that it runs. */
 	atomic_bool is_new;
-} known[MAX_FDS];
+} *known;
 
 int __real_ioctl(int fd, unsigned long request, void *argument);
 
@@ -62,6 +67,16 @@ static _Noreturn void fail(const char *what, int error)
 {
 	dprintf(STDERR_FILENO, "not hooked: %s: %s\n", what, strerror(error));
 	_exit(NOT_HOOKED);
+}
+
+static __attribute__((constructor)) void begin(void)
+{
+	if (!getenv(VARIABLE))
+		return;
+	known = mmap(NULL, MAX_FDS * sizeof(*known), PROT_READ | PROT_WRITE,
+		     MAP_PRIVATE | MAP_ANONYMOUS, -1, 0);
+	if (known == MAP_FAILED)
+		fail("memory", errno);
 }
 
 static struct answer ask(const char *tool, struct question question, int fd)

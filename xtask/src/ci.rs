@@ -7,7 +7,7 @@ use kvmi_lab_machine::progress::Task;
 
 use crate::e2e::{self, Wanted};
 use crate::workshop::Workshop;
-use crate::{apt, kernel, lab, nextest, tidy, twice};
+use crate::{apt, kernel, lab, nextest, selftests, tidy, twice};
 
 /// How many things passed and failed.
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
@@ -54,7 +54,7 @@ const STEPS: &[Step] = &[
 
 const ONE: Count = Count { passed: 1, failed: 0 };
 
-/// Runs everything; the scenarios only if no check of the sources fails, and one of them twice.
+/// Runs everything; the scenarios only if no check of the sources fails, one of them twice, and a few of KVM's own selftests.
 pub(crate) fn run(shop: &Workshop, wanted: &Wanted) -> Result<Count> {
     let mut count = check(shop)?;
     if count.failed == 0 {
@@ -70,6 +70,9 @@ pub(crate) fn run(shop: &Workshop, wanted: &Wanted) -> Result<Count> {
                     .say(format!("a run in Bochs is not like the one before: {how}\n{all}\n"));
             }
         }
+        let selftests = selftests::run_counted(shop, &selftests::Arguments::of_push(), wanted.json)?;
+        count.passed += selftests.passed;
+        count.failed += selftests.failed;
     }
     Ok(count)
 }

@@ -8,7 +8,7 @@ use std::thread;
 
 use anyhow::{Context, Result, bail, ensure};
 use comfy_table::{CellAlignment, Table};
-use kvmi_lab_control::{Lane, Platform, SELFTESTS, SelftestMode};
+use kvmi_lab_control::{Lane, Platform, SELFTEST_ARGUMENTS, SELFTESTS, SelftestMode};
 use kvmi_lab_machine::boot::{Boot, Hardware};
 use kvmi_lab_machine::lab_run::LabRun;
 use kvmi_lab_machine::outcome::Record;
@@ -159,9 +159,11 @@ pub(crate) fn run_counted(shop: &Workshop, wanted: &Arguments, json: bool) -> Re
     ensure!(!jobs.is_empty(), "no test is left to run: docs/selftests.md says which are left out, and why");
     let folder = shop.runs.new_folder()?;
     fs::write(folder.join(KERNEL), &built.kernel.version.package)?;
+    let arguments = folder.join("arguments");
+    fs::write(&arguments, expected.arguments_file())?;
     let mut prepared = Vec::new();
     for &lane in &lanes {
-        let boot = boot(shop, &built, &programs, lane)?;
+        let boot = boot(shop, &built, &programs, &arguments, lane)?;
         prepared.extend(points::prepare(shop, &[lane], Pace::Host, &boot, &fetched, &folder)?);
     }
     let lab = LabRun {
@@ -169,7 +171,7 @@ pub(crate) fn run_counted(shop: &Workshop, wanted: &Arguments, json: bool) -> Re
         seed: 1,
         source: source(
             shop,
-            &boot(shop, &built, &programs, lanes[0])?,
+            &boot(shop, &built, &programs, &arguments, lanes[0])?,
             Pace::Host,
             &built.kernel.version.release(),
             &fetched,
@@ -228,9 +230,10 @@ fn programs(shop: &Workshop, wanted: &Arguments) -> Result<Programs> {
 }
 
 /// An L1 with the tests in `/selftests`.
-fn boot(shop: &Workshop, built: &Built, programs: &Programs, lane: Lane) -> Result<Boot> {
+fn boot(shop: &Workshop, built: &Built, programs: &Programs, arguments: &Path, lane: Lane) -> Result<Boot> {
     let files = programs.iter().map(|(name, path)| (format!("selftests/{name}"), path.clone()));
-    let files: BTreeMap<String, PathBuf> = files.collect();
+    let mut files: BTreeMap<String, PathBuf> = files.collect();
+    files.insert(SELFTEST_ARGUMENTS.trim_start_matches('/').to_owned(), arguments.to_owned());
     let mut boot = lab::boot_with(shop, built, &files)?;
     boot.arguments.push(SELFTESTS.to_owned());
     boot.hardware = Hardware {

@@ -23,7 +23,7 @@ mod selftest;
 pub use lane::{Backend, Lane, PLATFORM, Platform, UnknownLane, UnknownPlatform};
 pub use line::{LineReader, MAX_LINE_BYTES, ReadError, encode};
 pub use message::{FromL1, HOOK_BEFORE_POINT, LoadedModule, PLACES, POINT, SCENARIO, SEED, ToL1, Verdict};
-pub use selftest::{SELFTESTS, SelftestMode, UnknownMode};
+pub use selftest::{SELFTEST_ARGUMENTS, SELFTESTS, SelftestMode, UnknownMode};
 
 /// What the releases of kernels end with that watch themselves.
 pub const WATCHES_ITSELF: &str = "-sanitize";

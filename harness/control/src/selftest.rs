@@ -3,12 +3,14 @@
 
 use std::fmt;
 use std::str::FromStr;
-use std::time::Duration;
 
 use serde::{Deserialize, Serialize};
 
 /// The kernel argument of an L1 that runs selftests: it loads no KVM before its point.
 pub const SELFTESTS: &str = "kvmi_lab.selftests";
+
+/// The file in L1 that says with which arguments tests are run: on each line a test's name and its arguments.
+pub const SELFTEST_ARGUMENTS: &str = "/selftests.arguments";
 
 /// What the name of each run of a selftest begins with, where a scenario has its group.
 const GROUP: &str = "selftests";
@@ -52,15 +54,6 @@ impl SelftestMode {
             Self::Stock | Self::Off | Self::On => false,
             Self::Hooked | Self::Stepped => true,
         }
-    }
-
-    /// How long a test may run, in host time.
-    #[must_use]
-    pub fn limit(self) -> Duration {
-        Duration::from_secs(match self {
-            Self::Stock | Self::Off | Self::On | Self::Hooked => 60,
-            Self::Stepped => 120,
-        })
     }
 
     /// What a run of a test is called, where a scenario's name is wanted.

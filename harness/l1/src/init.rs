@@ -167,6 +167,7 @@ fn prepare(channel: &File) -> anyhow::Result<(Backend, Work)> {
     let backend = modules::backend()?;
     modules::load_dependencies(backend)?;
     if is_on_command_line(SELFTESTS)? {
+        selftest::prepare()?;
         return Ok((backend, Work::Selftests));
     }
     let origin = Origin::under_test();

@@ -4,6 +4,7 @@
 mod output;
 mod tool;
 
+use std::ffi::CStr;
 use std::fs::{self, File};
 use std::io::Write as _;
 use std::path::Path;
@@ -11,8 +12,9 @@ use std::process::{Command, ExitStatus, Stdio};
 use std::time::Duration;
 
 use anyhow::{Context as _, ensure};
-use kvmi_lab_control::{Backend, FromL1, SelftestMode, Verdict, encode};
+use kvmi_lab_control::{Backend, FromL1, SELFTEST_ARGUMENTS, SelftestMode, Verdict, encode};
 use kvmi_lab_scenarios::modules::{self, Origin};
+use rustix::mount::{MountFlags, mount};
 use rustix::process::{WaitOptions, wait};
 
 use tool::Tool;
@@ -26,11 +28,25 @@ const OUTPUT: &str = "/tmp/output";
 /// How long loading and unloading KVM may take.
 const MODULES: Duration = Duration::from_secs(60);
 
+/// How long a test may run, in every mode: what steps is given no more, and has to be named if it does not come to its end.
+const TEST: Duration = Duration::from_secs(60);
+
 /// How long a test's processes and VMs may take to be gone.
 const END: Duration = Duration::from_secs(30);
 
 /// What tells a test where the tool is; the other side of it is harness/selftests/hook.c.
 const VARIABLE: &str = "KVMI_SELFTEST_TOOL";
+
+/// Where the C library keeps semaphores that processes share.
+const SHARED_MEMORY: &str = "/dev/shm";
+
+/// In process 1, before the point: what every test needs.
+pub(crate) fn prepare() -> anyhow::Result<()> {
+    let options: Option<&CStr> = None;
+    fs::create_dir(SHARED_MEMORY).with_context(|| format!("make {SHARED_MEMORY}"))?;
+    mount("tmpfs", SHARED_MEMORY, "tmpfs", MountFlags::empty(), options)
+        .with_context(|| format!("mount tmpfs on {SHARED_MEMORY}"))
+}
 
 /// In process 1: all of it.
 pub(crate) fn run(channel: &File, name: &str) -> anyhow::Result<Verdict> {
@@ -45,8 +61,8 @@ pub(crate) fn run(channel: &File, name: &str) -> anyhow::Result<Verdict> {
     l0.stage("load KVM", MODULES)?;
     load(mode, backend)?;
     let tool = mode.hooks().then(|| Tool::start(mode)).transpose()?;
-    l0.stage("run", mode.limit())?;
-    let status = run_test(&program, tool.as_ref())?;
+    l0.stage("run", TEST)?;
+    let status = run_test(&program, test, tool.as_ref())?;
     l0.stage("end its processes", END)?;
     let seen = tool.map(Tool::end);
     wait_for_all()?;
@@ -94,10 +110,11 @@ fn load(mode: SelftestMode, backend: Backend) -> anyhow::Result<()> {
 }
 
 /// Runs the test to its end.
-fn run_test(program: &Path, tool: Option<&Tool>) -> anyhow::Result<ExitStatus> {
+fn run_test(program: &Path, test: &str, tool: Option<&Tool>) -> anyhow::Result<ExitStatus> {
     let output = File::create(OUTPUT).with_context(|| format!("write {OUTPUT}"))?;
     let mut command = Command::new(program);
     command
+        .args(arguments(test)?)
         .env_clear()
         .current_dir("/tmp")
         .stdin(Stdio::null())
@@ -108,6 +125,14 @@ fn run_test(program: &Path, tool: Option<&Tool>) -> anyhow::Result<ExitStatus> {
     }
     let mut child = command.spawn().with_context(|| format!("run {}", program.display()))?;
     Ok(child.wait()?)
+}
+
+/// The arguments of a test; most have none.
+fn arguments(test: &str) -> anyhow::Result<Vec<String>> {
+    let text = fs::read_to_string(SELFTEST_ARGUMENTS).with_context(|| format!("read {SELFTEST_ARGUMENTS}"))?;
+    let mut lines = text.lines().map(str::split_whitespace);
+    let words = lines.find_map(|mut words| (words.next() == Some(test)).then_some(words));
+    Ok(words.into_iter().flatten().map(str::to_owned).collect())
 }
 
 /// Waits until no process is left but this one: descriptors of VMs are closed then.

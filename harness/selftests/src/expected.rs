@@ -77,6 +77,9 @@ impl From<&Outcome> for Word {
 pub struct Expected {
     /// The tests that each push runs.
     pub each_push: Vec<String>,
+    /// Tests that are run with arguments.
+    #[serde(default)]
+    pub with_arguments: Vec<WithArguments>,
     /// Tests that are not run.
     #[serde(default)]
     pub left_out: Vec<LeftOut>,
@@ -86,6 +89,18 @@ pub struct Expected {
     /// Tests that end otherwise than with stock KVM.
     #[serde(default)]
     pub differs: Vec<Differs>,
+}
+
+/// A test that is run with arguments.
+#[derive(Clone, Debug, Deserialize)]
+#[serde(deny_unknown_fields)]
+pub struct WithArguments {
+    /// Its name.
+    pub test: String,
+    /// They, between spaces.
+    pub arguments: String,
+    /// Why.
+    pub reason: String,
 }
 
 /// Tests that are not run, and why not.
@@ -184,6 +199,10 @@ impl Expected {
         let left_out = table.left_out.iter().map(|e| (&e.tests, &e.reason));
         let stock = table.stock.iter().map(|e| (&e.tests, &e.reason));
         let differs = table.differs.iter().map(|e| (&e.tests, &e.reason));
+        let mut with_arguments = table.with_arguments.iter();
+        if let Some(entry) = with_arguments.find(|e| e.reason.trim().is_empty()) {
+            return Err(TableError::NoReason(entry.test.clone()));
+        }
         for (tests, reason) in left_out.chain(stock).chain(differs) {
             if reason.trim().is_empty() {
                 return Err(TableError::NoReason(tests.join(", ")));
@@ -239,6 +258,13 @@ impl Expected {
         self.left_out.iter().find(concerns).map(|e| e.reason.as_str())
     }
 
+    /// The file by which L1 knows the arguments of tests.
+    #[must_use]
+    pub fn arguments_file(&self) -> String {
+        let lines = self.with_arguments.iter().map(|e| format!("{} {}\n", e.test, e.arguments));
+        lines.collect()
+    }
+
     /// How stock KVM ends that test, and why, where it neither passes nor skips it.
     #[must_use]
     pub fn stock(&self, lane: Lane, test: &str) -> Option<(Word, &str)> {
@@ -259,7 +285,8 @@ impl Expected {
         let left_out = self.left_out.iter().flat_map(|e| &e.tests);
         let stock = self.stock.iter().flat_map(|e| &e.tests);
         let differs = self.differs.iter().flat_map(|e| &e.tests);
-        let all = self.each_push.iter().chain(left_out).chain(stock).chain(differs);
+        let with_arguments = self.with_arguments.iter().map(|e| &e.test);
+        let all = self.each_push.iter().chain(with_arguments).chain(left_out).chain(stock).chain(differs);
         all.map(String::as_str)
     }
 }
@@ -282,6 +309,10 @@ mod tests {
         let table = Expected::parse(
             r#"
             each_push = ["a"]
+            [[with_arguments]]
+            test = "a"
+            arguments = "-b 16M"
+            reason = "takes long"
             [[left_out]]
             tests = ["big"]
             reason = "needs 8 GiB"
@@ -316,7 +347,8 @@ mod tests {
             Some((Word::Timeout, "steps are slow"))
         );
         assert_eq!(table.differs(tcg, SelftestMode::Hooked, "a"), None);
-        assert_eq!(table.names().collect::<Vec<_>>(), ["a", "big", "slow", "b", "a", "b"]);
+        assert_eq!(table.arguments_file(), "a -b 16M\n");
+        assert_eq!(table.names().collect::<Vec<_>>(), ["a", "a", "big", "slow", "b", "a", "b"]);
     }
 
     #[test]
@@ -333,6 +365,7 @@ mod tests {
         assert!(refused(&twice).contains("a on svm-tcg in mode on twice"));
         let fine = "[[stock]]\ntests=['a']\nlanes=['svm-tcg']\nverdict='skip'\nreason='x'\n";
         assert!(refused(fine).contains("says nothing"));
+        assert!(refused("[[with_arguments]]\ntest='a'\narguments='-x'\nreason=''\n").contains("gives no reason"));
         assert!(refused("[[left_out]]\ntests=['a']\nwhy='x'\n").contains("cannot be read"));
     }
 }

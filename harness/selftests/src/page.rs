@@ -47,6 +47,10 @@ pub fn page(results: &Results, expected: &Expected) -> String {
             page += &row(lane, test, cells, expected);
         }
     }
+    page += "\n## Run with arguments\n\n| test | arguments | why |\n|---|---|---|\n";
+    for entry in &expected.with_arguments {
+        let _ = writeln!(page, "| {} | `{}` | {} |", entry.test, entry.arguments, cell(&entry.reason));
+    }
     page += "\n## Left out\n\n| tests | where | why |\n|---|---|---|\n";
     for entry in &expected.left_out {
         let lanes = entry.lanes.iter().map(|lane| lane.name());
@@ -129,6 +133,7 @@ mod tests {
             svm-tcg | bad | fail fail fail fail - | a.c:1\n\
             svm-tcg | slow | pass pass pass pass timeout | \n";
         let table = "each_push = []\n\
+            [[with_arguments]]\ntest='slow'\narguments='-b 16M'\nreason='long'\n\
             [[left_out]]\ntests=['bad']\nmodes=['stepped']\nreason='hangs'\n\
             [[stock]]\ntests=['bad']\nlanes=['svm-tcg']\nverdict='fail'\nreason='TCG lacks it'\n\
             [[differs]]\ntests=['slow']\nlanes=['svm-tcg']\nmodes=['stepped']\nverdict='timeout'\nreason='steps'\n";
@@ -141,6 +146,7 @@ mod tests {
             "| mode | pass | skip | fail | timeout | VMs hooked | events |",
             "| stock | 1 | 1 | 1 | 0 |  |  |",
             "| hooked | 1 | 1 | 1 | 0 | 5 | 7 |",
+            "| slow | `-b 16M` | long |",
             "| bad | stepped | hangs |",
         ] {
             assert!(page.lines().any(|l| l == line), "no `{line}` in\n{page}");

@@ -43,10 +43,11 @@ pub(crate) fn verdict(status: ExitStatus, output: &str) -> Verdict {
     }
 }
 
-/// Behind `# SKIP` on a line of its own, or on that of the plan.
+/// Behind `# SKIP` on a line of its own, or on that of the plan; the last line of a test that does not say it so.
 fn skip_reason(output: &str) -> Option<&str> {
-    let line = output.lines().rfind(|line| line.contains("SKIP"))?;
-    let (_, reason) = line.split_once("SKIP")?;
+    let said = output.lines().rev().find_map(|line| line.split_once("SKIP"));
+    let reason = said.map(|(_, reason)| reason);
+    let reason = reason.or_else(|| output.lines().rfind(|line| !line.trim().is_empty()))?;
     let reason = reason.trim_start_matches([' ', '-', ':']).trim_end();
     (!reason.is_empty()).then_some(reason)
 }
@@ -97,7 +98,8 @@ mod tests {
             skip("1..0 # SKIP - Requirement not met: kvm_cpu_has(X86_FEATURE_AMX_TILE)\n"),
             "Requirement not met: kvm_cpu_has(X86_FEATURE_AMX_TILE)"
         );
-        assert_eq!(skip("nothing\n"), "it gives no reason");
+        assert_eq!(skip("Random seed: 0x1\nMCG_CMCI_P is not supported\n\n"), "MCG_CMCI_P is not supported");
+        assert_eq!(skip("\n"), "it gives no reason");
     }
 
     #[test]
