@@ -33,12 +33,15 @@
 /* Descriptors beyond this are not followed, which ends the test. */
 #define MAX_FDS (1 << 16)
 
-enum { VM_MADE = 1, VCPU_RUNS = 2 };
+enum { VM_MADE = 1, VCPU_RUNS = 2, MEMORY_SET = 3 };
 
 struct question {
 	uint32_t about;
 	uint32_t vm;
 	uint32_t vcpu;
+	/* Of memory: how many pages, and where they begin. */
+	uint32_t pages;
+	uint64_t gpa;
 };
 
 /* The error is an errno of the tool's or of the kernel's. */
@@ -121,7 +124,7 @@ static struct answer ask(const char *tool, struct question question, int fd)
 
 static void vm_made(const char *tool, int fd)
 {
-	struct answer answer = ask(tool, (struct question){ VM_MADE, 0, 0 }, fd);
+	struct answer answer = ask(tool, (struct question){ .about = VM_MADE }, fd);
 
 	if (answer.error)
 		fail("HOOK", answer.error);
@@ -147,7 +150,9 @@ static void vcpu_runs(const char *tool, int fd)
 
 	if (fd < 0 || fd >= MAX_FDS || !known[fd].is_new || !known[fd].vm)
 		return;
-	question = (struct question){ VCPU_RUNS, known[fd].vm, known[fd].vcpu };
+	question = (struct question){ .about = VCPU_RUNS,
+				       .vm = known[fd].vm,
+				       .vcpu = known[fd].vcpu };
 	answer = ask(tool, question, -1);
 	/* A vCPU without INIT takes no command: it is new the next time too. */
 	if (answer.error == EAGAIN)
@@ -157,9 +162,28 @@ static void vcpu_runs(const char *tool, int fd)
 	known[fd].is_new = 0;
 }
 
+static void memory_set(const char *tool, int fd,
+		       const struct kvm_userspace_memory_region *region)
+{
+	struct question question = { .about = MEMORY_SET };
+	struct answer answer;
+
+	if (fd < 0 || fd >= MAX_FDS || !known[fd].vm || !region->memory_size)
+		return;
+	/* The memory of SMM is an address space of its own; what a tool restricts is the guest's. */
+	if (region->slot >> 16)
+		return;
+	question.vm = known[fd].vm;
+	question.pages = region->memory_size / 4096;
+	question.gpa = region->guest_phys_addr;
+	answer = ask(tool, question, -1);
+	if (answer.error)
+		fail("watch memory", answer.error);
+}
+
 int __wrap_ioctl(int fd, unsigned long request, ...)
 {
-	const char *tool = getenv(VARIABLE);
+	const char *tool = known ? getenv(VARIABLE) : NULL;
 	int before = errno;
 	void *argument;
 	va_list list;
@@ -180,6 +204,10 @@ int __wrap_ioctl(int fd, unsigned long request, ...)
 		vm_made(tool, result);
 	else if (request == KVM_CREATE_VCPU)
 		vcpu_made(fd, result);
+	/* Of both structures the beginning is the same. */
+	else if (request == KVM_SET_USER_MEMORY_REGION ||
+		 request == KVM_SET_USER_MEMORY_REGION2)
+		memory_set(tool, fd, argument);
 	errno = before;
 	return result;
 }

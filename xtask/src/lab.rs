@@ -18,8 +18,9 @@ use crate::kernel::{self, Built};
 use crate::planted;
 use crate::workshop::Workshop;
 
-/// How many images of each kind stay in the cache: enough to go back and forth between a few states of the sources.
-const KEPT_IMAGES: usize = 4;
+/// How many images of each kind stay in the cache: enough to go back and forth between a few states of the sources, each with the image of
+/// scenarios and that of KVM's selftests.
+const KEPT_IMAGES: usize = 6;
 
 /// How many saved L1s: as many on each lane that runs by default.
 const KEPT_POINTS: usize = 2 * KEPT_IMAGES;

@@ -95,13 +95,7 @@ fn at_point_in_bochs(shop: &Workshop, lane: Lane, boot: &Boot, fetched: &Fetched
     Ok(AtPoint::Bochs { cd, saved })
 }
 
-fn bochs_parts<'a>(
-    lane: Lane,
-    boot: &Boot,
-    fetched: &'a Fetched,
-    library: &'a Path,
-    cd: &'a Path,
-) -> bochs::Parts<'a> {
+fn bochs_parts<'a>(lane: Lane, boot: &Boot, fetched: &'a Fetched, library: &'a Path, cd: &'a Path) -> bochs::Parts<'a> {
     bochs::Parts {
         lane,
         emulators: &fetched.emulators,

@@ -51,7 +51,7 @@ pub(crate) struct Arguments {
     /// On this lane; may be given several times. svm-tcg and vmx-bochs when not given
     #[arg(long)]
     lane: Vec<Lane>,
-    /// In this mode, beside stock: off, on, hooked or stepped; may be given several times. All when not given
+    /// In this mode, beside stock: off, on, hooked, paused, protected or stepped; may be given several times. All when not given
     #[arg(long)]
     mode: Vec<SelftestMode>,
     /// The few tests that each push runs
@@ -84,9 +84,8 @@ impl Arguments {
 
     /// The modes; what others are compared with is always among them.
     fn modes(&self) -> Vec<SelftestMode> {
-        let is_wanted = |mode: &SelftestMode| {
-            *mode == SelftestMode::Stock || self.mode.is_empty() || self.mode.contains(mode)
-        };
+        let is_wanted =
+            |mode: &SelftestMode| *mode == SelftestMode::Stock || self.mode.is_empty() || self.mode.contains(mode);
         SelftestMode::ALL.iter().copied().filter(is_wanted).collect()
     }
 
@@ -94,7 +93,9 @@ impl Arguments {
     fn tests<'p>(&self, programs: &'p Programs, expected: &Expected) -> Result<BTreeSet<&'p str>> {
         let all = programs.keys().map(String::as_str);
         let tests: Vec<&str> = match &self.filter {
-            _ if self.each_push => all.filter(|test| expected.each_push.iter().any(|t| t == test)).collect(),
+            _ if self.each_push => all
+                .filter(|test| expected.each_push.iter().any(|t| t == test))
+                .collect(),
             None => all.collect(),
             Some(name) if programs.contains_key(name) => all.filter(|test| test == name).collect(),
             Some(part) => all.filter(|test| test.contains(part.as_str())).collect(),
@@ -124,7 +125,11 @@ pub(crate) struct Count {
 /// Builds, runs, compares, and shows.
 pub(crate) fn run(shop: &Workshop, wanted: &Arguments, json: bool) -> Result<u8> {
     let count = run_counted(shop, wanted, json)?;
-    Ok(if count.failed == 0 { exit::OK } else { exit::SCENARIO_FAILED })
+    Ok(if count.failed == 0 {
+        exit::OK
+    } else {
+        exit::SCENARIO_FAILED
+    })
 }
 
 /// The same; what is as it should be is passed, each finding has failed.
@@ -155,8 +160,13 @@ pub(crate) fn run_counted(shop: &Workshop, wanted: &Arguments, json: bool) -> Re
         unknown.join(", ")
     );
     let tests = wanted.tests(&programs, &expected)?;
-    let jobs = run::jobs(&lanes, &wanted.modes(), &programs, &expected, |test| tests.contains(test));
-    ensure!(!jobs.is_empty(), "no test is left to run: docs/selftests.md says which are left out, and why");
+    let jobs = run::jobs(&lanes, &wanted.modes(), &programs, &expected, |test| {
+        tests.contains(test)
+    });
+    ensure!(
+        !jobs.is_empty(),
+        "no test is left to run: docs/selftests.md says which are left out, and why"
+    );
     let folder = shop.runs.new_folder()?;
     fs::write(folder.join(KERNEL), &built.kernel.version.package)?;
     let arguments = folder.join("arguments");
@@ -231,13 +241,22 @@ fn programs(shop: &Workshop, wanted: &Arguments) -> Result<Programs> {
 
 /// An L1 with the tests in `/selftests`.
 fn boot(shop: &Workshop, built: &Built, programs: &Programs, arguments: &Path, lane: Lane) -> Result<Boot> {
-    let files = programs.iter().map(|(name, path)| (format!("selftests/{name}"), path.clone()));
+    let files = programs
+        .iter()
+        .map(|(name, path)| (format!("selftests/{name}"), path.clone()));
     let mut files: BTreeMap<String, PathBuf> = files.collect();
-    files.insert(SELFTEST_ARGUMENTS.trim_start_matches('/').to_owned(), arguments.to_owned());
+    files.insert(
+        SELFTEST_ARGUMENTS.trim_start_matches('/').to_owned(),
+        arguments.to_owned(),
+    );
     let mut boot = lab::boot_with(shop, built, &files)?;
     boot.arguments.push(SELFTESTS.to_owned());
     boot.hardware = Hardware {
-        memory_mib: if lane.platform() == Platform::Bochs { BOCHS_MIB } else { QEMU_MIB },
+        memory_mib: if lane.platform() == Platform::Bochs {
+            BOCHS_MIB
+        } else {
+            QEMU_MIB
+        },
         // Each test loads KVM anew, which patches the kernel's text; so does much of what tests do.
         one_thread: true,
     };
@@ -250,7 +269,12 @@ fn run_jobs(shop: &Workshop, lab: &LabRun, jobs: Vec<Job>) -> Result<Vec<Record>
     let mut ended = 0;
     let records = run::run(lab, jobs, shop.jobs(), |record| {
         ended += 1;
-        task.note(format!("{ended} of {all}: {} on {}: {}", record.scenario, record.lane, record.outcome.word()));
+        task.note(format!(
+            "{ended} of {all}: {} on {}: {}",
+            record.scenario,
+            record.lane,
+            record.outcome.word()
+        ));
     })?;
     task.done();
     Ok(records)
@@ -282,7 +306,13 @@ fn show_all(shop: &Workshop, lab: &LabRun, records: &[Record], seen: &Seen, json
     }
     show!("\n{}", summary(seen));
     let slowest = records.iter().max_by(|a, b| a.seconds.total_cmp(&b.seconds));
-    if let Some(Record { scenario, lane, seconds, .. }) = slowest {
+    if let Some(Record {
+        scenario,
+        lane,
+        seconds,
+        ..
+    }) = slowest
+    {
         show!("the slowest was {scenario} on {lane}: {seconds:.0} s");
     }
     show!("logs are in {}", relative(&lab.folder, &shop.checkout));
@@ -291,7 +321,10 @@ fn show_all(shop: &Workshop, lab: &LabRun, records: &[Record], seen: &Seen, json
 /// How many tests ended how, on each lane in each mode.
 fn summary(seen: &Seen) -> Table {
     let words = Word::ALL.iter().map(|word| word.name());
-    let head = ["lane", "mode"].into_iter().chain(words).chain(["VMs hooked", "events"]);
+    let head = ["lane", "mode"]
+        .into_iter()
+        .chain(words)
+        .chain(["VMs hooked", "events"]);
     let mut table = output::table(head);
     let mut counts: BTreeMap<(Lane, SelftestMode), BTreeMap<Word, usize>> = BTreeMap::new();
     for ((lane, _), cells) in &seen.tests {
@@ -301,7 +334,11 @@ fn summary(seen: &Seen) -> Table {
     }
     for ((lane, mode), counts) in counts {
         let mut row = vec![lane.to_string(), mode.to_string()];
-        row.extend(Word::ALL.iter().map(|word| counts.get(word).copied().unwrap_or(0).to_string()));
+        row.extend(
+            Word::ALL
+                .iter()
+                .map(|word| counts.get(word).copied().unwrap_or(0).to_string()),
+        );
         match seen.hooks.get(&(lane, mode)) {
             Some(Hooks { vms, events, .. }) => row.extend([vms.to_string(), events.to_string()]),
             None => row.extend([String::new(), String::new()]),
@@ -339,7 +376,10 @@ fn show_findings(shop: &Workshop, lab: &LabRun, findings: &[Finding], stale: &[S
         }
     }
     if !stale.is_empty() && !json {
-        show!("  to mend it: cargo xtask docs --selftests {}", relative(&lab.folder, &shop.checkout));
+        show!(
+            "  to mend it: cargo xtask docs --selftests {}",
+            relative(&lab.folder, &shop.checkout)
+        );
     }
     if !json {
         show!(
@@ -385,7 +425,8 @@ fn records_below(folder: &Path) -> Result<Vec<Record>> {
         for test in tests {
             let folder = test?.path();
             if folder.join(Record::FILE).is_file() {
-                records.push(Record::read(&folder).with_context(|| format!("read the record in {}", folder.display()))?);
+                records
+                    .push(Record::read(&folder).with_context(|| format!("read the record in {}", folder.display()))?);
             }
         }
     }
@@ -404,7 +445,11 @@ pub(crate) fn findings(checkout: &Path) -> Result<Vec<tidy::Finding>> {
         found.push(finding(PAGE, "is stale; to write it anew: cargo xtask docs"));
     }
     let disagree = compare(&results.seen, &expected);
-    found.extend(disagree.iter().map(|what| finding(RESULTS, format!("{what}; to mend it: {MEND}"))));
+    found.extend(
+        disagree
+            .iter()
+            .map(|what| finding(RESULTS, format!("{what}; to mend it: {MEND}"))),
+    );
     Ok(found)
 }
 
@@ -413,7 +458,9 @@ mod tests {
     use super::*;
 
     fn programs() -> Programs {
-        ["smm_test", "smm_test_2", "state_test"].map(|name| (name.to_owned(), name.into())).into()
+        ["smm_test", "smm_test_2", "state_test"]
+            .map(|name| (name.to_owned(), name.into()))
+            .into()
     }
 
     #[test]
@@ -449,6 +496,9 @@ mod tests {
             ..Expected::default()
         };
         let programs = programs();
-        assert_eq!(Arguments::of_push().tests(&programs, &expected).unwrap(), ["state_test"].into());
+        assert_eq!(
+            Arguments::of_push().tests(&programs, &expected).unwrap(),
+            ["state_test"].into()
+        );
     }
 }

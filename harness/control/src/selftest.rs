@@ -27,13 +27,25 @@ pub enum SelftestMode {
     On,
     /// A tool hooks each VM, watches everything, and agrees to everything.
     Hooked,
-    /// And steps each instruction.
+    /// The same, and it pauses the vCPUs at random moments.
+    Paused,
+    /// The same, and it takes the right to write from the guest's memory: each write is told.
+    Protected,
+    /// The same as hooked, and it steps each instruction.
     Stepped,
 }
 
 impl SelftestMode {
     /// Every mode, the one that others are compared with first.
-    pub const ALL: &'static [Self] = &[Self::Stock, Self::Off, Self::On, Self::Hooked, Self::Stepped];
+    pub const ALL: &'static [Self] = &[
+        Self::Stock,
+        Self::Off,
+        Self::On,
+        Self::Hooked,
+        Self::Paused,
+        Self::Protected,
+        Self::Stepped,
+    ];
 
     /// The name used on command lines and in reports.
     #[must_use]
@@ -43,6 +55,8 @@ impl SelftestMode {
             Self::Off => "off",
             Self::On => "on",
             Self::Hooked => "hooked",
+            Self::Paused => "paused",
+            Self::Protected => "protected",
             Self::Stepped => "stepped",
         }
     }
@@ -52,7 +66,7 @@ impl SelftestMode {
     pub fn hooks(self) -> bool {
         match self {
             Self::Stock | Self::Off | Self::On => false,
-            Self::Hooked | Self::Stepped => true,
+            Self::Hooked | Self::Paused | Self::Protected | Self::Stepped => true,
         }
     }
 
@@ -80,7 +94,7 @@ impl fmt::Display for SelftestMode {
 
 /// A mode's name that is none.
 #[derive(Clone, Debug, PartialEq, Eq, thiserror::Error)]
-#[error("no mode `{0}`, modes are stock, off, on, hooked, stepped")]
+#[error("no mode `{0}`, modes are stock, off, on, hooked, paused, protected, stepped")]
 pub struct UnknownMode(pub String);
 
 impl FromStr for SelftestMode {
@@ -108,7 +122,11 @@ mod tests {
                 Some((mode, "smm_test"))
             );
         }
-        for other in ["lifecycle::hook", "lifecycle::on::smm_test", "selftests::fast::smm_test"] {
+        for other in [
+            "lifecycle::hook",
+            "lifecycle::on::smm_test",
+            "selftests::fast::smm_test",
+        ] {
             assert_eq!(SelftestMode::of_run(other), None, "{other}");
         }
     }

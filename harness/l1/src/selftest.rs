@@ -104,7 +104,7 @@ fn load(mode: SelftestMode, backend: Backend) -> anyhow::Result<()> {
     let (origin, introspection) = match mode {
         SelftestMode::Stock => (Origin::Stock, false),
         SelftestMode::Off => (Origin::Kvmi, false),
-        SelftestMode::On | SelftestMode::Hooked | SelftestMode::Stepped => (Origin::Kvmi, true),
+        _ => (Origin::Kvmi, true),
     };
     Ok(modules::load_kvm(origin, backend, introspection)?)
 }

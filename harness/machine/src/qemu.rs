@@ -195,7 +195,10 @@ pub fn prepare(
             boot,
             &console,
             &log,
-            &["-object", &Memory::In(&into.join(MEMORY_FILE)).object(boot.hardware.memory_mib)],
+            &[
+                "-object",
+                &Memory::In(&into.join(MEMORY_FILE)).object(boot.hardware.memory_mib),
+            ],
         )?;
         let control = qemu
             .control

@@ -190,13 +190,21 @@ mod tests {
     #[test]
     fn programs_are_told_from_what_they_are_made_of() {
         let dir = tempfile::tempdir().unwrap();
-        for (name, mode) in [("x86_64/smm_test", 0o755), ("x86_64/smm_test.o", 0o644), ("dirty_log_test", 0o755)] {
+        for (name, mode) in [
+            ("x86_64/smm_test", 0o755),
+            ("x86_64/smm_test.o", 0o644),
+            ("dirty_log_test", 0o755),
+        ] {
             let path = dir.path().join(name);
             fs::create_dir_all(path.parent().unwrap()).unwrap();
             fs::write(&path, "").unwrap();
             fs::set_permissions(&path, fs::Permissions::from_mode(mode)).unwrap();
         }
-        let names: Vec<String> = executables(dir.path()).unwrap().into_iter().map(|(name, _)| name).collect();
+        let names: Vec<String> = executables(dir.path())
+            .unwrap()
+            .into_iter()
+            .map(|(name, _)| name)
+            .collect();
         assert_eq!(names, ["dirty_log_test", "x86_64/smm_test"]);
         assert_eq!(test_name("x86_64/smm_test"), "smm_test");
     }

@@ -182,7 +182,10 @@ fn of_other(stock: &Cell, cell: &Cell, entry: Option<(Word, &str)>) -> Option<St
 /// Modes that were to hook and in which no VM was hooked, or nothing told: they show nothing. Of a few tests this may be as it should.
 #[must_use]
 pub fn idle_modes(seen: &Seen) -> Vec<Finding> {
-    let idle = seen.hooks.iter().filter(|(_, hooks)| hooks.vms == 0 || hooks.events == 0);
+    let idle = seen
+        .hooks
+        .iter()
+        .filter(|(_, hooks)| hooks.vms == 0 || hooks.events == 0);
     let finding = |(&(lane, mode), hooks): (&(Lane, SelftestMode), &Hooks)| Finding {
         lane,
         mode,
@@ -257,7 +260,9 @@ mod tests {
 
     #[test]
     fn what_is_as_with_stock_kvm_is_no_finding() {
-        let (pass, skip) = (Outcome::Pass, |reason: &str| Outcome::Skip { reason: reason.to_owned() });
+        let (pass, skip) = (Outcome::Pass, |reason: &str| Outcome::Skip {
+            reason: reason.to_owned(),
+        });
         for &mode in &SelftestMode::ALL[1..] {
             assert!(found("good", pass.clone(), mode, pass.clone()).is_empty());
             assert!(found("absent", skip("no AMX"), mode, skip("no AMX")).is_empty());
@@ -301,11 +306,20 @@ mod tests {
         let (on, stepped) = (SelftestMode::On, SelftestMode::Stepped);
         assert!(found("slow", Outcome::Pass, stepped, timeout()).is_empty());
         let said = found("slow", Outcome::Pass, stepped, Outcome::Pass);
-        assert!(said.len() == 1 && said[0].ends_with("which holds no longer"), "{said:?}");
+        assert!(
+            said.len() == 1 && said[0].ends_with("which holds no longer"),
+            "{said:?}"
+        );
         let said = found("slow", Outcome::Pass, stepped, fail("a.c:1"));
-        assert!(said.len() == 1 && said[0].contains("expected.toml says timeout"), "{said:?}");
+        assert!(
+            said.len() == 1 && said[0].contains("expected.toml says timeout"),
+            "{said:?}"
+        );
         let said = found("bad", Outcome::Pass, on, Outcome::Pass);
-        assert!(said.len() == 1 && said[0].ends_with("which holds no longer"), "{said:?}");
+        assert!(
+            said.len() == 1 && said[0].ends_with("which holds no longer"),
+            "{said:?}"
+        );
         let said = found("bad", timeout(), on, timeout());
         assert!(said.len() == 1 && said[0].contains("says fail"), "{said:?}");
     }

@@ -235,7 +235,10 @@ impl Expected {
             lanes.flat_map(move |&lane| e.tests.iter().map(move |test| (test, lane, SelftestMode::Stock)))
         });
         let differs = self.differs.iter().flat_map(|e| {
-            let places = e.lanes.iter().flat_map(|&lane| e.modes.iter().map(move |&mode| (lane, mode)));
+            let places = e
+                .lanes
+                .iter()
+                .flat_map(|&lane| e.modes.iter().map(move |&mode| (lane, mode)));
             places.flat_map(move |(lane, mode)| e.tests.iter().map(move |test| (test, lane, mode)))
         });
         for (test, lane, mode) in stock.chain(differs) {
@@ -261,14 +264,20 @@ impl Expected {
     /// The file by which L1 knows the arguments of tests.
     #[must_use]
     pub fn arguments_file(&self) -> String {
-        let lines = self.with_arguments.iter().map(|e| format!("{} {}\n", e.test, e.arguments));
+        let lines = self
+            .with_arguments
+            .iter()
+            .map(|e| format!("{} {}\n", e.test, e.arguments));
         lines.collect()
     }
 
     /// How stock KVM ends that test, and why, where it neither passes nor skips it.
     #[must_use]
     pub fn stock(&self, lane: Lane, test: &str) -> Option<(Word, &str)> {
-        let entry = self.stock.iter().find(|e| has(&e.tests, test) && e.lanes.contains(&lane))?;
+        let entry = self
+            .stock
+            .iter()
+            .find(|e| has(&e.tests, test) && e.lanes.contains(&lane))?;
         Some((entry.verdict, &entry.reason))
     }
 
@@ -286,7 +295,13 @@ impl Expected {
         let stock = self.stock.iter().flat_map(|e| &e.tests);
         let differs = self.differs.iter().flat_map(|e| &e.tests);
         let with_arguments = self.with_arguments.iter().map(|e| &e.test);
-        let all = self.each_push.iter().chain(with_arguments).chain(left_out).chain(stock).chain(differs);
+        let all = self
+            .each_push
+            .iter()
+            .chain(with_arguments)
+            .chain(left_out)
+            .chain(stock)
+            .chain(differs);
         all.map(String::as_str)
     }
 }
@@ -337,7 +352,10 @@ mod tests {
         .unwrap();
         let (tcg, bochs) = (Lane::SvmTcg, Lane::VmxBochs);
         assert_eq!(table.left_out(bochs, SelftestMode::On, "big"), Some("needs 8 GiB"));
-        assert_eq!(table.left_out(bochs, SelftestMode::Stepped, "slow"), Some("takes an hour"));
+        assert_eq!(
+            table.left_out(bochs, SelftestMode::Stepped, "slow"),
+            Some("takes an hour")
+        );
         assert_eq!(table.left_out(bochs, SelftestMode::On, "slow"), None);
         assert_eq!(table.left_out(tcg, SelftestMode::Stepped, "slow"), None);
         assert_eq!(table.stock(tcg, "b"), Some((Word::Fail, "TCG has no such thing")));
@@ -348,12 +366,19 @@ mod tests {
         );
         assert_eq!(table.differs(tcg, SelftestMode::Hooked, "a"), None);
         assert_eq!(table.arguments_file(), "a -b 16M\n");
-        assert_eq!(table.names().collect::<Vec<_>>(), ["a", "a", "big", "slow", "b", "a", "b"]);
+        assert_eq!(
+            table.names().collect::<Vec<_>>(),
+            ["a", "a", "big", "slow", "b", "a", "b"]
+        );
     }
 
     #[test]
     fn a_table_that_explains_nothing_is_refused() {
-        let refused = |entry: &str| Expected::parse(&format!("each_push = []\n{entry}")).unwrap_err().to_string();
+        let refused = |entry: &str| {
+            Expected::parse(&format!("each_push = []\n{entry}"))
+                .unwrap_err()
+                .to_string()
+        };
         let differs = |tests: &str, modes: &str, reason: &str| {
             format!("[[differs]]\ntests={tests}\nlanes=['svm-tcg']\nmodes={modes}\nverdict='fail'\nreason='{reason}'\n")
         };

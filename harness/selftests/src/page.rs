@@ -25,7 +25,9 @@ how it ends with the distribution's KVM on the same lane.
 | off | our modules, introspection off | none |
 | on | our modules, introspection on | none |
 | hooked | our modules, introspection on | hooks each VM that the test makes, watches every vCPU, agrees to each event |
-| stepped | our modules, introspection on | the same, and steps each instruction |
+| paused | our modules, introspection on | the same, and pauses vCPUs at random moments |
+| protected | our modules, introspection on | as hooked, and denies writes to guest memory, so that each is a PF event |
+| stepped | our modules, introspection on | as hooked, and steps each instruction |
 
 A hooked vCPU tells HYPERCALL, BREAKPOINT, CR (0, 3, 4), XSETBV, DESCRIPTOR, PF and MSR. The MSRs
 are listed in `harness/l1/src/selftest/tool.rs`.
@@ -42,29 +44,54 @@ pub fn page(results: &Results, expected: &Expected) -> String {
     let lanes: BTreeSet<Lane> = results.seen.tests.keys().map(|(lane, _)| *lane).collect();
     for lane in lanes {
         let _ = write!(page, "\n## {lane}\n\n{}", summary(results, lane));
-        page += "\n| test | stock | off | on | hooked | stepped | why |\n|---|---|---|---|---|---|---|\n";
+        let modes: Vec<&str> = SelftestMode::ALL.iter().map(|mode| mode.name()).collect();
+        let _ = write!(
+            page,
+            "\n| test | {} | why |\n|---|{}---|\n",
+            modes.join(" | "),
+            "---|".repeat(modes.len())
+        );
         for ((_, test), cells) in results.seen.tests.iter().filter(|((of, _), _)| *of == lane) {
             page += &row(lane, test, cells, expected);
         }
     }
     page += "\n## Run with arguments\n\n| test | arguments | why |\n|---|---|---|\n";
     for entry in &expected.with_arguments {
-        let _ = writeln!(page, "| {} | `{}` | {} |", entry.test, entry.arguments, cell(&entry.reason));
+        let _ = writeln!(
+            page,
+            "| {} | `{}` | {} |",
+            entry.test,
+            entry.arguments,
+            cell(&entry.reason)
+        );
     }
     page += "\n## Left out\n\n| tests | where | why |\n|---|---|---|\n";
     for entry in &expected.left_out {
         let lanes = entry.lanes.iter().map(|lane| lane.name());
         let modes = entry.modes.iter().map(|mode| mode.name());
         let place: Vec<&str> = lanes.chain(modes).collect();
-        let place = if place.is_empty() { "everywhere".to_owned() } else { place.join(", ") };
-        let _ = writeln!(page, "| {} | {place} | {} |", entry.tests.join(", "), cell(&entry.reason));
+        let place = if place.is_empty() {
+            "everywhere".to_owned()
+        } else {
+            place.join(", ")
+        };
+        let _ = writeln!(
+            page,
+            "| {} | {place} | {} |",
+            entry.tests.join(", "),
+            cell(&entry.reason)
+        );
     }
     page
 }
 
 /// How many tests ended how, and what tools saw.
 fn summary(results: &Results, lane: Lane) -> String {
-    let words: Vec<Word> = Word::ALL.iter().copied().filter(|word| count(results, lane, None, *word) > 0).collect();
+    let words: Vec<Word> = Word::ALL
+        .iter()
+        .copied()
+        .filter(|word| count(results, lane, None, *word) > 0)
+        .collect();
     let heads: Vec<&str> = words.iter().map(|word| word.name()).collect();
     let mut text = format!("| mode | {} | VMs hooked | events |\n", heads.join(" | "));
     text += &format!("|---|{}---|---|\n", "---|".repeat(words.len()));
@@ -85,7 +112,9 @@ fn summary(results: &Results, lane: Lane) -> String {
 fn count(results: &Results, lane: Lane, mode: Option<SelftestMode>, word: Word) -> usize {
     let of_lane = results.seen.tests.iter().filter(|((of, _), _)| *of == lane);
     let cells = of_lane.flat_map(|(_, cells)| cells.iter());
-    cells.filter(|(of, cell)| mode.is_none_or(|mode| mode == **of) && cell.word == word).count()
+    cells
+        .filter(|(of, cell)| mode.is_none_or(|mode| mode == **of) && cell.word == word)
+        .count()
 }
 
 fn row(lane: Lane, test: &str, cells: &Cells, expected: &Expected) -> String {
@@ -129,9 +158,9 @@ mod tests {
     fn a_row_says_how_it_ended_and_why() {
         let record = "kernel | 6.12.1-1\n\
             hooks | svm-tcg | hooked | 5 | 6 | 7\n\
-            svm-tcg | amx_test | skip skip skip skip skip | no AMX | here\n\
-            svm-tcg | bad | fail fail fail fail - | a.c:1\n\
-            svm-tcg | slow | pass pass pass pass timeout | \n";
+            svm-tcg | amx_test | skip skip skip skip skip skip skip | no AMX | here\n\
+            svm-tcg | bad | fail fail fail fail fail fail - | a.c:1\n\
+            svm-tcg | slow | pass pass pass pass pass pass timeout | \n";
         let table = "each_push = []\n\
             [[with_arguments]]\ntest='slow'\narguments='-b 16M'\nreason='long'\n\
             [[left_out]]\ntests=['bad']\nmodes=['stepped']\nreason='hangs'\n\
@@ -140,9 +169,9 @@ mod tests {
         let page = page(&Results::parse(record).unwrap(), &Expected::parse(table).unwrap());
         for line in [
             "The record is of kernel 6.12.1-1.",
-            "| amx_test | skip | skip | skip | skip | skip | no AMX \\| here |",
-            "| bad | fail | fail | fail | fail | - | TCG lacks it; hangs |",
-            "| slow | pass | pass | pass | pass | **timeout** | steps |",
+            "| amx_test | skip | skip | skip | skip | skip | skip | skip | no AMX \\| here |",
+            "| bad | fail | fail | fail | fail | fail | fail | - | TCG lacks it; hangs |",
+            "| slow | pass | pass | pass | pass | pass | pass | **timeout** | steps |",
             "| mode | pass | skip | fail | timeout | VMs hooked | events |",
             "| stock | 1 | 1 | 1 | 0 |  |  |",
             "| hooked | 1 | 1 | 1 | 0 | 5 | 7 |",

@@ -32,7 +32,9 @@ pub fn jobs(
     expected: &Expected,
     is_wanted: impl Fn(&str) -> bool,
 ) -> Vec<Job> {
-    let places = lanes.iter().flat_map(|&lane| modes.iter().map(move |&mode| (lane, mode)));
+    let places = lanes
+        .iter()
+        .flat_map(|&lane| modes.iter().map(move |&mode| (lane, mode)));
     let all = places.flat_map(|(lane, mode)| programs.keys().map(move |test| (lane, mode, test)));
     let runs = all.filter(|&(lane, mode, test)| is_wanted(test) && expected.left_out(lane, mode, test).is_none());
     let job = |(lane, mode, test): (Lane, SelftestMode, &String)| Job {
@@ -97,7 +99,9 @@ mod tests {
     #[test]
     fn jobs_are_what_is_wanted_and_not_left_out() {
         let table = "each_push = []\n[[left_out]]\ntests = ['big']\nmodes = ['on']\nreason = 'x'\n";
-        let programs = ["big", "small", "other"].map(|name| (name.to_owned(), name.into())).into();
+        let programs = ["big", "small", "other"]
+            .map(|name| (name.to_owned(), name.into()))
+            .into();
         let (lanes, modes) = ([Lane::SvmTcg], [SelftestMode::Stock, SelftestMode::On]);
         let table = Expected::parse(table).unwrap();
         let jobs = jobs(&lanes, &modes, &programs, &table, |test| test != "other");

@@ -63,7 +63,9 @@ fn failed_assertion(output: &str) -> Option<String> {
 
 /// The parts of a test that failed, by the test's own names.
 fn failed_parts(output: &str) -> Vec<String> {
-    let failed = output.lines().filter_map(|line| line.trim_start().strip_prefix("not ok "));
+    let failed = output
+        .lines()
+        .filter_map(|line| line.trim_start().strip_prefix("not ok "));
     failed.map(|line| format!("not ok {}", line.trim_end())).collect()
 }
 
@@ -98,7 +100,10 @@ mod tests {
             skip("1..0 # SKIP - Requirement not met: kvm_cpu_has(X86_FEATURE_AMX_TILE)\n"),
             "Requirement not met: kvm_cpu_has(X86_FEATURE_AMX_TILE)"
         );
-        assert_eq!(skip("Random seed: 0x1\nMCG_CMCI_P is not supported\n\n"), "MCG_CMCI_P is not supported");
+        assert_eq!(
+            skip("Random seed: 0x1\nMCG_CMCI_P is not supported\n\n"),
+            "MCG_CMCI_P is not supported"
+        );
         assert_eq!(skip("\n"), "it gives no reason");
     }
 
@@ -116,10 +121,7 @@ mod tests {
     #[test]
     fn failed_parts_are_named() {
         let output = "TAP version 13\n1..3\nok 1 a\nnot ok 2 b\nnot ok 3 c\n";
-        assert_eq!(
-            verdict(exit(1), output),
-            fail("exit status 1; not ok 2 b; not ok 3 c")
-        );
+        assert_eq!(verdict(exit(1), output), fail("exit status 1; not ok 2 b; not ok 3 c"));
     }
 
     #[test]

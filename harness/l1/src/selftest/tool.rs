@@ -4,17 +4,18 @@
 //! The test asks (harness/selftests/hook.c) when it has made a VM, whose descriptor it passes, and before a vCPU runs for the first time. It
 //! goes on when it has its answer.
 
-use std::collections::BTreeMap;
+use std::collections::{BTreeMap, BTreeSet};
 use std::io::{self, IoSliceMut};
 use std::mem::MaybeUninit;
 use std::os::fd::{AsFd, AsRawFd, OwnedFd};
 use std::os::unix::net::UnixStream;
 use std::sync::{Arc, Mutex, PoisonError};
 use std::thread::{self, JoinHandle};
+use std::time::Duration;
 
 use anyhow::Context as _;
 use kvmi::command::{Command, ControlCr, ControlEvents, ControlMsr, ControlSinglestep};
-use kvmi::{Error, Event, KvmError, Pending, Session, event};
+use kvmi::{Error, Event, KvmError, PageAccessEntry, Pending, Session, event};
 use kvmi_lab_control::SelftestMode;
 use kvmi_lab_scenarios::ioctls;
 use kvmi_uapi::ioctl;
@@ -30,9 +31,21 @@ const SOCKET: &str = "kvmi-selftest";
 /// How many questions may wait.
 const BACKLOG: i32 = 64;
 
-/// What a question is about: a VM that was made, a vCPU that is about to run for the first time.
+/// What a question is about: a VM that was made, a vCPU that is about to run for the first time, memory that a VM was given.
 const VM_MADE: u32 = 1;
 const VCPU_RUNS: u32 = 2;
+const MEMORY_SET: u32 = 3;
+
+/// How many bytes a question has.
+const QUESTION_BYTES: usize = 24;
+
+/// How much of each slot is protected, in pages: what a test has its code, stack and page tables in, and not the gigabytes of some.
+const PROTECTED_PAGES: u64 = 4096;
+
+const PAGE_BYTES: u64 = 4096;
+
+/// The longest time between two pauses, in microseconds.
+const PAUSE_US: u64 = 4000;
 
 /// The events that a vCPU is to tell.
 const EVENTS: &[u16] = &[
@@ -78,6 +91,16 @@ pub(crate) struct Seen {
     pub(crate) errors: Vec<String>,
 }
 
+/// What a test asks, as hook.c has it.
+#[derive(Debug)]
+struct Question {
+    about: u32,
+    vm: u32,
+    vcpu: u32,
+    pages: u32,
+    gpa: u64,
+}
+
 /// All VMs of a test. Their numbers begin at 1.
 struct Vms {
     mode: SelftestMode,
@@ -92,6 +115,9 @@ struct Vm {
     agrees: JoinHandle<Agreed>,
     vcpus: u32,
     watches: Watches,
+    /// The vCPUs that may be paused: those that are watched, and answer no pause.
+    free: Arc<Mutex<BTreeSet<u16>>>,
+    pauses: Option<JoinHandle<Option<String>>>,
 }
 
 /// How many events of each kind were agreed to, and what ended that before the VM's end.
@@ -157,10 +183,16 @@ impl Vms {
     /// Answers one question.
     fn answer(&mut self, link: &OwnedFd) -> anyhow::Result<()> {
         let (question, vm) = receive(link).context("read the question")?;
-        let [about, number, vcpu] = question;
+        let Question {
+            about,
+            vm: number,
+            vcpu,
+            ..
+        } = question;
         let answer = match (about, vm) {
             (VM_MADE, Some(vm)) => self.vm_made(&vm),
             (VCPU_RUNS, None) => self.vcpu_runs(number, vcpu),
+            (MEMORY_SET, None) => self.memory_set(&question),
             _ => Err(anyhow::anyhow!("it makes no sense: {question:?}")),
         };
         let [error, number] = match answer {
@@ -190,25 +222,49 @@ impl Vms {
         ioctls::permit_command(vm.as_fd(), 1, ioctl::ALL).context("allow all commands")?;
         ioctls::permit_event(vm.as_fd(), 1, ioctl::ALL).context("allow all events")?;
         let session = Session::from(ours);
+        let free: Arc<Mutex<BTreeSet<u16>>> = Arc::default();
         let agrees = thread::spawn({
-            let session = session.clone();
-            move || agree(&session)
+            let (session, free) = (session.clone(), free.clone());
+            move || agree(&session, &free)
+        });
+        let pauses = (self.mode == SelftestMode::Paused).then(|| {
+            let (session, free) = (session.clone(), free.clone());
+            let seed = self.all.len() as u64 + 1;
+            thread::spawn(move || pause(&session, &free, seed))
         });
         self.all.push(Vm {
             session,
             agrees,
             vcpus: 0,
             watches: Watches::default(),
+            free,
+            pauses,
         });
         Ok([0, u32::try_from(self.all.len())?])
     }
 
-    /// Has a vCPU tell everything from its first instruction on.
-    fn vcpu_runs(&mut self, number: u32, vcpu: u32) -> anyhow::Result<[u32; 2]> {
+    fn vm(&mut self, number: u32) -> anyhow::Result<&mut Vm> {
         let index = usize::try_from(number)?.checked_sub(1);
         let vm = index.and_then(|index| self.all.get_mut(index));
-        let vm = vm.with_context(|| format!("there is no VM {number}"))?;
-        let watched = vm.watch(u16::try_from(vcpu)?, self.mode == SelftestMode::Stepped);
+        vm.with_context(|| format!("there is no VM {number}"))
+    }
+
+    /// Protects memory that a VM was given, in the mode that does.
+    fn memory_set(&mut self, question: &Question) -> anyhow::Result<[u32; 2]> {
+        let number = question.vm;
+        if self.mode == SelftestMode::Protected {
+            let vm = self.vm(number)?;
+            let pages = u64::from(question.pages).min(PROTECTED_PAGES);
+            let protected = vm.protect(question.gpa, pages);
+            protected.with_context(|| format!("protect {pages} pages at {:#x} of VM {number}", question.gpa))?;
+        }
+        Ok([0, number])
+    }
+
+    /// Has a vCPU tell everything from its first instruction on.
+    fn vcpu_runs(&mut self, number: u32, vcpu: u32) -> anyhow::Result<[u32; 2]> {
+        let steps = self.mode == SelftestMode::Stepped;
+        let watched = self.vm(number)?.watch(u16::try_from(vcpu)?, steps);
         let error = if watched.with_context(|| format!("watch vCPU {vcpu} of VM {number}"))? {
             0
         } else {
@@ -224,6 +280,11 @@ impl Vms {
         for vm in self.all.drain(..) {
             // The VM is gone, and so the connection closes by itself; a VM that stays is found later.
             let agreed = vm.agrees.join();
+            match vm.pauses.map(JoinHandle::join) {
+                None | Some(Ok(None)) => {}
+                Some(Ok(Some(error))) => self.errors.push(error),
+                Some(Err(_)) => self.errors.push("a thread that pauses panicked".to_owned()),
+            }
             add("VMs", 1);
             add("vCPUs", vm.vcpus);
             self.errors.extend(vm.watches.errors());
@@ -259,7 +320,8 @@ impl Vm {
             Ok(Ok(())) => {}
             Ok(Err(waits)) => self.watches.crs.push(waits),
             Err(Error::Kernel {
-                error: KvmError::TryAgain, ..
+                error: KvmError::TryAgain,
+                ..
             }) => return Ok(false),
             Err(e) => return Err(e),
         }
@@ -269,7 +331,9 @@ impl Vm {
         }
         for msr in MSRS.iter().cloned().flatten() {
             let enable = true;
-            self.watches.msrs.push(session.submit(ControlMsr { vcpu, msr, enable })?);
+            self.watches
+                .msrs
+                .push(session.submit(ControlMsr { vcpu, msr, enable })?);
         }
         for &event in EVENTS {
             let enable = true;
@@ -285,7 +349,21 @@ impl Vm {
         }
         session.vcpu_count()?;
         self.vcpus += 1;
+        self.free.lock().unwrap_or_else(PoisonError::into_inner).insert(vcpu);
         Ok(true)
+    }
+
+    /// Takes the right to write from pages.
+    fn protect(&self, gpa: u64, pages: u64) -> Result<(), Error> {
+        let access = PageAccessEntry::READ | PageAccessEntry::EXEC;
+        let entry = |page: u64| PageAccessEntry {
+            gpa: gpa + page * PAGE_BYTES,
+            access,
+            ..PageAccessEntry::default()
+        };
+        let entries: Vec<PageAccessEntry> = (0..pages).map(entry).collect();
+        let mut parts = entries.chunks(kvmi::uapi::MAX_PAGE_ACCESS_ENTRIES);
+        parts.try_for_each(|part| self.session.set_page_access(part))
     }
 }
 
@@ -316,8 +394,29 @@ fn look<C: Command>(pending: Pending<C>, may_be: impl Fn(KvmError) -> bool, erro
     }
 }
 
-/// Agrees to each event until the VM ends.
-fn agree(session: &Session) -> Agreed {
+/// Pauses vCPUs at random moments until the VM ends; what went wrong.
+fn pause(session: &Session, free: &Mutex<BTreeSet<u16>>, mut random: u64) -> Option<String> {
+    loop {
+        // Xorshift, for moments that are the same in each run.
+        random ^= random << 13;
+        random ^= random >> 7;
+        random ^= random << 17;
+        if session.wait_closed(Duration::from_micros(random % PAUSE_US)).is_ok() {
+            return None;
+        }
+        let vcpus = std::mem::take(&mut *free.lock().unwrap_or_else(PoisonError::into_inner));
+        for vcpu in vcpus {
+            match session.pause_vcpu(vcpu, false) {
+                Ok(()) => {}
+                Err(Error::Closed(_)) => return None,
+                Err(e) => return Some(e.to_string()),
+            }
+        }
+    }
+}
+
+/// Agrees to each event until the VM ends. A vCPU whose pause is answered may be paused again.
+fn agree(session: &Session, free: &Mutex<BTreeSet<u16>>) -> Agreed {
     let mut events = BTreeMap::new();
     loop {
         let event = match session.next_event() {
@@ -328,18 +427,23 @@ fn agree(session: &Session) -> Agreed {
         };
         *events.entry(event.name()).or_insert(0) += 1;
         let vm_event = matches!(event, Event::Unhook(_));
+        let paused = if let Event::Pause(_) = &event {
+            event.vcpu()
+        } else {
+            None
+        };
         match event.proceed() {
             Err(Error::Closed(_)) => return (events, None),
             Err(e) => return (events, Some(e.to_string())),
             Ok(()) if vm_event => return (events, Some("UNHOOK came".to_owned())),
-            Ok(()) => {}
+            Ok(()) => free.lock().unwrap_or_else(PoisonError::into_inner).extend(paused),
         }
     }
 }
 
 /// A question, and the descriptor beside it.
-fn receive(link: &OwnedFd) -> anyhow::Result<([u32; 3], Option<OwnedFd>)> {
-    let mut bytes = [0; 12];
+fn receive(link: &OwnedFd) -> anyhow::Result<(Question, Option<OwnedFd>)> {
+    let mut bytes = [0; QUESTION_BYTES];
     let mut space = [MaybeUninit::uninit(); rustix::cmsg_space!(ScmRights(1))];
     let mut beside = RecvAncillaryBuffer::new(&mut space);
     let got = rustix::io::retry_on_intr(|| {
@@ -355,5 +459,12 @@ fn receive(link: &OwnedFd) -> anyhow::Result<([u32; 3], Option<OwnedFd>)> {
     });
     let fd = fds.flatten().next();
     let word = |at: usize| u32::from_ne_bytes([bytes[at], bytes[at + 1], bytes[at + 2], bytes[at + 3]]);
-    Ok(([word(0), word(4), word(8)], fd))
+    let question = Question {
+        about: word(0),
+        vm: word(4),
+        vcpu: word(8),
+        pages: word(12),
+        gpa: u64::from(word(16)) | u64::from(word(20)) << 32,
+    };
+    Ok((question, fd))
 }

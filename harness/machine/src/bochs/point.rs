@@ -94,7 +94,10 @@ fn save(parts: &Parts, logs: &Path, state: &Path, at_most: Duration, progress: &
         log: &log,
         port,
     };
-    write(&configuration, &bochsrc(parts.lane, parts.memory_mib, parts.emulators, &places))?;
+    write(
+        &configuration,
+        &bochsrc(parts.lane, parts.memory_mib, parts.emulators, &places),
+    )?;
     let command = parts.emulators.bochs(parts.library, logs);
     let mut command = command.map_err(io_error("name the plugins of Bochs"))?;
     command
