@@ -1,40 +1,34 @@
 // SPDX-License-Identifier: MIT OR Apache-2.0
 //! KVM's own selftests: built from the kernel's source package, run in L1 with each KVM, compared with stock KVM.
 
+mod record;
+mod show;
+
 use std::collections::{BTreeMap, BTreeSet};
 use std::fs;
 use std::path::{Path, PathBuf};
 use std::thread;
 
-use anyhow::{Context, Result, bail, ensure};
-use comfy_table::{CellAlignment, Table};
+use anyhow::{Result, bail, ensure};
 use kvmi_lab_control::{Lane, Platform, SELFTEST_ARGUMENTS, SELFTESTS, SelftestMode};
 use kvmi_lab_machine::boot::{Boot, Hardware};
 use kvmi_lab_machine::lab_run::LabRun;
 use kvmi_lab_machine::outcome::Record;
 use kvmi_lab_machine::pace::Pace;
 use kvmi_lab_selftests::build::{self, Programs};
-use kvmi_lab_selftests::compare::{Cell, Finding, Hooks, Seen, compare, idle_modes, unknown_names};
-use kvmi_lab_selftests::expected::{Expected, Word};
-use kvmi_lab_selftests::page::page;
-use kvmi_lab_selftests::results::Results;
+use kvmi_lab_selftests::compare::{Seen, compare, idle_modes, unknown_names};
+use kvmi_lab_selftests::expected::Expected;
 use kvmi_lab_selftests::run::{self, Job};
-use serde_json::json;
 
 use crate::e2e::{Slice, source};
 use crate::kernel::{self, Built, Choice};
-use crate::output::{self, count, show};
+use crate::output::count;
 use crate::points;
-use crate::table::relative;
-use crate::tidy::{self, finding};
 use crate::workshop::Workshop;
 use crate::{apt, emulators, exit, hardware, lab};
+use record::{KERNEL, read_results};
 
-const PAGE: &str = "docs/selftests.md";
-const RESULTS: &str = "docs/selftests.results";
-
-/// How to have a page that is true.
-const MEND: &str = "cargo xtask selftests, then cargo xtask docs --selftests FOLDER of that run";
+pub(crate) use record::{findings, write};
 
 /// The lanes of a run that names none.
 const LANES: &[Lane] = &[Lane::SvmTcg, Lane::VmxBochs];
@@ -201,15 +195,12 @@ pub(crate) fn run_counted(shop: &Workshop, wanted: &Arguments, json: bool) -> Re
     } else {
         Vec::new()
     };
-    show_all(shop, &lab, &records, &seen, json);
-    show_findings(shop, &lab, &findings, &stale, json);
+    show::show_all(shop, &lab, &records, &seen, json);
+    show::show_findings(shop, &lab, &findings, &stale, json);
     let failed = findings.len() + stale.len();
     let passed = records.len().saturating_sub(failed);
     Ok(Count { passed, failed })
 }
-
-/// The file in a run's folder that says of which kernel its tests are.
-const KERNEL: &str = "kernel";
 
 /// Fails unless the machine has these lanes.
 fn require(shop: &Workshop, lanes: &[Lane], fetched: &emulators::Fetched, built: &Built) -> Result<()> {
@@ -278,179 +269,6 @@ fn run_jobs(shop: &Workshop, lab: &LabRun, jobs: Vec<Job>) -> Result<Vec<Record>
     })?;
     task.done();
     Ok(records)
-}
-
-/// The record of what runs have shown; empty where there is none yet.
-fn read_results(checkout: &Path) -> Result<Results> {
-    let path = checkout.join(RESULTS);
-    if !path.is_file() {
-        return Ok(Results::default());
-    }
-    let text = fs::read_to_string(&path).with_context(|| format!("read {RESULTS}"))?;
-    Results::parse(&text).with_context(|| format!("understand {RESULTS}"))
-}
-
-/// Says how each test ended, to programs, or how many did how, to people.
-fn show_all(shop: &Workshop, lab: &LabRun, records: &[Record], seen: &Seen, json: bool) {
-    if json {
-        for record in records {
-            let logs = lab.scenario_folder(record.lane, &record.scenario);
-            let of = SelftestMode::of_run(&record.scenario);
-            let (mode, test) = of.map_or((None, None), |(mode, test)| (Some(mode), Some(test)));
-            show!(
-                "{}",
-                json!({ "event": "selftest", "mode": mode, "test": test, "record": record, "logs": logs })
-            );
-        }
-        return;
-    }
-    show!("\n{}", summary(seen));
-    let slowest = records.iter().max_by(|a, b| a.seconds.total_cmp(&b.seconds));
-    if let Some(Record {
-        scenario,
-        lane,
-        seconds,
-        ..
-    }) = slowest
-    {
-        show!("the slowest was {scenario} on {lane}: {seconds:.0} s");
-    }
-    show!("logs are in {}", relative(&lab.folder, &shop.checkout));
-}
-
-/// How many tests ended how, on each lane in each mode.
-fn summary(seen: &Seen) -> Table {
-    let words = Word::ALL.iter().map(|word| word.name());
-    let head = ["lane", "mode"]
-        .into_iter()
-        .chain(words)
-        .chain(["VMs hooked", "events"]);
-    let mut table = output::table(head);
-    let mut counts: BTreeMap<(Lane, SelftestMode), BTreeMap<Word, usize>> = BTreeMap::new();
-    for ((lane, _), cells) in &seen.tests {
-        for (&mode, Cell { word, .. }) in cells {
-            *counts.entry((*lane, mode)).or_default().entry(*word).or_default() += 1;
-        }
-    }
-    for ((lane, mode), counts) in counts {
-        let mut row = vec![lane.to_string(), mode.to_string()];
-        row.extend(
-            Word::ALL
-                .iter()
-                .map(|word| counts.get(word).copied().unwrap_or(0).to_string()),
-        );
-        match seen.hooks.get(&(lane, mode)) {
-            Some(Hooks { vms, events, .. }) => row.extend([vms.to_string(), events.to_string()]),
-            None => row.extend([String::new(), String::new()]),
-        }
-        table.add_row(row);
-    }
-    for column in table.column_iter_mut().skip(2) {
-        column.set_cell_alignment(CellAlignment::Right);
-    }
-    table
-}
-
-fn show_findings(shop: &Workshop, lab: &LabRun, findings: &[Finding], stale: &[String], json: bool) {
-    for finding in findings {
-        let Finding { lane, mode, test, what } = finding;
-        if json {
-            show!(
-                "{}",
-                json!({ "event": "difference", "lane": lane, "mode": mode, "test": test, "text": what })
-            );
-            continue;
-        }
-        show!("\nwrong: {finding}");
-        if let Some(test) = test {
-            let logs = lab.scenario_folder(*lane, &mode.run_name(test));
-            show!("  logs:  {}", relative(&logs, &shop.checkout));
-            show!("  again: cargo xtask selftests {test} --lane {lane} --mode {mode}");
-        }
-    }
-    for what in stale {
-        if json {
-            show!("{}", json!({ "event": "stale", "text": what }));
-        } else {
-            show!("stale: {what}");
-        }
-    }
-    if !stale.is_empty() && !json {
-        show!(
-            "  to mend it: cargo xtask docs --selftests {}",
-            relative(&lab.folder, &shop.checkout)
-        );
-    }
-    if !json {
-        show!(
-            "\n{}",
-            if findings.is_empty() && stale.is_empty() {
-                "each test ends as with stock KVM, or as harness/selftests/expected.toml says".to_owned()
-            } else {
-                count(findings.len() + stale.len(), "finding")
-            }
-        );
-    }
-}
-
-/// Takes what runs have shown into the record, and makes the page anew; whether anything changed.
-pub(crate) fn write(checkout: &Path, folders: &[PathBuf]) -> Result<bool> {
-    let expected = Expected::own()?;
-    let mut results = read_results(checkout)?;
-    for folder in folders {
-        let path = folder.join(KERNEL);
-        let kernel = fs::read_to_string(&path)
-            .with_context(|| format!("{} is no run of `cargo xtask selftests`", folder.display()))?;
-        results.take(kernel.trim(), &Seen::of(&records_below(folder)?));
-    }
-    results.retain(|lane, mode, test| expected.left_out(lane, mode, test).is_none());
-    let mut changed = false;
-    for (name, text) in [(RESULTS, results.text()), (PAGE, page(&results, &expected))] {
-        let path = checkout.join(name);
-        if fs::read_to_string(&path).ok().as_ref() != Some(&text) {
-            fs::write(&path, text).with_context(|| format!("write {name}"))?;
-            changed = true;
-        }
-    }
-    Ok(changed)
-}
-
-/// The records in a run's folder: a folder for each lane, which has one for each test.
-fn records_below(folder: &Path) -> Result<Vec<Record>> {
-    let mut records = Vec::new();
-    for lane in Lane::ALL {
-        let Ok(tests) = fs::read_dir(folder.join(lane.name())) else {
-            continue;
-        };
-        for test in tests {
-            let folder = test?.path();
-            if folder.join(Record::FILE).is_file() {
-                records
-                    .push(Record::read(&folder).with_context(|| format!("read the record in {}", folder.display()))?);
-            }
-        }
-    }
-    Ok(records)
-}
-
-/// Where page, record and table are not of one mind.
-pub(crate) fn findings(checkout: &Path) -> Result<Vec<tidy::Finding>> {
-    let expected = match Expected::own() {
-        Ok(expected) => expected,
-        Err(e) => return Ok(vec![finding("harness/selftests/expected.toml", e.to_string())]),
-    };
-    let results = read_results(checkout)?;
-    let mut found = Vec::new();
-    if fs::read_to_string(checkout.join(PAGE)).ok() != Some(page(&results, &expected)) {
-        found.push(finding(PAGE, "is stale; to write it anew: cargo xtask docs"));
-    }
-    let disagree = compare(&results.seen, &expected);
-    found.extend(
-        disagree
-            .iter()
-            .map(|what| finding(RESULTS, format!("{what}; to mend it: {MEND}"))),
-    );
-    Ok(found)
 }
 
 #[cfg(test)]

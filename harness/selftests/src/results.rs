@@ -140,7 +140,10 @@ impl Results {
             };
             for (mode, cell) in cells {
                 if let Some(known) = known.get(mode).filter(|known| known.word != cell.word) {
-                    stale.push(format!("{lane} {mode} {test}: {}; {PAGE} has {}", cell.word, known.word));
+                    stale.push(format!(
+                        "{lane} {mode} {test}: {}; {PAGE} has {}",
+                        cell.word, known.word
+                    ));
                 }
             }
         }
@@ -251,7 +254,9 @@ mod tests {
         results.take("6", &run());
         let mut other = Seen::default();
         let cells = [(SelftestMode::On, cell(Word::Pass, ""))];
-        other.tests.insert((Lane::SvmTcg, "new_test".to_owned()), cells.clone().into());
+        other
+            .tests
+            .insert((Lane::SvmTcg, "new_test".to_owned()), cells.clone().into());
         other.tests.insert((Lane::SvmTcg, "amx_test".to_owned()), cells.into());
         assert!(results.stale(&other).is_empty());
     }

@@ -4,6 +4,8 @@
 //! The test asks (harness/selftests/hook.c) when it has made a VM, whose descriptor it passes, and before a vCPU runs for the first time. It
 //! goes on when it has its answer.
 
+mod watches;
+
 use std::collections::{BTreeMap, BTreeSet};
 use std::io::{self, IoSliceMut};
 use std::mem::MaybeUninit;
@@ -14,8 +16,7 @@ use std::thread::{self, JoinHandle};
 use std::time::Duration;
 
 use anyhow::Context as _;
-use kvmi::command::{Command, ControlCr, ControlEvents, ControlMsr, ControlSinglestep};
-use kvmi::{Error, Event, KvmError, PageAccessEntry, Pending, Session, event};
+use kvmi::{Error, Event, PageAccessEntry, Session};
 use kvmi_lab_control::SelftestMode;
 use kvmi_lab_scenarios::ioctls;
 use kvmi_uapi::ioctl;
@@ -24,6 +25,8 @@ use rustix::net::{
     AddressFamily, RecvAncillaryBuffer, RecvAncillaryMessage, RecvFlags, SendFlags, Shutdown, SocketAddrUnix,
     SocketFlags, SocketType, accept, bind, listen, recvmsg, send, shutdown, socket_with,
 };
+
+use watches::Watches;
 
 /// The tool's abstract socket.
 const SOCKET: &str = "kvmi-selftest";
@@ -46,35 +49,6 @@ const PAGE_BYTES: u64 = 4096;
 
 /// The longest time between two pauses, in microseconds.
 const PAUSE_US: u64 = 4000;
-
-/// The events that a vCPU is to tell.
-const EVENTS: &[u16] = &[
-    event::HYPERCALL,
-    event::BREAKPOINT,
-    event::CR,
-    event::XSETBV,
-    event::DESCRIPTOR,
-    event::MSR,
-    event::PF,
-];
-
-/// The MSRs that it is to tell of: those by which systems are set up, those of the TSC, of memory types and of the local APIC (x2APIC).
-const MSRS: &[std::ops::RangeInclusive<u32>] = &[
-    0x10..=0x10,
-    0x1b..=0x1b,
-    0x3a..=0x3b,
-    0x48..=0x48,
-    0x174..=0x176,
-    0x1a0..=0x1a0,
-    0x1d9..=0x1d9,
-    0x277..=0x277,
-    0x2ff..=0x2ff,
-    0x6e0..=0x6e0,
-    0x800..=0x83f,
-    0xda0..=0xda0,
-    0xc000_0080..=0xc000_0084,
-    0xc000_0100..=0xc000_0103,
-];
 
 /// The tool, at work on threads of this process.
 pub(crate) struct Tool {
@@ -122,15 +96,6 @@ struct Vm {
 
 /// How many events of each kind were agreed to, and what ended that before the VM's end.
 type Agreed = (BTreeMap<String, u32>, Option<String>);
-
-/// Commands whose replies have not been looked at.
-#[derive(Default)]
-struct Watches {
-    events: Vec<Pending<ControlEvents>>,
-    crs: Vec<Pending<ControlCr>>,
-    msrs: Vec<Pending<ControlMsr>>,
-    steps: Vec<Pending<ControlSinglestep>>,
-}
 
 impl Tool {
     /// Starts it; it can be asked from now on.
@@ -308,46 +273,9 @@ impl Vms {
 impl Vm {
     /// Whether the vCPU takes commands; they wait for it then.
     fn watch(&mut self, vcpu: u16, steps: bool) -> Result<bool, Error> {
-        let session = &self.session;
-        let first = session.submit(ControlCr {
-            vcpu,
-            cr: 0,
-            enable: true,
-        })?;
-        // Answered when what was sent before has been refused or queued.
-        session.vcpu_count()?;
-        match first.poll() {
-            Ok(Ok(())) => {}
-            Ok(Err(waits)) => self.watches.crs.push(waits),
-            Err(Error::Kernel {
-                error: KvmError::TryAgain,
-                ..
-            }) => return Ok(false),
-            Err(e) => return Err(e),
+        if !self.watches.begin(&self.session, vcpu, steps)? {
+            return Ok(false);
         }
-        for cr in [3, 4] {
-            let enable = true;
-            self.watches.crs.push(session.submit(ControlCr { vcpu, cr, enable })?);
-        }
-        for msr in MSRS.iter().cloned().flatten() {
-            let enable = true;
-            self.watches
-                .msrs
-                .push(session.submit(ControlMsr { vcpu, msr, enable })?);
-        }
-        for &event in EVENTS {
-            let enable = true;
-            self.watches
-                .events
-                .push(session.submit(ControlEvents { vcpu, event, enable })?);
-        }
-        if steps {
-            let enable = true;
-            self.watches
-                .steps
-                .push(session.submit(ControlSinglestep { vcpu, enable })?);
-        }
-        session.vcpu_count()?;
         self.vcpus += 1;
         self.free.lock().unwrap_or_else(PoisonError::into_inner).insert(vcpu);
         Ok(true)
@@ -364,33 +292,6 @@ impl Vm {
         let entries: Vec<PageAccessEntry> = (0..pages).map(entry).collect();
         let mut parts = entries.chunks(kvmi::uapi::MAX_PAGE_ACCESS_ENTRIES);
         parts.try_for_each(|part| self.session.set_page_access(part))
-    }
-}
-
-impl Watches {
-    /// What was refused that should not have been.
-    fn errors(self) -> Vec<String> {
-        let mut errors = Vec::new();
-        // The VMM debugs the guest with breakpoints of its own; a CPU that cannot tell.
-        let of_events = |e| matches!(e, KvmError::Busy | KvmError::NotSupported);
-        self.events.into_iter().for_each(|p| look(p, of_events, &mut errors));
-        self.crs.into_iter().for_each(|p| look(p, |_| false, &mut errors));
-        // The VMM denies the guest to write it.
-        let of_msrs = |e| matches!(e, KvmError::NotPermitted);
-        self.msrs.into_iter().for_each(|p| look(p, of_msrs, &mut errors));
-        // The VMM steps it.
-        let of_steps = |e| matches!(e, KvmError::Busy);
-        self.steps.into_iter().for_each(|p| look(p, of_steps, &mut errors));
-        errors
-    }
-}
-
-/// Looks at a reply, if there was one before the VM's end.
-fn look<C: Command>(pending: Pending<C>, may_be: impl Fn(KvmError) -> bool, errors: &mut Vec<String>) {
-    match pending.poll() {
-        Err(Error::Kernel { error, .. }) if may_be(error) => {}
-        Ok(_) | Err(Error::Closed(_)) => {}
-        Err(e) => errors.push(e.to_string()),
     }
 }
 
