@@ -117,7 +117,7 @@ static struct answer ask(const char *tool, struct question question, int fd)
 		got = recv(link, &answer, sizeof(answer), 0);
 	} while (got < 0 && errno == EINTR);
 	if (got != sizeof(answer))
-		fail("hear the tool", got < 0 ? errno : ECONNRESET);
+		fail("hear the tool", got < 0 ? errno : EPIPE);
 	close(link);
 	return answer;
 }

@@ -30,10 +30,11 @@ how it ends with the distribution's KVM on the same lane.
 | stepped | our modules, introspection on | as hooked, and steps each instruction |
 
 A hooked vCPU tells HYPERCALL, BREAKPOINT, CR (0, 3, 4), XSETBV, DESCRIPTOR, PF and MSR. The MSRs
-are listed in `harness/l1/src/selftest/tool.rs`.
+are listed in `harness/l1/src/selftest/tool/watches.rs`.
 
 A skip is the test's own: it says why it cannot run there. A verdict in **bold** is not that of
-stock KVM; the last column says why.
+stock KVM; the last column says why. A `-` stands where a test is left out, which the last column
+says too, or where the record has no run of it.
 ";
 
 /// The page.

@@ -114,9 +114,16 @@ impl Tool {
             let (listener, vms) = (listener.clone(), vms.clone());
             // Ends when the socket is shut down.
             move || {
-                while let Ok(link) = accept(&*listener) {
+                loop {
+                    let link = accept(&*listener);
                     let mut vms = vms.lock().unwrap_or_else(PoisonError::into_inner);
-                    if let Err(e) = vms.answer(&link) {
+                    let answered = match link {
+                        Ok(link) => vms.answer(&link),
+                        Err(Errno::INTR) => Ok(()),
+                        Err(Errno::INVAL) => return,
+                        Err(e) => return vms.errors.push(format!("hear the test: {e}")),
+                    };
+                    if let Err(e) = answered {
                         vms.errors.push(format!("answer the test: {e:#}"));
                     }
                 }
