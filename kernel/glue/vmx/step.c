@@ -28,7 +28,7 @@ bool vmx_introspection_step(struct kvm_vcpu *vcpu, bool step)
 		else
 			exec_controls_clearbit(vmx, CPU_BASED_MONITOR_TRAP_FLAG);
 		/* An instruction that has ended took the shadow with it. */
-		if (vmx->step_shadowed && !vcpu->introspection_stepped && !is_guest_mode(vcpu)) {
+		if (vmx->step_shadowed && !vcpu->arch.introspection.stepped && !is_guest_mode(vcpu)) {
 			blocked = vmcs_read32(GUEST_INTERRUPTIBILITY_INFO);
 			vmcs_write32(GUEST_INTERRUPTIBILITY_INFO, blocked & ~GUEST_INTR_STATE_STI);
 		}
