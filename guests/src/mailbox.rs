@@ -144,6 +144,8 @@ numbered! {
         StoreInRing3 = 24,
         /// Executes an instruction of a hypervisor's that has an operand in memory; argument 0 is a [`crate::Operand`], 1 an address.
         HypervisorOperand = 25,
+        /// As [`Op::Hypercall`], with interrupts off before an STI right before it: in the shadow of that.
+        ShadowedHypercall = 26,
         /// Accesses memory; argument 0 is an [`crate::Access`], 1 an address, the others what it says.
         Access = 40,
         /// Calls the [`crate::Routine`] that argument 0 names, with argument 1; its result.

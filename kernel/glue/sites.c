@@ -82,7 +82,6 @@ bool kvm_introspection_breakpoint(struct kvm_vcpu *vcpu, u8 insn_len)
 {
 	struct kvmi_occurrence bp = { .event = KVMI_VCPU_EVENT_BREAKPOINT };
 	struct kvm_vcpu_introspection *vi;
-	struct x86_exception ignored;
 	enum kvmi_site site = KVMI_SITE_PASS;
 
 	if (!kvm_is_introspection_enabled() || userspace_owns_breakpoint(vcpu))
@@ -91,7 +90,7 @@ bool kvm_introspection_breakpoint(struct kvm_vcpu *vcpu, u8 insn_len)
 	vi = kvmi_vcpu(vcpu);
 	if (vi && !is_guest_mode(vcpu) &&
 	    kvmi_event_wanted(vi->session->state, vi->state, bp.event, 0)) {
-		bp.a = kvm_mmu_gva_to_gpa_system(vcpu, kvm_get_linear_rip(vcpu), &ignored);
+		bp.a = kvmi_translate(vi, kvm_get_linear_rip(vcpu));
 		bp.detail = insn_len ? : kvmi_decoded_insn_len(vcpu);
 		site = kvmi_site(vcpu, &bp);
 	}

@@ -290,7 +290,15 @@ static int complete_exit(struct kvm_vcpu_introspection *vi)
 	int r = 1;
 
 	if (changed) {
+		unsigned long rflags = kvm_get_rflags(vcpu);
+
 		__set_regs(vcpu, &regs);
+		/*
+		 * The interrupt shadow belongs to the instruction that was at RIP.  VM entry
+		 * wants IF with blocking by STI, and a pending trap with TF.
+		 */
+		if (regs.rip != rip || ((regs.rflags ^ rflags) & (X86_EFLAGS_IF | X86_EFLAGS_TF)))
+			kvm_x86_call(set_interrupt_shadow)(vcpu, 0);
 		/* It is not the tool's to swallow an exception that is on its way. */
 		vcpu->arch.exception.pending = pending;
 		vcpu->arch.exception_vmexit.pending = pending_vmexit;

@@ -36,8 +36,8 @@ pub use arch::{Dtable, MsrEntry, MsrsHdr, Regs, Segment, Sregs, VcpuEventArch, X
 pub use handshake::{ToolHandshake, VmmHandshake};
 pub use header::{ErrorCode, EventHdr, MsgHdr, VcpuEvent, VcpuEventReply, VcpuHdr};
 pub use limits::{
-    EXTENSION_LEVEL, MAX_MESSAGE, MAX_MSRS, MAX_PAGE_ACCESS_ENTRIES, MAX_PAYLOAD, MAX_PHYSICAL, MAX_QUEUED_BYTES,
-    MAX_QUEUED_COMMANDS, VERSION,
+    EXTENSION_LEVEL, MAX_MESSAGE, MAX_MSRS, MAX_OTHER_MSRS, MAX_PAGE_ACCESS_ENTRIES, MAX_PAYLOAD, MAX_PHYSICAL,
+    MAX_QUEUED_BYTES, MAX_QUEUED_COMMANDS, VERSION,
 };
 pub use vcpu_command::{
     VcpuControlCr, VcpuControlEvents, VcpuControlMsr, VcpuControlSinglestep, VcpuGetCpuid, VcpuGetCpuidReply,

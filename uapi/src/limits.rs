@@ -30,6 +30,8 @@ constants! {
     /// Most MSRs of one VCPU_GET_REGISTERS: what fits into the largest reply.
     KVMI_MAX_MSRS = MAX_MSRS: usize =
         (MAX_PAYLOAD - size_of::<ErrorCode>() - size_of::<VcpuGetRegistersReply>()) / size_of::<MsrEntry>();
+    /// Most MSRs outside of 0 to 0x1fff and 0xc0000000 to 0xc0001fff that a vCPU's VCPU_CONTROL_MSR watches at a time.
+    KVMI_MAX_OTHER_MSRS = MAX_OTHER_MSRS: usize = 128;
     /// Most entries of one VM_SET_PAGE_ACCESS or VM_GET_PAGE_ACCESS.
     KVMI_MAX_PAGE_ACCESS_ENTRIES = MAX_PAGE_ACCESS_ENTRIES: usize =
         (MAX_PAYLOAD - size_of::<VmPageAccess>()) / size_of::<PageAccessEntry>();

@@ -143,9 +143,15 @@ structs! {
     }
 
     /// Request of VCPU_TRANSLATE_GVA.
-    pub struct VcpuTranslateGva = kvmi_vcpu_translate_gva, 8 {
+    pub struct VcpuTranslateGva = kvmi_vcpu_translate_gva, 24 {
         /// Guest virtual address.
         pub gva: u64,
+        /// The root of the page tables, as CR3 holds it, if `by_root` is 1.
+        pub root: u64,
+        /// 1: by the page tables at `root`, 0: by those of the current CR3.
+        pub by_root: u8,
+        /// Zero.
+        pub pad: [u8; 7],
     }
 
     /// Reply to VCPU_TRANSLATE_GVA.

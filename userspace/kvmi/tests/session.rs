@@ -152,7 +152,10 @@ fn errors_are_typed() {
     assert_eq!(kernel_error(session.write_physical(0xfff, b"ab")), KvmError::Invalid);
     assert_eq!(kernel_error(session.vcpu(1).control_cr(3, true)), KvmError::Invalid);
     assert_eq!(
-        kernel_error(session.vcpu(0).set_registers(&Regs::default())),
+        kernel_error(session.vcpu(0).set_registers(&Regs {
+            rflags: 2,
+            ..Regs::default()
+        })),
         KvmError::NotSupported
     );
     assert_eq!(
@@ -212,7 +215,8 @@ fn commands_work_while_an_event_is_open() {
     let open = session.next_event().unwrap().breakpoint().unwrap();
     assert_eq!((open.data.gpa, open.data.insn_len), (0x1234, 1));
     let mut regs = session.vcpu(0).registers(&[]).unwrap().regs;
-    regs.rip += 1;
+    // The mock has no flags of its own.
+    (regs.rip, regs.rflags) = (1, 2);
     session.vcpu(0).set_registers(&regs).unwrap();
     open.reply(Decision::Retry).unwrap();
     let done = done.recv().unwrap();

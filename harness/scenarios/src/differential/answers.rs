@@ -40,7 +40,10 @@ pub(super) fn answers(context: &mut Context) -> Result<(), Failure> {
         )?;
     }
     for gva in [1 << 30, 1 << 63] {
-        let request = VcpuTranslateGva { gva };
+        let request = VcpuTranslateGva {
+            gva,
+            ..Default::default()
+        };
         script.vcpu(
             &format!("VCPU_TRANSLATE_GVA of {gva:#x}"),
             msg::VCPU_TRANSLATE_GVA,

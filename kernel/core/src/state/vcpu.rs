@@ -263,8 +263,9 @@ impl VcpuState {
         }
     }
 
-    pub(crate) fn enable_msr(&mut self, msr: u32, enable: bool) {
-        self.msrs.set(msr, enable);
+    /// False when no more MSRs can be watched.
+    pub(crate) fn enable_msr(&mut self, msr: u32, enable: bool) -> bool {
+        self.msrs.set(msr, enable)
     }
 
     fn cr_enabled(&self, cr: u32) -> bool {

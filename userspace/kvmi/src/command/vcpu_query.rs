@@ -142,7 +142,13 @@ impl Command for TranslateGva {
         msg::VCPU_TRANSLATE_GVA
     }
     fn payload(&self) -> Vec<u8> {
-        vcpu_payload(self.vcpu, &VcpuTranslateGva { gva: self.gva })
+        vcpu_payload(
+            self.vcpu,
+            &VcpuTranslateGva {
+                gva: self.gva,
+                ..Default::default()
+            },
+        )
     }
     fn reply(&self, message: &Message) -> Result<VcpuTranslateGvaReply, ProtocolError> {
         message.get(DATA)
