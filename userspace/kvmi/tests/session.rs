@@ -216,7 +216,7 @@ fn commands_work_while_an_event_is_open() {
     assert_eq!((open.data.gpa, open.data.insn_len), (0x1234, 1));
     let mut regs = session.vcpu(0).registers(&[]).unwrap().regs;
     // The mock has no flags of its own.
-    (regs.rip, regs.rflags) = (1, 2);
+    (regs.rip, regs.rflags) = (regs.rip + 1, 2);
     session.vcpu(0).set_registers(&regs).unwrap();
     open.reply(Decision::Retry).unwrap();
     let done = done.recv().unwrap();
