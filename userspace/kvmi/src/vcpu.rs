@@ -4,12 +4,15 @@
 use kvmi_uapi::{MsrEntry, Regs, Sregs, VcpuGetCpuidReply, Xsave};
 
 use crate::{
-    Error, Session,
+    Error, KvmError, Session,
     command::{
         ControlCr, ControlEvents, ControlMsr, ControlSinglestep, GetCpuid, GetMtrrType, GetRegisters, GetVcpuInfo,
         GetXcr, GetXsave, InjectException, SetRegisters, SetXsave, TranslateGva,
     },
 };
+
+/// Size of the smallest page.
+const PAGE_BYTES: u16 = 4096;
 
 /// What VCPU_GET_REGISTERS answers.
 #[derive(Clone, Debug, PartialEq, Eq)]
@@ -181,5 +184,31 @@ impl Vcpu<'_> {
         let vcpu = self.index;
         let gpa = self.session.call(TranslateGva { vcpu, gva })?.gpa;
         Ok((gpa != u64::MAX).then_some(gpa))
+    }
+
+    /// Guest memory at a linear address, as the vCPU's page tables map it: VCPU_TRANSLATE_GVA and VM_READ_PHYSICAL, page by
+    /// page, with the vCPU running on in between unless an event of it is open. Fewer bytes come back when there is a page
+    /// that is not mapped, or that is mapped to where the guest has no memory; they end there.
+    ///
+    /// # Errors
+    /// As [`Session::call`].
+    pub fn read_linear(&self, address: u64, size: usize) -> Result<Vec<u8>, Error> {
+        let mut bytes = Vec::new();
+        while bytes.len() < size {
+            let Some(address) = address.checked_add(bytes.len() as u64) else {
+                break;
+            };
+            let Some(gpa) = self.translate(address)? else {
+                break;
+            };
+            let in_page = PAGE_BYTES - (address % u64::from(PAGE_BYTES)) as u16;
+            let size = usize::from(in_page).min(size - bytes.len()) as u16;
+            match self.session.read_physical(gpa, size) {
+                Ok(part) => bytes.extend(part),
+                Err(error) if error.kernel() == Some(KvmError::NotFound) => break,
+                Err(error) => return Err(error),
+            }
+        }
+        Ok(bytes)
     }
 }
