@@ -10,9 +10,9 @@ use kvmi_uapi::error as code;
 ///
 /// ```compile_fail,E0004
 /// # fn is_closed(reason: kvmi::CloseReason) -> bool {
-/// use kvmi::CloseReason::{Broken, Here, Protocol, There};
+/// use kvmi::CloseReason::{Broken, Cut, Here, Protocol, There};
 /// match reason {
-///     Here | There | Broken(_) | Protocol(_) => true,
+///     Here | There | Cut(_) | Broken(_) | Protocol(_) => true,
 /// }
 /// # }
 /// ```
@@ -94,7 +94,10 @@ pub enum CloseReason {
     /// The other side closed it between two messages.
     #[error("closed by the other side")]
     There,
-    /// It broke, perhaps in the middle of a message.
+    /// The other side closed it in the middle of a message.
+    #[error("closed by the other side {0}")]
+    Cut(String),
+    /// It broke.
     #[error("broken: {0}")]
     Broken(String),
     /// What came was no message.

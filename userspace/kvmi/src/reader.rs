@@ -3,6 +3,7 @@
 
 use std::{
     collections::{HashMap, VecDeque},
+    io::BufReader,
     net::Shutdown,
     sync::{Condvar, Mutex, MutexGuard, PoisonError, mpsc::Sender},
     time::{Duration, Instant},
@@ -11,7 +12,7 @@ use std::{
 use kvmi_uapi::{EventHdr, VcpuEvent, msg};
 use zerocopy::IntoBytes;
 
-use crate::{CloseReason, Direction, Message, Stream, options::Transcript};
+use crate::{CloseReason, Direction, Message, Stream, message::READ_AHEAD_BYTES, options::Transcript};
 
 /// Least payload of a vCPU event. What carries the same id and is shorter refuses an event reply.
 pub(crate) const VCPU_EVENT_BYTES: usize = size_of::<EventHdr>() + size_of::<VcpuEvent>();
@@ -114,8 +115,9 @@ fn is_event(message: &Message) -> bool {
 /// Reads until the end of the connection, and closes it then.
 pub(crate) fn run(stream: &Stream, inbox: &Inbox, transcript: Option<&Transcript>) {
     let end = End { stream, inbox };
+    let mut input = BufReader::with_capacity(READ_AHEAD_BYTES, stream);
     loop {
-        match Message::read(stream) {
+        match Message::read(&mut input) {
             Ok(message) => {
                 if let Some(transcript) = transcript {
                     let bytes = [message.hdr.as_bytes(), &message.payload].concat();

@@ -3,13 +3,11 @@
 
 use std::time::Duration;
 
+use kvmi::command::{GetCpuid, GetMtrrType, GetXsave, TranslateGva};
 use kvmi_guests::{Op, layout};
 use kvmi_lab_control::Backend;
 use kvmi_uapi::error::EINVAL;
-use kvmi_uapi::{
-    VcpuGetCpuid, VcpuGetCpuidReply, VcpuGetMtrrType, VcpuGetMtrrTypeReply, VcpuTranslateGva, VcpuTranslateGvaReply,
-    msg,
-};
+use kvmi_uapi::{VcpuGetCpuidReply, VcpuGetMtrrTypeReply, VcpuTranslateGvaReply, msg};
 
 use crate::requests::{expect_data, read_exactly};
 use crate::vmm::{Vm, field};
@@ -50,7 +48,7 @@ pub(super) const SCENARIOS: &[Scenario] = &[
 ];
 
 fn cpuid(wire: &mut Wire, vcpu: u16, function: u32, index: u32) -> Result<Result<VcpuGetCpuidReply, i32>, Failure> {
-    let answer = wire.vcpu(vcpu, msg::VCPU_GET_CPUID, &VcpuGetCpuid { function, index })?;
+    let answer = wire.ask(&GetCpuid { vcpu, function, index })?;
     answer.map_or_else(
         |errno| Ok(Err(errno)),
         |data| read_exactly(&data, "VCPU_GET_CPUID").map(Ok),
@@ -113,7 +111,7 @@ const MXCSR: usize = 24;
 const XSTATE_BV: usize = 512;
 
 fn get_xsave(wire: &mut Wire) -> Result<Vec<u8>, Failure> {
-    let state = expect_data(wire.vcpu(0, msg::VCPU_GET_XSAVE, &[0u8; 0])?, "VCPU_GET_XSAVE")?;
+    let state = expect_data(wire.ask(&GetXsave { vcpu: 0 })?, "VCPU_GET_XSAVE")?;
     check_eq!(state.len(), 4096, "bytes of extended state");
     Ok(state)
 }
@@ -189,11 +187,7 @@ fn xsave(context: &mut Context) -> Result<(), Failure> {
 }
 
 fn memory_type(wire: &mut Wire, gpa: u64) -> Result<u8, Failure> {
-    let data = expect_data(
-        wire.vcpu(0, msg::VCPU_GET_MTRR_TYPE, &VcpuGetMtrrType { gpa })?,
-        "VCPU_GET_MTRR_TYPE",
-    )?;
-    let reply = read_exactly::<VcpuGetMtrrTypeReply>(&data, "VCPU_GET_MTRR_TYPE")?;
+    let reply = wire.get(&GetMtrrType { vcpu: 0, gpa }, size_of::<VcpuGetMtrrTypeReply>())?;
     check_eq!(reply.pad, [0; 7], "padding of VCPU_GET_MTRR_TYPE's reply");
     Ok(reply.type_)
 }
@@ -246,11 +240,8 @@ fn get_mtrr_type(context: &mut Context) -> Result<(), Failure> {
 }
 
 fn translation(wire: &mut Wire, gva: u64) -> Result<u64, Failure> {
-    let data = expect_data(
-        wire.vcpu(0, msg::VCPU_TRANSLATE_GVA, &VcpuTranslateGva { gva })?,
-        "VCPU_TRANSLATE_GVA",
-    )?;
-    Ok(read_exactly::<VcpuTranslateGvaReply>(&data, "VCPU_TRANSLATE_GVA")?.gpa)
+    let reply = wire.get(&TranslateGva { vcpu: 0, gva }, size_of::<VcpuTranslateGvaReply>())?;
+    Ok(reply.gpa)
 }
 
 fn translate_gva(context: &mut Context) -> Result<(), Failure> {

@@ -112,7 +112,7 @@ fn a_writer_that_finds_the_end_first_says_the_reader_s_reason() {
     let error = sender.join().unwrap();
     assert_eq!(
         error.to_string(),
-        "connection is closed: broken: ended after 3 bytes of a header"
+        "connection is closed: closed by the other side after 3 bytes of a header"
     );
 }
 
