@@ -229,7 +229,8 @@ impl Session {
         self.handle.options.timeout
     }
 
-    /// Closes one or both directions of the socket. The reader goes on until the other side closes too.
+    /// Closes one or both directions of the socket. When what this side sends is closed, the reader goes on until the other
+    /// side closes too; when what it receives is closed, nobody reads any more, and the connection ends.
     ///
     /// # Errors
     /// Those of shutdown(2).
