@@ -3,10 +3,11 @@
 
 use std::time::Duration;
 
+use kvmi::command::TranslateGva;
 use kvmi_guests::{Op, layout};
 use kvmi_uapi::error::{EBUSY, EOPNOTSUPP};
 use kvmi_uapi::event::{BREAKPOINT, CONTINUE, CR, Cr, HYPERCALL, MSR, Msr, PF, Pf, RETRY};
-use kvmi_uapi::{PageAccessEntry, Regs, VcpuTranslateGva, msg};
+use kvmi_uapi::{PageAccessEntry, Regs};
 
 use crate::lifecycle::GUEST_REQUEST;
 use crate::vmm::{Vm, VmConfig, field};
@@ -276,30 +277,21 @@ fn no_injection(context: &mut Context) -> Result<(), Failure> {
 fn no_root_without_paging(context: &mut Context) -> Result<(), Failure> {
     context.stage("start", Duration::from_secs(20));
     let (vm, mut wire) = context.hooked_vm("resets", 2)?;
-    let by = |root: Option<u64>| VcpuTranslateGva {
+    let by = |root: Option<u64>| TranslateGva {
+        vcpu: AP,
         gva: layout::PROGRAM,
-        root: root.unwrap_or_default(),
-        by_root: root.is_some().into(),
-        ..Default::default()
+        root,
     };
     let itself = Ok(layout::PROGRAM.to_ne_bytes().to_vec());
     for root in [None, Some(layout::OTHER_ROOT)] {
-        check_eq!(
-            wire.vcpu(AP, msg::VCPU_TRANSLATE_GVA, &by(root))?,
-            itself,
-            "with paging"
-        );
+        check_eq!(wire.ask(&by(root))?, itself, "with paging");
     }
     context.stage("INIT", Duration::from_secs(10));
     send(context, &vm, INIT)?;
     wait_until_reset(context, &mut wire)?;
+    check_eq!(wire.ask(&by(None))?, itself, "without paging");
     check_eq!(
-        wire.vcpu(AP, msg::VCPU_TRANSLATE_GVA, &by(None))?,
-        itself,
-        "without paging"
-    );
-    check_eq!(
-        wire.vcpu(AP, msg::VCPU_TRANSLATE_GVA, &by(Some(layout::OTHER_ROOT)))?,
+        wire.ask(&by(Some(layout::OTHER_ROOT)))?,
         Err(EOPNOTSUPP),
         "a root without paging"
     );

@@ -20,6 +20,7 @@ const NX: u64 = 1 << 63;
 fn guest(control: Control, entries: &[(u64, u64, u64)]) -> Guest {
     let mut guest = Guest::default();
     guest.fake_vcpu.control = control;
+    guest.fake_vcpu.tables.clear();
     for &(table, index, entry) in entries {
         guest.fake_vcpu.tables.insert(table + 8 * index, entry);
     }

@@ -3,13 +3,11 @@
 
 use std::time::Duration;
 
+use kvmi::command::{GetCpuid, GetMtrrType, GetXsave, TranslateGva};
 use kvmi_guests::{Op, layout};
 use kvmi_lab_control::Backend;
 use kvmi_uapi::error::EINVAL;
-use kvmi_uapi::{
-    VcpuGetCpuid, VcpuGetCpuidReply, VcpuGetMtrrType, VcpuGetMtrrTypeReply, VcpuTranslateGva, VcpuTranslateGvaReply,
-    msg,
-};
+use kvmi_uapi::{VcpuGetCpuidReply, VcpuGetMtrrTypeReply, VcpuTranslateGvaReply, msg};
 
 use crate::requests::{expect_data, read_exactly};
 use crate::vmm::{Vm, field};
@@ -55,7 +53,7 @@ pub(super) const SCENARIOS: &[Scenario] = &[
 ];
 
 fn cpuid(wire: &mut Wire, vcpu: u16, function: u32, index: u32) -> Result<Result<VcpuGetCpuidReply, i32>, Failure> {
-    let answer = wire.vcpu(vcpu, msg::VCPU_GET_CPUID, &VcpuGetCpuid { function, index })?;
+    let answer = wire.ask(&GetCpuid { vcpu, function, index })?;
     answer.map_or_else(
         |errno| Ok(Err(errno)),
         |data| read_exactly(&data, "VCPU_GET_CPUID").map(Ok),
@@ -118,7 +116,7 @@ const MXCSR: usize = 24;
 const XSTATE_BV: usize = 512;
 
 fn get_xsave(wire: &mut Wire) -> Result<Vec<u8>, Failure> {
-    let state = expect_data(wire.vcpu(0, msg::VCPU_GET_XSAVE, &[0u8; 0])?, "VCPU_GET_XSAVE")?;
+    let state = expect_data(wire.ask(&GetXsave { vcpu: 0 })?, "VCPU_GET_XSAVE")?;
     check_eq!(state.len(), 4096, "bytes of extended state");
     Ok(state)
 }
@@ -194,11 +192,7 @@ fn xsave(context: &mut Context) -> Result<(), Failure> {
 }
 
 fn memory_type(wire: &mut Wire, gpa: u64) -> Result<u8, Failure> {
-    let data = expect_data(
-        wire.vcpu(0, msg::VCPU_GET_MTRR_TYPE, &VcpuGetMtrrType { gpa })?,
-        "VCPU_GET_MTRR_TYPE",
-    )?;
-    let reply = read_exactly::<VcpuGetMtrrTypeReply>(&data, "VCPU_GET_MTRR_TYPE")?;
+    let reply = wire.get(&GetMtrrType { vcpu: 0, gpa }, size_of::<VcpuGetMtrrTypeReply>())?;
     check_eq!(reply.pad, [0; 7], "padding of VCPU_GET_MTRR_TYPE's reply");
     Ok(reply.type_)
 }
@@ -251,31 +245,13 @@ fn get_mtrr_type(context: &mut Context) -> Result<(), Failure> {
 }
 
 fn translation(wire: &mut Wire, gva: u64) -> Result<u64, Failure> {
-    translated(
-        wire,
-        VcpuTranslateGva {
-            gva,
-            ..Default::default()
-        },
-    )
+    translation_by(wire, None, gva)
 }
 
-/// By the tables at this root.
-fn translation_by(wire: &mut Wire, root: u64, gva: u64) -> Result<u64, Failure> {
-    translated(
-        wire,
-        VcpuTranslateGva {
-            gva,
-            root,
-            by_root: 1,
-            ..Default::default()
-        },
-    )
-}
-
-fn translated(wire: &mut Wire, request: VcpuTranslateGva) -> Result<u64, Failure> {
-    let data = expect_data(wire.vcpu(0, msg::VCPU_TRANSLATE_GVA, &request)?, "VCPU_TRANSLATE_GVA")?;
-    Ok(read_exactly::<VcpuTranslateGvaReply>(&data, "VCPU_TRANSLATE_GVA")?.gpa)
+/// By the tables at this root, if there is one.
+fn translation_by(wire: &mut Wire, root: Option<u64>, gva: u64) -> Result<u64, Failure> {
+    let command = TranslateGva { vcpu: 0, gva, root };
+    Ok(wire.get(&command, size_of::<VcpuTranslateGvaReply>())?.gpa)
 }
 
 fn translate_whoever_may(context: &mut Context) -> Result<(), Failure> {
@@ -313,7 +289,7 @@ fn translate_whoever_may(context: &mut Context) -> Result<(), Failure> {
         (layout::OTHER_ROOT, layout::PROGRAM, layout::PROGRAM),
     ] {
         check_eq!(
-            translation_by(&mut wire, root, gva)?,
+            translation_by(&mut wire, Some(root), gva)?,
             gpa,
             "translation of {gva:#x} by {root:#x}"
         );

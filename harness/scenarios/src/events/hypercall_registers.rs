@@ -3,16 +3,15 @@
 
 use std::time::Duration;
 
+use kvmi::command::{GetRegisters, SetRegisters};
 use kvmi_guests::Op;
 use kvmi_uapi::error::EINVAL;
 use kvmi_uapi::event::{CONTINUE, HYPERCALL};
-use kvmi_uapi::{Regs, VcpuGetRegisters, VcpuGetRegistersReply, msg};
-use zerocopy::IntoBytes;
+use kvmi_uapi::{Regs, VcpuGetRegistersReply};
 
 use crate::lifecycle::GUEST_REQUEST;
 use crate::requests::{expect_data, read_exactly};
 use crate::vmm::field;
-use crate::wire::vcpu_payload;
 use crate::{Context, Failure, Scenario, check_eq, scenario};
 
 pub(super) const SCENARIOS: &[Scenario] = &[
@@ -170,7 +169,7 @@ fn impossible_registers(context: &mut Context) -> Result<(), Failure> {
     wire.set_registers(0, &Regs { rax: 1, ..good })?;
     for regs in bad {
         check_eq!(
-            wire.vcpu(0, msg::VCPU_SET_REGISTERS, &regs)?,
+            wire.ask(&SetRegisters { vcpu: 0, regs })?,
             Err(EINVAL),
             "VCPU_SET_REGISTERS with RIP {:#x}, RFLAGS {:#x}",
             regs.rip,
@@ -202,8 +201,7 @@ fn command_behind_reply(context: &mut Context) -> Result<(), Failure> {
         // While the vCPU is not in KVM_RUN both wait for it.
         vm.pause(0)?;
         wire.reply(&event, CONTINUE)?;
-        let head = VcpuGetRegisters::default();
-        let seq = wire.send(msg::VCPU_GET_REGISTERS, &vcpu_payload(0, head.as_bytes()))?;
+        let seq = wire.submit(&GetRegisters { vcpu: 0, msrs: &[] })?;
         // The reader has both when it answers this.
         wire.expect_version()?;
         vm.resume(0)?;

@@ -3,15 +3,12 @@
 
 use std::time::Duration;
 
+use kvmi::command::ControlEvents;
 use kvmi_guests::{Access, COUNTED_VECTOR, layout};
-use kvmi_uapi::VcpuControlEvents;
 use kvmi_uapi::event::PF;
-use kvmi_uapi::msg;
-use zerocopy::IntoBytes;
 
 use super::{R, W, Watched, X};
 use crate::vmm::{VmConfig, field};
-use crate::wire::vcpu_payload;
 use crate::{Context, Failure, Scenario, check, check_eq, scenario};
 
 pub(super) const SCENARIOS: &[Scenario] = &[
@@ -63,13 +60,11 @@ fn switched_off_half_way(context: &mut Context) -> Result<(), Failure> {
         Ok(watched.vm.status(0)?.inputs == INPUT_WORDS)
     })?;
     context.stage("PF is switched off", Duration::from_secs(10));
-    let request = VcpuControlEvents {
-        event_id: PF,
-        ..Default::default()
-    };
-    let seq = watched
-        .wire
-        .send(msg::VCPU_CONTROL_EVENTS, &vcpu_payload(0, request.as_bytes()))?;
+    let seq = watched.wire.submit(&ControlEvents {
+        vcpu: 0,
+        event: PF,
+        enable: false,
+    })?;
     // The reader takes one message after the other: that one waits for the vCPU now.
     watched.wire.vcpu_count()?;
     watched.vm.pause(0)?;

@@ -4,12 +4,12 @@
 use std::os::fd::AsFd;
 use std::time::Duration;
 
+use kvmi::command::SetPageAccess;
 use kvmi_guests::{Access, COUNTED_VECTOR, Op, layout};
 use kvmi_uapi::event::{CONTINUE, PF, Pf};
-use kvmi_uapi::msg;
 use rustix::event::{PollFd, PollFlags, Timespec, poll};
 
-use super::{PAGE, R, W, Watched, X, entries, payload};
+use super::{PAGE, R, W, Watched, X, entries};
 use crate::lifecycle::readers_with;
 use crate::vmm::field;
 use crate::{Context, Failure, Scenario, check, check_eq, ioctls, modules, scenario};
@@ -54,9 +54,9 @@ fn waits_for_emulation(context: &mut Context) -> Result<(), Failure> {
     let number = watched.begin(Access::AddEmulated, [page, 7, 0])?;
     watched.vm.wait_for_fault()?;
     context.stage("deny it", Duration::from_secs(20));
-    let seq = watched
-        .wire
-        .send(msg::VM_SET_PAGE_ACCESS, &payload(&entries(&[(page, 0)])))?;
+    let seq = watched.wire.submit(&SetPageAccess {
+        entries: &entries(&[(page, 0)]),
+    })?;
     let now = Timespec { tv_sec: 0, tv_nsec: 0 };
     context.wait_for("the receiving thread to wait for the vCPU", || {
         let socket = watched.wire.socket();

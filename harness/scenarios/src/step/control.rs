@@ -57,8 +57,8 @@ fn one_owner(context: &mut Context) -> Result<(), Failure> {
     vm.pause(0)?;
     check_eq!(vm.set_guest_debug(0, VMM_STEPS)?, 0, "errno of KVM_SET_GUEST_DEBUG");
     vm.resume(0)?;
-    check_eq!(wire.control_singlestep(0, 1)?, Err(EBUSY), "VCPU_CONTROL_SINGLESTEP");
-    check_eq!(wire.control_singlestep(0, 0)?, Ok(vec![]), "the same, off");
+    check_eq!(wire.control_singlestep(0, true)?, Err(EBUSY), "VCPU_CONTROL_SINGLESTEP");
+    check_eq!(wire.control_singlestep(0, false)?, Ok(vec![]), "the same, off");
     vm.pause(0)?;
     check_eq!(vm.set_guest_debug(0, 0)?, 0, "errno of KVM_SET_GUEST_DEBUG");
     vm.resume(0)?;

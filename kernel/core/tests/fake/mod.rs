@@ -173,7 +173,8 @@ impl Default for FakeVcpu {
             cpuid_edx: 0,
             msrs: BTreeMap::new(),
             control: LONG_MODE,
-            tables: BTreeMap::new(),
+            // The first GiB is the second one.
+            tables: BTreeMap::from([(0x1000, 0x2001), (0x2000, 0x4000_0081)]),
             unmapped: BTreeSet::new(),
             xsave: [0xdd; 4096],
             xsave_answer: Ok(()),

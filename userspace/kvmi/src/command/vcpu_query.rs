@@ -134,6 +134,8 @@ pub struct TranslateGva {
     pub vcpu: u16,
     /// Guest virtual address.
     pub gva: u64,
+    /// By the page tables at this root, as CR3 holds it, instead of the current ones.
+    pub root: Option<u64>,
 }
 
 impl Command for TranslateGva {
@@ -146,6 +148,8 @@ impl Command for TranslateGva {
             self.vcpu,
             &VcpuTranslateGva {
                 gva: self.gva,
+                root: self.root.unwrap_or_default(),
+                by_root: self.root.is_some().into(),
                 ..Default::default()
             },
         )
