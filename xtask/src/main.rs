@@ -32,6 +32,7 @@ mod planted;
 mod points;
 mod repro;
 mod runs;
+mod scenarios_page;
 mod screen;
 mod series;
 mod shell;
@@ -337,7 +338,8 @@ fn run(shop: &Workshop, arguments: &Arguments) -> Result<u8> {
         }
         Command::Docs { results } => {
             let series = series::write(&shop.checkout)?;
-            let changed = parity::write(&shop.checkout, results)? || series;
+            let scenarios = scenarios_page::write(&shop.checkout)?;
+            let changed = parity::write(&shop.checkout, results)? || series || scenarios;
             if arguments.json {
                 show!("{}", serde_json::json!({ "event": "docs", "changed": changed }));
             } else {

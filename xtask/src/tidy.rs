@@ -1,5 +1,5 @@
 // SPDX-License-Identifier: MIT OR Apache-2.0
-//! What compilers do not check: licences, where unsafe code may be, what must not be in the sources, what the map mentions.
+//! What compilers do not check: licences, where unsafe code may be, what must not be in the sources, what the map mentions,
 
 mod workflows;
 
@@ -10,7 +10,7 @@ use std::path::Path;
 use anyhow::{Context, Result};
 use kvmi_lab_machine::cache::files_below;
 
-use crate::{parity, series};
+use crate::{parity, scenarios_page, series};
 
 /// Sources by their endings, and what stands before and after the licence in their first line.
 const LICENSED: &[(&str, &str, &str)] = &[
@@ -94,6 +94,7 @@ pub(crate) fn findings(checkout: &Path) -> Result<Vec<Finding>> {
     findings.extend(missing_in_map(&folders, &map));
     findings.extend(series::findings(checkout)?);
     findings.extend(parity::findings(checkout)?);
+    findings.extend(scenarios_page::findings(checkout));
     Ok(findings)
 }
 
@@ -123,7 +124,7 @@ fn sources(checkout: &Path) -> Result<Vec<(String, std::path::PathBuf)>> {
 fn of_file(name: &str, text: &str) -> Vec<Finding> {
     let mut findings = Vec::new();
     findings.extend(licence(name, text));
-    // Rows of a table are as many as there are: a run writes those of the README.
+    // Rows of a table are as many as there are.
     let is_row = |line: &&str| name.ends_with(".md") && line.starts_with("| ");
     let lines = text.lines().filter(|line| !is_row(line)).count();
     if lines > MAX_LINES && !LONG.iter().any(|l| name.starts_with(l)) {
