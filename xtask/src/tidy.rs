@@ -1,6 +1,8 @@
 // SPDX-License-Identifier: MIT OR Apache-2.0
 //! What compilers do not check: licences, where unsafe code may be, what must not be in the sources, what the map mentions,
+//! what documents are held to.
 
+mod documents;
 mod workflows;
 
 use std::collections::BTreeSet;
@@ -84,10 +86,12 @@ pub(crate) fn findings(checkout: &Path) -> Result<Vec<Finding>> {
             continue;
         };
         findings.extend(of_file(&name, &text));
+        let read = |file: &str| fs::read_to_string(checkout.join(file)).ok();
+        findings.extend(documents::findings(&name, &text, read, |file| {
+            checkout.join(file).exists()
+        }));
         if name.starts_with(".github/") {
-            findings.extend(workflows::findings(&name, &text, |file| {
-                fs::read_to_string(checkout.join(file)).ok()
-            }));
+            findings.extend(workflows::findings(&name, &text, read));
         }
     }
     let map = fs::read_to_string(checkout.join("ARCHITECTURE.md")).unwrap_or_default();
