@@ -10,7 +10,7 @@
  *           vcpu->mutex; exclusive use of that vCPU's state; may sleep
  *   site    as vcpu, but inside an exit handler: SRCU held, must not sleep
  *           for anything but memory that KVM itself may fault in there
- *   ioctl   a VM ioctl, kvm->introspection_lock held
+ *   ioctl   a VM ioctl, kvm->arch.introspection.lock held
  *
  * The VM's state is shared between contexts: it consists of atomics alone.
  * The vCPU's state is plain data and belongs to the vcpu context.

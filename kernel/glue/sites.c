@@ -120,7 +120,7 @@ bool kvm_introspection_owns_debugging(struct kvm_vcpu *vcpu, u32 control)
 	vi = kvmi_vcpu(vcpu);
 	if (vi && !kvmi_fails_open(vi->session))
 		owns = ((control & KVM_GUESTDBG_USE_SW_BP) && kvmi_wants_breakpoint(vi->state)) ||
-		       ((control & KVM_GUESTDBG_SINGLESTEP) && vcpu->introspection_singlestep);
+		       ((control & KVM_GUESTDBG_SINGLESTEP) && vcpu->arch.introspection.singlestep);
 	srcu_read_unlock(&vcpu->kvm->srcu, idx);
 
 	return owns;
@@ -253,18 +253,3 @@ bool kvm_introspection_descriptor(struct kvm_vcpu *vcpu, u8 descriptor, bool wri
 	return site == KVMI_SITE_DEFER || site == KVMI_SITE_RETRY;
 }
 EXPORT_SYMBOL_GPL(kvm_introspection_descriptor);
-
-void __kvm_introspection_void_event(struct kvm_vcpu *vcpu)
-{
-	struct kvm_vcpu_introspection *vi;
-	int idx;
-
-	idx = srcu_read_lock(&vcpu->kvm->srcu);
-	vi = kvmi_vcpu(vcpu);
-	if (vi) {
-		kvmi_event_void(vi->state);
-		kvmi_take_back(vi);
-		vcpu->introspection_stepped = false;
-	}
-	srcu_read_unlock(&vcpu->kvm->srcu, idx);
-}

@@ -7,6 +7,7 @@ mod commands;
 mod delivery;
 mod emulated;
 mod end;
+mod half_way;
 mod instructions;
 mod kinds;
 mod many;
@@ -48,6 +49,7 @@ pub(crate) fn scenarios() -> Vec<Scenario> {
         at_once::SCENARIOS,
         stepped::SCENARIOS,
         emulated::SCENARIOS,
+        half_way::SCENARIOS,
         delivery::SCENARIOS,
         others::SCENARIOS,
         memory::SCENARIOS,

@@ -9,7 +9,7 @@ use kvmi_uapi::event::{self, CONTINUE, CRASH, RETRY, Trap};
 use kvmi_uapi::{Regs, msg};
 
 use crate::lifecycle::GUEST_REQUEST;
-use crate::vmm::{Taken, Until, VcpuWrite, Vm, field};
+use crate::vmm::{Taken, Until, Vm, field};
 use crate::wire::{Event, Wire};
 use crate::{Context, Failure, Scenario, check, check_eq, scenario};
 
@@ -247,7 +247,7 @@ fn of_a_void_event(context: &mut Context) -> Result<(), Failure> {
         "VCPU_INJECT_EXCEPTION"
     );
     vm.pause(0)?;
-    check_eq!(vm.write(0, VcpuWrite::Regs)?, 0, "errno of KVM_SET_REGS");
+    vm.change_regs(0)?;
     vm.resume(0)?;
     let anew = wire.expect_event(event::HYPERCALL, 0)?;
     for event in [&void, &anew] {

@@ -6,9 +6,11 @@ use core::sync::atomic::{AtomicBool, Ordering};
 use kvmi_uapi::{error::EPERM, event, msg};
 
 use crate::{
-    KvmError,
-    feature::{self, Target},
-    permission::Permissions,
+    effects::KvmError,
+    state::{
+        feature::{self, Target},
+        permission::Permissions,
+    },
 };
 
 /// Commands that each tool may use, so that it can find out what else it may.

@@ -4,7 +4,7 @@
 use kvmi_uapi::{MAX_PAYLOAD, MAX_QUEUED_BYTES, MAX_QUEUED_COMMANDS, MsgHdr, msg};
 use zerocopy::FromBytes;
 
-use crate::{KvmError, wire};
+use crate::{effects::KvmError, wire};
 
 /// The payload's size in bytes that a header of eight bytes announces; None when it is too large for any message.
 pub fn header_ok(hdr: &[u8]) -> Option<usize> {

@@ -1,18 +1,22 @@
 // SPDX-License-Identifier: GPL-2.0-only
-//! vCPU commands. Each was known and allowed when it came in, and its vCPU header was checked.
+//! vCPU commands. The vCPU header was checked when they came in.
 
 use kvmi_uapi::{
-    MAX_MSRS, MsrEntry, MsrsHdr, Regs, VcpuControlCr, VcpuControlEvents, VcpuControlMsr, VcpuControlSinglestep,
-    VcpuGetInfoReply, VcpuGetRegisters, VcpuGetRegistersReply,
-    error::{EBUSY, EINVAL, EOPNOTSUPP, EPERM},
-    event, msg,
+    MAX_MSRS, MsrEntry, MsrsHdr, VcpuControlCr, VcpuControlEvents, VcpuControlMsr, VcpuControlSinglestep,
+    VcpuGetRegisters, VcpuGetRegistersReply,
+    error::{EBUSY, EINVAL, EOPNOTSUPP},
+    event,
+    table::{self, Event, VcpuCommand},
 };
 
+use super::{allowed, check, injection, valid, vcpu_query};
 use crate::{
-    KvmError, VcpuEffects, VcpuState, VmState,
-    effects::{REGS_BYTES, SREGS_BYTES},
-    injection, known, msr_set, vcpu_query,
-    vcpu_state::Phase,
+    effects::{KvmError, REGS_BYTES, SREGS_BYTES, VcpuEffects},
+    state::{
+        msr_set,
+        vcpu::{Phase, VcpuState},
+        vm::VmState,
+    },
     wire::{self, Message, REPLY_HEAD, area, put},
 };
 
@@ -22,37 +26,37 @@ pub(crate) fn run<E: VcpuEffects>(
     vm: &VmState,
     state: &mut VcpuState,
     effects: &mut E,
+    command: VcpuCommand,
     message: Message<'_>,
     out: &mut [u8],
 ) -> Option<usize> {
+    if let Err(refusal) = check(vm, message, out) {
+        return refusal;
+    }
     let hdr = message.hdr;
-    match hdr.id {
-        msg::VCPU_GET_INFO => wire::reply(
-            out,
-            hdr,
-            Ok(VcpuGetInfoReply {
-                tsc_speed: effects.tsc_hz(),
-            }),
-        ),
-        msg::VCPU_CONTROL_EVENTS => wire::reply(out, hdr, control_events(vm, state, effects, message.request())),
-        msg::VCPU_GET_REGISTERS => get_registers(effects, message, out),
-        msg::VCPU_SET_REGISTERS => wire::reply(out, hdr, set_registers(state, message)),
-        msg::VCPU_GET_CPUID => wire::reply(out, hdr, vcpu_query::get_cpuid(effects, message.request())),
-        msg::VCPU_CONTROL_CR => wire::reply(out, hdr, control_cr(state, message.request())),
-        msg::VCPU_INJECT_EXCEPTION => {
-            let outcome = injection::inject_exception(vm, state, effects, message.request());
-            wire::reply(out, hdr, outcome)
+    match command {
+        VcpuCommand::VCPU_GET_INFO => wire::reply(out, hdr, Ok(vcpu_query::get_info(effects))),
+        VcpuCommand::VCPU_CONTROL_EVENTS => {
+            wire::reply(out, hdr, control_events(vm, state, effects, message.request()))
         }
-        msg::VCPU_GET_XCR => wire::reply(out, hdr, vcpu_query::get_xcr(effects, message.request())),
-        msg::VCPU_GET_XSAVE => vcpu_query::get_xsave(effects, message, out),
-        msg::VCPU_SET_XSAVE => wire::reply(out, hdr, vcpu_query::set_xsave(effects, message)),
-        msg::VCPU_GET_MTRR_TYPE => wire::reply(out, hdr, vcpu_query::get_mtrr_type(effects, message.request())),
-        msg::VCPU_CONTROL_MSR => wire::reply(out, hdr, control_msr(state, effects, message.request())),
-        msg::VCPU_TRANSLATE_GVA => wire::reply(out, hdr, Ok(vcpu_query::translate_gva(effects, message.request()))),
-        msg::VCPU_CONTROL_SINGLESTEP => {
-            wire::reply(out, hdr, control_singlestep(vm, state, effects, message.request()))
+        VcpuCommand::VCPU_GET_REGISTERS => get_registers(effects, message, out),
+        VcpuCommand::VCPU_SET_REGISTERS => wire::reply(out, hdr, set_registers(state, message)),
+        VcpuCommand::VCPU_GET_CPUID => wire::reply(out, hdr, vcpu_query::get_cpuid(effects, message.request())),
+        VcpuCommand::VCPU_CONTROL_CR => wire::reply(out, hdr, control_cr(state, message.request())),
+        VcpuCommand::VCPU_INJECT_EXCEPTION => {
+            wire::reply(out, hdr, injection::inject(state, effects, message.request()))
         }
-        _ => None,
+        VcpuCommand::VCPU_GET_XCR => wire::reply(out, hdr, vcpu_query::get_xcr(effects, message.request())),
+        VcpuCommand::VCPU_GET_XSAVE => vcpu_query::get_xsave(effects, message, out),
+        VcpuCommand::VCPU_SET_XSAVE => wire::reply(out, hdr, vcpu_query::set_xsave(effects, message)),
+        VcpuCommand::VCPU_GET_MTRR_TYPE => wire::reply(out, hdr, vcpu_query::get_mtrr_type(effects, message.request())),
+        VcpuCommand::VCPU_CONTROL_MSR => wire::reply(out, hdr, control_msr(state, effects, message.request())),
+        VcpuCommand::VCPU_CONTROL_SINGLESTEP => {
+            wire::reply(out, hdr, control_singlestep(state, effects, message.request()))
+        }
+        VcpuCommand::VCPU_TRANSLATE_GVA => {
+            wire::reply(out, hdr, Ok(vcpu_query::translate_gva(effects, message.request())))
+        }
     }
 }
 
@@ -63,12 +67,8 @@ fn control_events<E: VcpuEffects>(
     request: VcpuControlEvents,
 ) -> Result<(), KvmError> {
     let id = request.event_id;
-    if request.pad1 != 0 || request.pad2 != 0 || request.enable > 1 || !known::vcpu_event(id) {
-        return Err(KvmError(EINVAL));
-    }
-    if !vm.event_allowed(id) {
-        return Err(KvmError(EPERM));
-    }
+    valid(request.enable <= 1 && table::event(id).is_some_and(Event::is_vcpu))?;
+    allowed(vm.event_allowed(id))?;
     let enable = request.enable == 1;
     if id == event::DESCRIPTOR {
         effects.descriptor_exits()?;
@@ -85,10 +85,7 @@ fn control_events<E: VcpuEffects>(
 }
 
 fn control_cr(state: &mut VcpuState, request: VcpuControlCr) -> Result<(), KvmError> {
-    let padded = request.pad1 != 0 || request.pad2 != 0;
-    if padded || request.enable > 1 || !matches!(request.cr, 0 | 3 | 4) {
-        return Err(KvmError(EINVAL));
-    }
+    valid(request.enable <= 1 && matches!(request.cr, 0 | 3 | 4))?;
     state.enable_cr(request.cr, request.enable == 1);
     Ok(())
 }
@@ -98,10 +95,7 @@ fn control_msr<E: VcpuEffects>(
     effects: &mut E,
     request: VcpuControlMsr,
 ) -> Result<(), KvmError> {
-    let padded = request.pad1 != 0 || request.pad2 != 0;
-    if padded || request.enable > 1 || !msr_set::is_watchable(request.msr) {
-        return Err(KvmError(EINVAL));
-    }
+    valid(request.enable <= 1 && msr_set::is_watchable(request.msr))?;
     let enable = request.enable == 1;
     if enable {
         effects.msr_write_allowed(request.msr)?;
@@ -111,17 +105,11 @@ fn control_msr<E: VcpuEffects>(
 }
 
 fn control_singlestep<E: VcpuEffects>(
-    vm: &VmState,
     state: &mut VcpuState,
     effects: &mut E,
     request: VcpuControlSinglestep,
 ) -> Result<(), KvmError> {
-    if !vm.event_allowed(event::SINGLESTEP) {
-        return Err(KvmError(EPERM));
-    }
-    if request.pad != [0; 7] || request.enable > 1 {
-        return Err(KvmError(EINVAL));
-    }
+    valid(request.enable <= 1)?;
     if !effects.can_singlestep() {
         return Err(KvmError(EOPNOTSUPP));
     }
@@ -135,9 +123,6 @@ fn control_singlestep<E: VcpuEffects>(
 
 /// Keeps the registers until the reply to the open event arrives.
 fn set_registers(state: &mut VcpuState, message: Message<'_>) -> Result<(), KvmError> {
-    if message.payload.len() < size_of::<Regs>() {
-        return Err(KvmError(EINVAL));
-    }
     if state.phase != Phase::Sent {
         return Err(KvmError(EOPNOTSUPP));
     }
@@ -188,9 +173,7 @@ fn get_registers<E: VcpuEffects>(effects: &mut E, message: Message<'_>, out: &mu
 fn msr_indices<'a>(message: &Message<'a>) -> Result<&'a [u8], KvmError> {
     let request: VcpuGetRegisters = message.request();
     let nmsrs = usize::from(request.nmsrs);
-    if request.pad1 != 0 || request.pad2 != 0 || nmsrs > MAX_MSRS {
-        return Err(KvmError(EINVAL));
-    }
+    valid(nmsrs <= MAX_MSRS)?;
     let bytes = nmsrs.saturating_mul(size_of::<u32>());
     message
         .skip(size_of::<VcpuGetRegisters>())

@@ -3,7 +3,7 @@
 
 use kvmi_uapi::{error::EINVAL, event, ioctl, msg};
 
-use crate::KvmError;
+use crate::effects::KvmError;
 
 /// What a grant or revocation is about.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]

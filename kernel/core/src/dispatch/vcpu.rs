@@ -1,9 +1,15 @@
 // SPDX-License-Identifier: GPL-2.0-only
 //! The vCPU thread's way with a message.
 
-use kvmi_uapi::{VcpuHdr, msg};
+use kvmi_uapi::{VcpuHdr, msg, table::VcpuCommand};
 
-use crate::{VcpuEffects, VcpuState, VmState, event_reply, vcpu_command, wire::Message};
+use crate::{
+    command,
+    effects::VcpuEffects,
+    event::reply::{self, Taken},
+    state::{vcpu::VcpuState, vm::VmState},
+    wire::Message,
+};
 
 /// What becomes of a message in the vCPU thread.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
@@ -58,8 +64,14 @@ fn take<E: VcpuEffects>(
         return VcpuVerdict::Close;
     };
     if message.hdr.id == msg::VCPU_EVENT {
-        return event_reply::take(state, message);
+        return match reply::take(state, message) {
+            Taken::Answer => VcpuVerdict::Replied,
+            Taken::Ignored => VcpuVerdict::Answered(0),
+            Taken::Illegal => VcpuVerdict::Close,
+        };
     }
     let request = message.skip(size_of::<VcpuHdr>());
-    vcpu_command::run(vm, state, effects, request, out).map_or(VcpuVerdict::Close, VcpuVerdict::Answered)
+    VcpuCommand::from_id(message.hdr.id)
+        .and_then(|command| command::vcpu::run(vm, state, effects, command, request, out))
+        .map_or(VcpuVerdict::Close, VcpuVerdict::Answered)
 }

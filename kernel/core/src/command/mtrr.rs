@@ -1,7 +1,7 @@
 // SPDX-License-Identifier: GPL-2.0-only
 //! The memory type that the guest's MTRRs give a page. KVM keeps the registers and makes no use of them.
 
-use crate::{KvmError, VcpuEffects};
+use crate::effects::{KvmError, VcpuEffects};
 
 const MTRR_CAP: u32 = 0xfe;
 const VARIABLE_BASE: u32 = 0x200;

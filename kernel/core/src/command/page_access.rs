@@ -8,7 +8,7 @@ use kvmi_uapi::{
 use zerocopy::FromBytes;
 
 use crate::{
-    KvmError, VmEffects,
+    effects::{KvmError, VmEffects},
     wire::{self, Message, REPLY_HEAD, put},
 };
 
@@ -24,18 +24,12 @@ const EXEC: u8 = PageAccessEntry::EXEC;
 /// the reply holds the first error.
 pub(crate) fn set<E: VmEffects>(effects: &mut E, message: Message<'_>, out: &mut [u8]) -> Option<usize> {
     let entries = Entries::of(message)?;
-    let outcome = match entries.checked() {
-        Ok(()) => {
-            let expressible = effects.access_bits();
-            let mut outcome = Ok(());
-            for entry in entries {
-                outcome = outcome.and(set_one(effects, expressible, entry));
-            }
-            effects.page_access_set();
-            outcome
-        }
-        Err(err) => Err(err),
-    };
+    let expressible = effects.access_bits();
+    let mut outcome = Ok(());
+    for entry in entries {
+        outcome = outcome.and(set_one(effects, expressible, entry));
+    }
+    effects.page_access_set();
     wire::finish(out, message.hdr, outcome, 0)
 }
 
@@ -43,29 +37,23 @@ pub(crate) fn set<E: VmEffects>(effects: &mut E, message: Message<'_>, out: &mut
 pub(crate) fn get<E: VmEffects>(effects: &mut E, message: Message<'_>, out: &mut [u8]) -> Option<usize> {
     let entries = Entries::of(message)?;
     let mut at = REPLY_HEAD;
-    let mut outcome = entries.checked();
-    if outcome.is_ok() {
-        for entry in entries {
-            let access = match get_one(effects, entry) {
-                Ok(access) => access,
-                Err(err) => {
-                    outcome = Err(err);
-                    break;
-                }
-            };
-            put(
-                out,
-                at,
-                &PageAccessEntry {
-                    gpa: entry.gpa,
-                    access,
-                    pad: [0; 7],
-                },
-            )?;
-            at = at.checked_add(size_of::<PageAccessEntry>())?;
-        }
+    for entry in entries {
+        let access = match get_one(effects, entry) {
+            Ok(access) => access,
+            Err(err) => return wire::finish(out, message.hdr, Err(err), 0),
+        };
+        put(
+            out,
+            at,
+            &PageAccessEntry {
+                gpa: entry.gpa,
+                access,
+                pad: [0; 7],
+            },
+        )?;
+        at = at.checked_add(size_of::<PageAccessEntry>())?;
     }
-    wire::finish(out, message.hdr, outcome, at.checked_sub(REPLY_HEAD)?)
+    wire::finish(out, message.hdr, Ok(()), at.checked_sub(REPLY_HEAD)?)
 }
 
 fn set_one<E: VmEffects>(effects: &mut E, expressible: u8, entry: PageAccessEntry) -> Result<(), KvmError> {
@@ -108,25 +96,16 @@ fn is_expressible(access: u8, bits: u8) -> bool {
 /// The entries of a request, as many as its head announces.
 #[derive(Clone, Copy)]
 struct Entries<'a> {
-    head: VmPageAccess,
     rest: &'a [u8],
 }
 
 impl<'a> Entries<'a> {
-    /// None for a message that is shorter than it says: the stream can no longer be trusted.
+    /// None for a message that is shorter than it says.
     fn of(message: Message<'a>) -> Option<Self> {
         let head: VmPageAccess = message.request();
         let bytes = usize::from(head.count).checked_mul(size_of::<PageAccessEntry>())?;
         let rest = message.skip(size_of::<VmPageAccess>()).payload.get(..bytes)?;
-        Some(Self { head, rest })
-    }
-
-    fn checked(&self) -> Result<(), KvmError> {
-        if self.head.pad1 == 0 && self.head.pad2 == 0 {
-            Ok(())
-        } else {
-            Err(KvmError(EINVAL))
-        }
+        Some(Self { rest })
     }
 }
 

@@ -1,24 +1,13 @@
 // SPDX-License-Identifier: GPL-2.0-only
 //! VCPU_INJECT_EXCEPTION.
 
-use kvmi_uapi::{
-    VcpuInjectException,
-    error::{EBUSY, EINVAL, EPERM},
-    event,
+use kvmi_uapi::{VcpuInjectException, error::EBUSY};
+
+use super::valid;
+use crate::{
+    effects::{KvmError, VcpuEffects},
+    state::{injection::Injection, vcpu::VcpuState},
 };
-
-use crate::{KvmError, VcpuEffects, VcpuState, VmState};
-
-/// An exception that a tool wants the guest to take.
-#[derive(Clone, Copy, Debug, PartialEq, Eq)]
-pub struct Injection {
-    /// Vector.
-    pub nr: u8,
-    /// Error code, for an exception that has one.
-    pub error_code: Option<u32>,
-    /// CR2, for a page fault.
-    pub address: u64,
-}
 
 /// #PF.
 const PAGE_FAULT: u8 = 14;
@@ -41,22 +30,15 @@ fn is_in(set: u32, nr: u8) -> bool {
     set & 1u32.checked_shl(u32::from(nr)).unwrap_or(0) != 0
 }
 
-pub(crate) fn inject_exception<E: VcpuEffects>(
-    vm: &VmState,
+pub(crate) fn inject<E: VcpuEffects>(
     state: &mut VcpuState,
     effects: &mut E,
     request: VcpuInjectException,
 ) -> Result<(), KvmError> {
-    if !vm.event_allowed(event::TRAP) {
-        return Err(KvmError(EPERM));
-    }
     let error_code = is_in(HAS_ERROR_CODE, request.nr).then_some(request.error_code);
-    let padded = request.pad1 != 0 || request.pad2 != 0;
     // VMX has room for 16 bits, and no exception of both vendors uses more.
     let fits = error_code.is_none_or(|code| code <= u32::from(u16::MAX));
-    if padded || !is_in(INJECTABLE, request.nr) || !fits {
-        return Err(KvmError(EINVAL));
-    }
+    valid(is_in(INJECTABLE, request.nr) && fits)?;
     if state.owes_trap() || state.wants_singlestep() {
         return Err(KvmError(EBUSY));
     }

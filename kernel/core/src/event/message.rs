@@ -9,9 +9,11 @@ use kvmi_uapi::{
 use zerocopy::{Immutable, IntoBytes};
 
 use crate::{
-    Occurrence, VcpuEffects, VcpuState,
-    effects::ARCH_BYTES,
-    vcpu_state::Phase,
+    effects::{ARCH_BYTES, VcpuEffects},
+    state::{
+        occurrence::Occurrence,
+        vcpu::{Phase, VcpuState},
+    },
     wire::{area, put},
 };
 
@@ -42,16 +44,16 @@ fn build<E: VcpuEffects>(what: &Occurrence, effects: &mut E, seq: u32, out: &mut
             &Breakpoint {
                 gpa,
                 insn_len,
-                pad: [0; 7],
+                ..Default::default()
             },
         ),
         Occurrence::Cr { cr, old, new } => data(
             out,
             &Cr {
                 cr,
-                pad: [0; 7],
                 old_value: old,
                 new_value: new,
+                ..Default::default()
             },
         ),
         Occurrence::Pf { gpa, gva, access } => data(
@@ -60,9 +62,7 @@ fn build<E: VcpuEffects>(what: &Occurrence, effects: &mut E, seq: u32, out: &mut
                 gva,
                 gpa,
                 access,
-                pad1: 0,
-                pad2: 0,
-                pad3: 0,
+                ..Default::default()
             },
         ),
         Occurrence::Trap {
@@ -73,19 +73,18 @@ fn build<E: VcpuEffects>(what: &Occurrence, effects: &mut E, seq: u32, out: &mut
             out,
             &Trap {
                 nr,
-                pad1: 0,
-                pad2: 0,
                 error_code,
                 address,
+                ..Default::default()
             },
         ),
         Occurrence::Xsetbv { old, new } => data(
             out,
             &Xsetbv {
                 xcr: 0,
-                pad: [0; 7],
                 old_value: old,
                 new_value: new,
+                ..Default::default()
             },
         ),
         Occurrence::Descriptor { descriptor, write } => data(
@@ -93,19 +92,19 @@ fn build<E: VcpuEffects>(what: &Occurrence, effects: &mut E, seq: u32, out: &mut
             &Descriptor {
                 descriptor,
                 write: u8::from(write),
-                pad: [0; 6],
+                ..Default::default()
             },
         ),
         Occurrence::Msr { msr, old, new } => data(
             out,
             &Msr {
                 msr,
-                pad: 0,
                 old_value: old,
                 new_value: new,
+                ..Default::default()
             },
         ),
-        Occurrence::Singlestep => data(out, &Singlestep { failed: 0, pad: [0; 7] }),
+        Occurrence::Singlestep => data(out, &Singlestep::default()),
     }?;
     // struct kvmi_vcpu_event without its arch part, which KVM fills in where it lies.
     put(out, VCPU_EVENT, &[size_of::<VcpuEvent>() as u16, effects.index(), 0, 0])?;

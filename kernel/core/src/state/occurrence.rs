@@ -1,7 +1,7 @@
 // SPDX-License-Identifier: GPL-2.0-only
 //! What happened in the guest.
 
-use kvmi_uapi::event;
+use kvmi_uapi::{event, table};
 
 /// Something that happened in the guest and may become an event.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
@@ -108,7 +108,7 @@ impl Occurrence {
 
     /// Whether the reply holds a value that replaces the guest's.
     pub(crate) fn takes_value(&self) -> bool {
-        matches!(self, Self::Cr { .. } | Self::Msr { .. })
+        self.old_value().is_some()
     }
 
     /// What a register that is written holds before, for an event whose reply can replace the value.
@@ -121,15 +121,14 @@ impl Occurrence {
 
     /// Most bytes of event reply data.
     pub(crate) fn reply_bytes(&self) -> usize {
-        if self.takes_value() { VALUE_BYTES } else { 0 }
+        table::event(self.event())
+            .and_then(|event| event.reply)
+            .map_or(0, |reply| reply.size)
     }
 
     /// Whether the tool may answer RETRY.
     pub(crate) fn may_retry(&self) -> bool {
-        matches!(
-            self,
-            Self::Breakpoint { .. } | Self::Descriptor { .. } | Self::Pf { .. }
-        )
+        table::event(self.event()).is_some_and(|event| event.may_retry)
     }
 
     /// Whether it is about an instruction that is completed when the reply is here.
@@ -138,6 +137,5 @@ impl Occurrence {
     }
 }
 
-/// Bytes of a reply that holds a value.
-const VALUE_BYTES: usize = size_of::<event::CrReply>();
-const _: () = assert!(size_of::<event::MsrReply>() == VALUE_BYTES);
+/// A reply that holds a value is read as that of CR.
+const _: () = assert!(size_of::<event::MsrReply>() == size_of::<event::CrReply>());

@@ -2,16 +2,21 @@
 //! vCPU commands about what a vCPU holds beside its registers: CPUID, XCR0, extended state, memory types, translations.
 
 use kvmi_uapi::{
-    VcpuGetCpuid, VcpuGetCpuidReply, VcpuGetMtrrType, VcpuGetMtrrTypeReply, VcpuGetXcr, VcpuGetXcrReply,
-    VcpuTranslateGva, VcpuTranslateGvaReply, Xsave, error::EINVAL,
+    VcpuGetCpuid, VcpuGetCpuidReply, VcpuGetInfoReply, VcpuGetMtrrType, VcpuGetMtrrTypeReply, VcpuGetXcr,
+    VcpuGetXcrReply, VcpuTranslateGva, VcpuTranslateGvaReply, Xsave, error::EINVAL,
 };
 
+use super::{mtrr, valid};
 use crate::{
-    KvmError, VcpuEffects,
-    effects::XSAVE_BYTES,
-    mtrr,
+    effects::{KvmError, VcpuEffects, XSAVE_BYTES},
     wire::{self, Message, REPLY_HEAD, area},
 };
+
+pub(crate) fn get_info<E: VcpuEffects>(effects: &mut E) -> VcpuGetInfoReply {
+    VcpuGetInfoReply {
+        tsc_speed: effects.tsc_hz(),
+    }
+}
 
 pub(crate) fn get_cpuid<E: VcpuEffects>(effects: &mut E, request: VcpuGetCpuid) -> Result<VcpuGetCpuidReply, KvmError> {
     let [eax, ebx, ecx, edx] = effects.cpuid(request.function, request.index)?;
@@ -19,9 +24,7 @@ pub(crate) fn get_cpuid<E: VcpuEffects>(effects: &mut E, request: VcpuGetCpuid) 
 }
 
 pub(crate) fn get_xcr<E: VcpuEffects>(effects: &mut E, request: VcpuGetXcr) -> Result<VcpuGetXcrReply, KvmError> {
-    if request.pad != [0; 7] || request.xcr != 0 {
-        return Err(KvmError(EINVAL));
-    }
+    valid(request.xcr == 0)?;
     Ok(VcpuGetXcrReply { value: effects.xcr0() })
 }
 

@@ -5,10 +5,13 @@ use kvmi_uapi::{
     VcpuHdr,
     error::{EINVAL, ENOSYS, EPERM},
     msg,
+    table::{self, VmCommand},
 };
 
 use crate::{
-    KvmError, VmEffects, VmState, known, vm_command,
+    command,
+    effects::{KvmError, VmEffects},
+    state::vm::VmState,
     wire::{self, Message},
 };
 
@@ -33,7 +36,7 @@ pub fn vm_message<E: VmEffects>(vm: &VmState, effects: &mut E, bytes: &[u8], out
     };
     let id = message.hdr.id;
     if id != msg::VCPU_EVENT {
-        if !known::command(id) {
+        if table::command(id).is_none() {
             return refuse(message, KvmError(ENOSYS), out);
         }
         if !vm.command_allowed(id) {
@@ -46,10 +49,9 @@ pub fn vm_message<E: VmEffects>(vm: &VmState, effects: &mut E, bytes: &[u8], out
             Err(err) => refuse(message, err, out),
         };
     }
-    match vm_command::run(vm, effects, message, out) {
-        Some(length) => VmVerdict::Answered(length),
-        None => VmVerdict::Close,
-    }
+    VmCommand::from_id(id)
+        .and_then(|command| command::vm::run(vm, effects, command, message, out))
+        .map_or(VmVerdict::Close, VmVerdict::Answered)
 }
 
 /// Finds the vCPU of a message.

@@ -3,7 +3,7 @@
 
 use kvmi_uapi::{Regs, event};
 
-use crate::{Injection, Occurrence, VmState, event_reply::Voided, msr_set::MsrSet};
+use crate::state::{injection::Injection, msr_set::MsrSet, occurrence::Occurrence, vm::VmState, voided::Voided};
 
 /// How far a vCPU's event has come.
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
