@@ -1,5 +1,6 @@
 // SPDX-License-Identifier: (GPL-2.0 WITH Linux-syscall-note) OR MIT
-//! Section 1 of `docs/protocol.md`: its bytes are those of the types, and its C program says them.
+//! Section 1 of `docs/protocol.md`: its bytes are those of the types, and its C program says them. And the number in
+//! docs/use.md that frees a VM.
 
 use std::io::{Read as _, Write as _};
 use std::os::fd::OwnedFd;
@@ -167,6 +168,14 @@ fn the_bytes_are_those_of_the_types() {
         types.len(),
         "docs/protocol.md, 1.2, has another number of messages"
     );
+}
+
+/// The line of Python that frees a VM has the number of the ioctl in it.
+#[test]
+fn the_number_of_unhook_is_right_for_who_frees_a_vm() {
+    let page = fs::read_to_string(manifest("../docs/use.md")).expect("docs/use.md is there");
+    let call = format!("fcntl.ioctl(vm, {:#x})", kvmi_uapi::ioctl::KVM_INTROSPECTION_UNHOOK);
+    assert!(page.contains(&call), "docs/use.md does not call UNHOOK by `{call}`");
 }
 
 /// Compiles the page's program as it is, and as a program that has `watch()` speak through its standard input.
