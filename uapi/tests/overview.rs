@@ -170,7 +170,7 @@ fn the_bytes_are_those_of_the_types() {
     );
 }
 
-/// The line of Python that frees a VM has the number of the ioctl in it.
+/// The Python that frees a VM has the ioctl's number in it.
 #[test]
 fn the_number_of_unhook_is_right_for_who_frees_a_vm() {
     let page = fs::read_to_string(manifest("../docs/use.md")).expect("docs/use.md is there");
