@@ -189,6 +189,6 @@ fn numbers_that_are_cited_stay() {
     let expected: Vec<String> = (1..=numbers.len().max(21)).map(|n| format!("P{n}")).collect();
     assert_eq!(
         numbers, expected,
-        "docs/protocol.md, section 1: a difference keeps its number, and a new one gets the next"
+        "docs/protocol.md, appendix: a difference keeps its number, and a new one gets the next"
     );
 }

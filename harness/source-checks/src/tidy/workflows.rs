@@ -1,5 +1,5 @@
 // SPDX-License-Identifier: MIT OR Apache-2.0
-//! What GitHub runs: YAML that can be read, commands that there are and that README lists, no more rights than it needs, an end to each job,
+//! What GitHub runs: YAML that can be read, commands that there are and that docs/lab.md lists, no more rights than it needs, an end to each job,
 //! logs of those that fail, nothing that changes under its name, actions of our own that take what they are given, and a cache that main
 //! alone writes.
 
@@ -9,6 +9,9 @@ use serde_json::{Map, Value};
 use super::Refusal;
 
 const WORKFLOWS: &str = ".github/workflows/";
+
+/// The page that lists every command.
+const COMMANDS: &str = "docs/lab.md";
 
 /// The action that keeps what a job that failed has left.
 const KEEP_LOGS: &str = "./.github/actions/keep-logs";
@@ -31,7 +34,7 @@ pub(super) fn findings(
         Ok(file) => file,
         Err(e) => return vec![finding(name, format!("cannot be read: {e}"))],
     };
-    let listed = listed(&read("README.md").unwrap_or_default());
+    let listed = listed(&read(COMMANDS).unwrap_or_default());
     let checkout = Checkout {
         read: &read,
         refusal,
@@ -92,7 +95,7 @@ fn of_job(job: &Value) -> Vec<String> {
 struct Checkout<'a> {
     read: &'a dyn Fn(&str) -> Option<String>,
     refusal: Refusal,
-    /// Commands that README lists.
+    /// Commands that the page lists.
     listed: Vec<String>,
 }
 
@@ -107,7 +110,9 @@ fn of_steps(steps: &Value, job: &Value, checkout: &Checkout<'_>) -> Vec<String> 
             if let Some((_, command)) = line.split_once(XTASK) {
                 whats.extend(of_command(command, &job["strategy"]["matrix"], checkout.refusal));
                 if !is_listed(command, &checkout.listed) {
-                    whats.push(format!("a command that README.md does not list: cargo xtask {command}"));
+                    whats.push(format!(
+                        "a command that {COMMANDS} does not list: cargo xtask {command}"
+                    ));
                 }
             }
         }
@@ -230,7 +235,7 @@ mod tests {
     const JOB: &str = "permissions:\n  contents: read\njobs:\n  a:\n    runs-on: b\n    timeout-minutes: 1\n    strategy:\n      matrix:\n        \
                        lane: [svm-tcg, no-lane]\n        slice: [1/2]\n    steps:\n";
 
-    const README: &str = "cargo xtask check  # the rest\n  cargo xtask e2e lab:: --lane LANE --slice 1/2\ncargo xtask e2e [--hardware] # `--json`\n\
+    const LISTED: &str = "cargo xtask check  # the rest\n  cargo xtask e2e lab:: --lane LANE --slice 1/2\ncargo xtask e2e [--hardware] # `--json`\n\
                           cargo xtask explore SCENARIO --seed 7 --runs 100\ncargo xtask kernels run\n";
 
     const COMMIT: &str = "0123456789abcdef0123456789abcdef01234567";
@@ -239,7 +244,7 @@ mod tests {
         let read = |name: &str| match name {
             ".github/actions/a/action.yml" => Some("inputs:\n  of: { default: b }\n  to: {}\n".to_owned()),
             ".github/actions/keep-logs/action.yml" => Some(String::new()),
-            "README.md" => Some(README.to_owned()),
+            COMMANDS => Some(LISTED.to_owned()),
             _ => None,
         };
         findings(name, text, refusal, read)
@@ -362,7 +367,7 @@ mod tests {
         for wrong in ["cargo xtask tidy", "cargo xtask kernels take", "cargo xtask e2e --json"] {
             assert_eq!(
                 said(wrong),
-                [format!("a: a command that README.md does not list: {wrong}")]
+                [format!("a: a command that {COMMANDS} does not list: {wrong}")]
             );
         }
     }
