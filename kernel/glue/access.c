@@ -237,6 +237,20 @@ int kvmi_glue_page_access(struct kvm_introspection *session, u16 view, u64 gfn, 
 	return 0;
 }
 
+static void zap_all(struct kvm *kvm)
+{
+	mutex_lock(&kvm->slots_lock);
+	kvm_mmu_zap_all_fast(kvm);
+	mutex_unlock(&kvm->slots_lock);
+}
+
+/* A session has taken the map over; what was mapped while there was none is to go. */
+void kvmi_access_inherit(struct kvm *kvm)
+{
+	if (kvm->arch.introspection.restricts)
+		zap_all(kvm);
+}
+
 /* The session has ended: nothing is denied any more, and no page table of its making stays. */
 void kvmi_access_end(struct kvm *kvm)
 {
@@ -252,8 +266,6 @@ void kvmi_access_end(struct kvm *kvm)
 		cond_resched();
 	}
 
-	mutex_lock(&kvm->slots_lock);
-	kvm_mmu_zap_all_fast(kvm);
-	mutex_unlock(&kvm->slots_lock);
+	zap_all(kvm);
 	kvm->arch.introspection.restricts = false;
 }

@@ -105,8 +105,9 @@ static __always_inline bool kvm_introspection_is_half_way(struct kvm_vcpu *vcpu)
  */
 static inline int kvm_introspection_work(struct kvm_vcpu *vcpu)
 {
-	/* What a session has left half-way (emulated.c) is to be ended, too. */
-	return kvm_is_introspected(vcpu) || kvm_introspection_is_half_way(vcpu) ?
+	/* What a session has left half-way (emulated.c) is to be ended, and the next waited for. */
+	return kvm_is_introspected(vcpu) || kvm_introspection_is_half_way(vcpu) ||
+	       READ_ONCE(vcpu->kvm->arch.introspection.stopped) ?
 		__kvm_introspection_work(vcpu) : 1;
 }
 
@@ -178,6 +179,12 @@ static inline void kvm_introspection_round_ends(struct kvm_vcpu *vcpu)
 static __always_inline bool kvm_introspection_is_stepping(struct kvm_vcpu *vcpu)
 {
 	return static_branch_unlikely(&kvm_introspection_hooked) && vcpu->arch.introspection.stepping;
+}
+
+/* Interrupts, NMIs and SMIs wait until that instruction is through. */
+static inline bool kvm_introspection_holds_events(struct kvm_vcpu *vcpu)
+{
+	return kvm_introspection_is_stepping(vcpu) && vcpu->arch.introspection.step_holds_events;
 }
 
 /* After each call of vcpu_enter_guest(). */

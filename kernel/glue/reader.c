@@ -179,6 +179,25 @@ void kvmi_reader_stop(struct kvmi_connection *conn, bool patient)
 	put_task_struct(conn->reader);
 }
 
+void kvmi_glue_vcpu_state(struct kvm_introspection *session, u16 vcpu_idx,
+			  struct kvmi_vcpu_run_state *out)
+{
+	struct kvm_vcpu_introspection *vi = session_vcpu(session, vcpu_idx);
+
+	if (vi)
+		kvmi_run_state(vi, out);
+}
+
+void kvmi_glue_release(struct kvm_introspection *session)
+{
+	struct kvm_vcpu *vcpu;
+	unsigned long i;
+
+	WRITE_ONCE(session->stopped, false);
+	kvm_for_each_vcpu(i, vcpu, session->kvm)
+		kvmi_vcpu_kick(reader_vcpu(session, vcpu));
+}
+
 u32 kvmi_glue_vcpu_count(struct kvm_introspection *session)
 {
 	return atomic_read(&session->kvm->online_vcpus);

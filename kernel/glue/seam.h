@@ -193,6 +193,7 @@ bool kvmi_wants_msr_write(const struct kvmi_vcpu_state *state, u32 msr);
 bool kvmi_wants_any_msr(const struct kvmi_vcpu_state *state);
 bool kvmi_wants_descriptor(const struct kvmi_vcpu_state *state);
 bool kvmi_wants_singlestep(const struct kvmi_vcpu_state *state);
+bool kvmi_steps_with_interrupts(const struct kvmi_vcpu_state *state);
 
 /* ---- C, called by Rust ------------------------------------------------- */
 /* Errors are 0 or a negated KVM_E* of protocol.md 3.4 unless said otherwise. */
@@ -216,6 +217,12 @@ int  kvmi_glue_set_page_access(struct kvm_introspection *session, u16 view, u64 
 void kvmi_glue_page_access_set(struct kvm_introspection *session);
 /* 0 or -KVM_EINVAL (no slot) */
 int  kvmi_glue_page_access(struct kvm_introspection *session, u16 view, u64 gfn, u8 *access);
+/* vcpu index < count is checked by the caller: what that vCPU is doing, 8 bytes */
+struct kvmi_vcpu_run_state;
+void kvmi_glue_vcpu_state(struct kvm_introspection *session, u16 vcpu_idx,
+			  struct kvmi_vcpu_run_state *out);
+/* VM_RELEASE: vCPUs that HOOK keeps stopped go on */
+void kvmi_glue_release(struct kvm_introspection *session);
 /* any: @10 of GET_VERSION's features: bits 0..3 as P20; @8: single-step available */
 u8   kvmi_glue_access_bits(void);
 u8   kvmi_glue_singlestep(void);

@@ -8,6 +8,7 @@
 #include <linux/sched/mm.h>
 #include <linux/sched/signal.h>
 #include <linux/uaccess.h>
+#include <linux/wait_bit.h>
 #include <linux/workqueue.h>
 
 #include "session.h"
@@ -40,6 +41,13 @@ bool kvmi_fails_closed(struct kvm_introspection *session)
 {
 	return READ_ONCE(session->lost) && !READ_ONCE(session->leaving) &&
 	       (session->flags & KVM_INTROSPECTION_HOOK_FAIL_CLOSED) && !kvmi_crashes(session);
+}
+
+/* Whether vCPUs wait for VM_RELEASE; of a tool that is lost, only if it was to fail closed. */
+bool kvmi_is_stopped(struct kvm_introspection *session)
+{
+	return READ_ONCE(session->stopped) &&
+	       (!READ_ONCE(session->lost) || kvmi_fails_closed(session));
 }
 
 bool kvmi_fails_open(struct kvm_introspection *session)
@@ -214,6 +222,7 @@ static void session_tell_end(struct kvm *kvm, bool leave_to_work)
 /* Who ends a session, and so how long it may take. */
 enum session_ender {
 	ENDED_BY_IOCTL,		/* killable, and patient with a reader that somebody keeps */
+	ENDED_BY_NEXT,		/* the same; what it denies is the next session's */
 	ENDED_WITH_VM,		/* neither */
 };
 
@@ -238,16 +247,38 @@ static int session_end(struct kvm *kvm, struct kvm_introspection *session,
 	mutex_unlock(&conn->lock);
 
 	session_detach(kvm, session);
-	kvmi_access_end(kvm);
-	session_free(session, ender == ENDED_BY_IOCTL);
+	if (ender != ENDED_BY_NEXT)
+		kvmi_access_end(kvm);
+	session_free(session, ender != ENDED_WITH_VM);
 
 	return 0;
+}
+
+/* Each vCPU comes to its run loop before it executes another instruction of the guest. */
+static void stop_vcpus(struct kvm *kvm)
+{
+	kvm_make_all_cpus_request(kvm, KVM_REQ_INTROSPECTION);
+	kvm_make_all_cpus_request(kvm, KVM_REQ_OUTSIDE_GUEST_MODE);
+}
+
+/* From one session to the next no vCPU goes on, and what is denied stays so. */
+static void between_sessions(struct kvm *kvm, bool stopped)
+{
+	WRITE_ONCE(kvm->arch.introspection.stopped, stopped);
+	if (stopped) {
+		stop_vcpus(kvm);
+	} else {
+		/* Pairs with the barrier of whoever goes to sleep. */
+		smp_mb();
+		wake_up_var(&kvm->arch.introspection.stopped);
+	}
 }
 
 static int ioctl_hook(struct kvm *kvm, const struct kvm_introspection_hook *hook)
 {
 	struct kvm_introspection *stale = kvm->arch.introspection.session;
 	struct kvm_introspection *session;
+	bool takes_over = false;
 	int r;
 
 	if (hook->flags & ~KVM_INTROSPECTION_HOOK_FLAGS)
@@ -260,6 +291,7 @@ static int ioctl_hook(struct kvm *kvm, const struct kvm_introspection_hook *hook
 	if (!session)
 		return -ENOMEM;
 	session->flags = hook->flags;
+	session->stopped = hook->flags & KVM_INTROSPECTION_HOOK_STOPPED;
 
 	session->conn = kvmi_connection_open(hook->fd);
 	if (IS_ERR(session->conn)) {
@@ -274,25 +306,40 @@ static int ioctl_hook(struct kvm *kvm, const struct kvm_introspection_hook *hook
 
 	/* Only now, when little can fail any more: what fails closed is to stay closed. */
 	if (stale) {
-		r = session_end(kvm, stale, ENDED_BY_IOCTL);
+		takes_over = session->stopped;
+		if (takes_over)
+			between_sessions(kvm, true);
+		r = session_end(kvm, stale, takes_over ? ENDED_BY_NEXT : ENDED_BY_IOCTL);
 		if (r)
-			goto free;
+			goto let_go;
 	}
 
 	/* A VMM that is exiting would not tell us again. */
 	if (!mmget_not_zero(kvm->mm)) {
 		r = -EIO;
-		goto free;
+		goto drop_access;
 	}
 	static_branch_enable(&kvm_introspection_hooked);
 	r = session_publish(kvm, session);
 	/* Not mmput(): it could end the VMM here, which takes arch.introspection.lock. */
 	mmput_async(kvm->mm);
 	if (r)
-		goto free;
+		goto drop_access;
+	if (session->stopped)
+		stop_vcpus(kvm);
+	if (takes_over) {
+		kvmi_access_inherit(kvm);
+		between_sessions(kvm, false);
+	}
 	kvmi_reader_start(session->conn);
 
 	return 0;
+drop_access:
+	if (takes_over)
+		kvmi_access_end(kvm);
+let_go:
+	if (takes_over)
+		between_sessions(kvm, false);
 free:
 	session_free(session, false);
 	return r;
@@ -438,6 +485,8 @@ int kvm_introspection_vcpu_create(struct kvm_vcpu *vcpu)
 	mutex_lock(&vcpu->kvm->lock);
 	if (of_vm->session)
 		r = attach(of_vm->session, vcpu);
+	if (of_vm->session && !r)
+		kvmi_vcpu(vcpu)->is_new = true;
 	if (!r)
 		list_add_tail(&vcpu->arch.introspection.link, &of_vm->vcpus);
 	mutex_unlock(&vcpu->kvm->lock);

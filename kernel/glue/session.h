@@ -97,6 +97,7 @@ struct kvm_introspection {
 	bool closing;			/* UNHOOK has begun: every wait ends */
 	bool lost;			/* the connection is no more */
 	bool leaving;			/* PREUNHOOK was sent: what follows is no loss */
+	bool stopped;			/* vCPUs wait for VM_RELEASE */
 
 	struct mutex tx_lock;
 	u32 last_event_seq;
@@ -173,6 +174,9 @@ struct kvm_vcpu_introspection {
 	atomic_t pauses;
 
 	/* The vcpu context alone: */
+	bool is_new;			/* created in this session: CREATE_VCPU is to come */
+	u32 seq;			/* of the event that was sent last */
+	u64 shown;			/* for other threads: SHOWN_* in vcpu.c */
 	bool writing_cr;		/* inside kvm_guest_write_cr() */
 	u64 held_since;			/* ns; 0: it is not held */
 	bool vmm_writes;		/* before is valid: the VMM has written since */
@@ -201,6 +205,7 @@ static inline struct kvm_vcpu_introspection *kvmi_vcpu(struct kvm_vcpu *vcpu)
 bool kvmi_fails_open(struct kvm_introspection *session);
 bool kvmi_fails_closed(struct kvm_introspection *session);
 bool kvmi_crashes(struct kvm_introspection *session);
+bool kvmi_is_stopped(struct kvm_introspection *session);
 
 /* vcpu.c */
 struct kvm_vcpu_introspection *kvmi_vcpu_alloc(struct kvm_introspection *session,
@@ -209,6 +214,7 @@ void kvmi_vcpu_free(struct kvm_vcpu_introspection *vi);
 void kvmi_vcpu_put(struct kvm_vcpu_introspection *vi);
 void kvmi_vcpu_kick(struct kvm_vcpu_introspection *vi);
 enum kvmi_site kvmi_site(struct kvm_vcpu *vcpu, const struct kvmi_occurrence *what);
+void kvmi_run_state(struct kvm_vcpu_introspection *vi, struct kvmi_vcpu_run_state *out);
 
 int kvmi_handle_exit(struct kvm_vcpu *vcpu);
 
@@ -243,6 +249,7 @@ u8 kvmi_decoded_insn_len(struct kvm_vcpu *vcpu);
 u8 kvmi_denied_access(struct kvm *kvm, u16 view, gfn_t gfn);
 void kvmi_access_init(struct kvm *kvm);
 void kvmi_access_end(struct kvm *kvm);
+void kvmi_access_inherit(struct kvm *kvm);
 
 /* let_through.c */
 u8 kvmi_let_through_access(struct kvm_vcpu *vcpu, gfn_t gfn);

@@ -96,15 +96,18 @@ void kvmi_singlestep_changed(struct kvm_vcpu_introspection *vi, bool on)
 int kvmi_step(struct kvm_vcpu_introspection *vi)
 {
 	struct kvm_vcpu *vcpu = vi->vcpu;
+	bool lets_through = kvmi_wants_let_through(vi);
 	int r = 0;
 
+	vcpu->arch.introspection.step_holds_events =
+		lets_through || !kvmi_steps_with_interrupts(vi->state);
 	if (!kvm_x86_call(introspection_step)(vcpu, true)) {
 		return kvmi_emulates_fetch(vcpu) ? 1 : kvm_emulate_instruction(vcpu, 0);
 	}
 
 	vcpu->arch.introspection.stepped = false;
 	vcpu->arch.introspection.stepping = true;
-	if (kvmi_wants_let_through(vi))
+	if (lets_through)
 		r = kvmi_enter_let_through(vi);
 	if (r) {
 		__kvm_introspection_step_end(vcpu);
@@ -157,7 +160,8 @@ bool __kvm_introspection_holds_interrupts(struct kvm_vcpu *vcpu)
 
 	idx = srcu_read_lock(&vcpu->kvm->srcu);
 	vi = kvmi_vcpu(vcpu);
-	holds = vi && (singlesteps(vi) || kvmi_has_let_through(vi));
+	holds = vi && (kvmi_has_let_through(vi) ||
+		       (singlesteps(vi) && !kvmi_steps_with_interrupts(vi->state)));
 	srcu_read_unlock(&vcpu->kvm->srcu, idx);
 
 	return holds;

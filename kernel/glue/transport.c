@@ -243,6 +243,7 @@ int kvmi_send_event(struct kvm_vcpu_introspection *vi)
 	} else {
 		kvmi_explore(KVMI_AT_SENT);
 		session->last_event_seq = seq;
+		vi->seq = seq;
 		kvmi_event_sent(vi->state, seq);
 	}
 	mutex_unlock(&session->tx_lock);

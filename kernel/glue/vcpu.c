@@ -8,8 +8,10 @@
  * the exit information outlives the wait, and no guest instruction runs in
  * between, so that nothing is seen twice.
  */
+#include <linux/bitfield.h>
 #include <linux/sched/signal.h>
 #include <linux/slab.h>
+#include <linux/wait_bit.h>
 
 #include "session.h"
 #include "mmu.h"
@@ -181,6 +183,75 @@ static void tell_clock(struct kvm_vcpu_introspection *vi)
 	vi->held_since = 0;
 }
 
+/* A vCPU that the VMM has created while the VM is hooked: true when the tool is to be told. */
+static bool take_creation(struct kvm_vcpu_introspection *vi)
+{
+	static const struct kvmi_occurrence created = { .event = KVMI_VCPU_EVENT_CREATE_VCPU };
+
+	if (!vi->is_new)
+		return false;
+	vi->is_new = false;
+	return !READ_ONCE(vi->session->lost) && kvmi_record(vi->session->state, vi->state, &created) == KVMI_SITE_DEFER;
+}
+
+static bool stop_is_over(struct kvm_vcpu_introspection *vi)
+{
+	struct kvm_introspection *session = vi->session;
+
+	return READ_ONCE(session->closing) || !kvmi_is_stopped(session) ||
+	       (!READ_ONCE(session->lost) &&
+		(!list_empty_careful(&vi->jobs) || atomic_read(&vi->pauses)));
+}
+
+/* Until VM_RELEASE, or a command or the end of the session, comes; or -EINTR. */
+static int wait_for_release(struct kvm_vcpu_introspection *vi)
+{
+	if (!vi->held_since)
+		vi->held_since = ktime_get_ns();
+	return wait_event_interruptible(vi->wq, stop_is_over(vi)) ? -EINTR : 0;
+}
+
+/* What vi->shown holds: the phase, the event's id, its seq. */
+#define SHOWN_PHASE	GENMASK_ULL(7, 0)
+#define SHOWN_EVENT	GENMASK_ULL(23, 8)
+#define SHOWN_SEQ	GENMASK_ULL(63, 32)
+
+static void show(struct kvm_vcpu_introspection *vi)
+{
+	WRITE_ONCE(vi->shown, FIELD_PREP(SHOWN_PHASE, kvmi_phase(vi->state)) |
+			      FIELD_PREP(SHOWN_EVENT, kvmi_phase_event(vi->state)) |
+			      FIELD_PREP(SHOWN_SEQ, vi->seq));
+}
+
+/* reader: what the vCPU is doing at this moment. */
+void kvmi_run_state(struct kvm_vcpu_introspection *vi, struct kvmi_vcpu_run_state *out)
+{
+	struct kvm_vcpu *vcpu = vi->vcpu;
+	u32 mp_state = READ_ONCE(vcpu->arch.mp_state);
+	u64 shown = READ_ONCE(vi->shown);
+
+	*out = (struct kvmi_vcpu_run_state) { .in_run = READ_ONCE(vcpu->wants_to_run) };
+	switch (FIELD_GET(SHOWN_PHASE, shown)) {
+	case KVMI_CRASHED:
+		out->state = KVMI_VCPU_CRASHED;
+		return;
+	case KVMI_SENT:
+		out->state = KVMI_VCPU_HELD;
+		out->event = FIELD_GET(SHOWN_EVENT, shown);
+		out->seq = FIELD_GET(SHOWN_SEQ, shown);
+		return;
+	}
+
+	if (mp_state == KVM_MP_STATE_UNINITIALIZED || mp_state == KVM_MP_STATE_INIT_RECEIVED)
+		out->state = KVMI_VCPU_UNINITIALISED;
+	else if (kvmi_is_stopped(vi->session))
+		out->state = KVMI_VCPU_STOPPED;
+	else if (mp_state == KVM_MP_STATE_HALTED)
+		out->state = KVMI_VCPU_HALTED;
+	else
+		out->state = out->in_run ? KVMI_VCPU_RUNS : KVMI_VCPU_OUT;
+}
+
 static bool take_pause(struct kvm_vcpu_introspection *vi)
 {
 	static const struct kvmi_occurrence pause = { .event = KVMI_VCPU_EVENT_PAUSE };
@@ -205,6 +276,7 @@ static int serve(struct kvm_vcpu_introspection *vi)
 
 	for (;;) {
 		kvmi_explore(KVMI_AT_SERVE);
+		show(vi);
 		if (READ_ONCE(session->closing))
 			return 1;
 		if (READ_ONCE(session->lost))
@@ -245,11 +317,14 @@ static int serve(struct kvm_vcpu_introspection *vi)
 			/* The tool wants its event no more. */
 			if (kvmi_is_half_way(vi->vcpu))
 				return 1;
-			if (kvmi_take_step(vi))
+			if (take_creation(vi) || kvmi_take_step(vi))
 				continue;
 			if (!READ_ONCE(session->lost) && (kvmi_inject(vi) || take_pause(vi)))
 				continue;
-			return 1;
+			if (!kvmi_is_stopped(session))
+				return 1;
+			r = wait_for_release(vi);
+			break;
 		default:
 			return 1;
 		}
@@ -322,9 +397,22 @@ static bool has_work(struct kvm_vcpu_introspection *vi)
 {
 	return !list_empty_careful(&vi->jobs) || atomic_read(&vi->pauses) || vi->unsent ||
 	       vi->owes_rest || kvmi_phase(vi->state) != KVMI_IDLE || kvmi_injection_due(vi) ||
+	       vi->is_new || kvmi_is_stopped(vi->session) ||
 	       (READ_ONCE(vi->session->lost) && kvmi_crashes(vi->session)) ||
 	       (vi->let_through_count && kvmi_wants_let_through(vi)) ||
 	       (vi->vcpu->arch.introspection.singlestep && (kvmi_wants_step(vi) || kvmi_has_step(vi)));
+}
+
+/* One session has ended and the next, which takes it over, is not there yet. */
+static int wait_for_session(struct kvm_vcpu *vcpu)
+{
+	bool *stopped = &vcpu->kvm->arch.introspection.stopped;
+	int r;
+
+	kvm_vcpu_srcu_read_unlock(vcpu);
+	r = wait_var_event_interruptible(stopped, !READ_ONCE(*stopped));
+	kvm_vcpu_srcu_read_lock(vcpu);
+	return r ? -EINTR : 1;
 }
 
 int __kvm_introspection_work(struct kvm_vcpu *vcpu)
@@ -340,6 +428,10 @@ int __kvm_introspection_work(struct kvm_vcpu *vcpu)
 			kvmi_settle(vi);
 		if (kvmi_is_half_way(vcpu) && !kvmi_half_way_waits(vi)) {
 			r = kvmi_emulate_anew(vcpu, true);
+			continue;
+		}
+		if (!vi && READ_ONCE(vcpu->kvm->arch.introspection.stopped)) {
+			r = wait_for_session(vcpu);
 			continue;
 		}
 		if (!vi || READ_ONCE(vi->session->closing) || !has_work(vi))

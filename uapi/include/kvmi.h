@@ -16,12 +16,14 @@
 #define KVMI_VERSION			1
 #define KVMI_MAX_PAYLOAD		8184
 #define KVMI_MAX_MESSAGE		8192
-#define KVMI_EXTENSION_LEVEL		1
+#define KVMI_EXTENSION_LEVEL		2
 #define KVMI_MAX_QUEUED_COMMANDS	1024
 #define KVMI_MAX_QUEUED_BYTES		(1 << 20)
 #define KVMI_MAX_PHYSICAL		4096
 #define KVMI_MAX_MSRS			481
 #define KVMI_MAX_PAGE_ACCESS_ENTRIES	511
+#define KVMI_MAX_OTHER_MSRS		128
+#define KVMI_MAX_VCPU_STATES		1022
 
 /* Errors that <linux/kvm_para.h> lacks.  KVM_EFAULT and others are there. */
 #ifndef KVM_ENOENT
@@ -49,8 +51,10 @@ struct kvm_introspection_hook {
 
 #define KVM_INTROSPECTION_HOOK_FAIL_CLOSED	(1u << 0)
 #define KVM_INTROSPECTION_HOOK_CRASH_ON_LOSS	(1u << 1)
+#define KVM_INTROSPECTION_HOOK_STOPPED		(1u << 2)
 #define KVM_INTROSPECTION_HOOK_FLAGS		(KVM_INTROSPECTION_HOOK_FAIL_CLOSED | \
-						 KVM_INTROSPECTION_HOOK_CRASH_ON_LOSS)
+						 KVM_INTROSPECTION_HOOK_CRASH_ON_LOSS | \
+						 KVM_INTROSPECTION_HOOK_STOPPED)
 
 struct kvm_introspection_feature {
 	__u32 allow;
@@ -95,6 +99,8 @@ enum {
 
 	/* not in the twelfth posting */
 	KVMI_VM_GET_PAGE_ACCESS		= 128,
+	KVMI_VM_GET_VCPU_STATES		= 130,
+	KVMI_VM_RELEASE			= 132,
 };
 
 enum {
@@ -109,6 +115,9 @@ enum {
 	KVMI_VCPU_EVENT_MSR		= 15,
 	KVMI_VCPU_EVENT_PF		= 17,
 	KVMI_VCPU_EVENT_SINGLESTEP	= 19,
+
+	/* not in the twelfth posting */
+	KVMI_VCPU_EVENT_CREATE_VCPU	= 129,
 };
 
 enum {
@@ -217,6 +226,28 @@ struct kvmi_vm_control_events {
 	__u8  enable;
 	__u8  pad1;
 	__u32 pad2;
+};
+
+struct kvmi_vm_get_vcpu_states {
+	__u16 first;
+	__u16 count;
+	__u32 pad;
+};
+
+#define KVMI_VCPU_RUNS		0
+#define KVMI_VCPU_OUT		1
+#define KVMI_VCPU_HALTED	2
+#define KVMI_VCPU_UNINITIALISED	3
+#define KVMI_VCPU_STOPPED	4
+#define KVMI_VCPU_HELD		5
+#define KVMI_VCPU_CRASHED	6
+
+struct kvmi_vcpu_run_state {
+	__u8  state;	/* KVMI_VCPU_* */
+	__u8  event;
+	__u8  in_run;
+	__u8  pad;
+	__u32 seq;
 };
 
 struct kvmi_vm_read_physical {
@@ -346,11 +377,15 @@ struct kvmi_vcpu_control_msr {
 
 struct kvmi_vcpu_control_singlestep {
 	__u8 enable;
-	__u8 pad[7];
+	__u8 interrupts;
+	__u8 pad[6];
 };
 
 struct kvmi_vcpu_translate_gva {
 	__u64 gva;
+	__u64 root;
+	__u8  by_root;
+	__u8  pad[7];
 };
 
 struct kvmi_vcpu_translate_gva_reply {

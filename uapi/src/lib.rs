@@ -37,7 +37,7 @@ pub use handshake::{ToolHandshake, VmmHandshake};
 pub use header::{ErrorCode, EventHdr, MsgHdr, VcpuEvent, VcpuEventReply, VcpuHdr};
 pub use limits::{
     EXTENSION_LEVEL, MAX_MESSAGE, MAX_MSRS, MAX_OTHER_MSRS, MAX_PAGE_ACCESS_ENTRIES, MAX_PAYLOAD, MAX_PHYSICAL,
-    MAX_QUEUED_BYTES, MAX_QUEUED_COMMANDS, VERSION,
+    MAX_QUEUED_BYTES, MAX_QUEUED_COMMANDS, MAX_VCPU_STATES, VERSION,
 };
 pub use vcpu_command::{
     VcpuControlCr, VcpuControlEvents, VcpuControlMsr, VcpuControlSinglestep, VcpuGetCpuid, VcpuGetCpuidReply,
@@ -45,6 +45,6 @@ pub use vcpu_command::{
     VcpuGetXcrReply, VcpuInjectException, VcpuTranslateGva, VcpuTranslateGvaReply,
 };
 pub use vm_command::{
-    Features, GetVersionReply, PageAccessEntry, VmCheckCommand, VmCheckEvent, VmControlCleanup, VmControlEvents,
-    VmGetInfoReply, VmPageAccess, VmPauseVcpu, VmReadPhysical, VmWritePhysical,
+    Features, GetVersionReply, PageAccessEntry, VcpuRunState, VmCheckCommand, VmCheckEvent, VmControlCleanup,
+    VmControlEvents, VmGetInfoReply, VmGetVcpuStates, VmPageAccess, VmPauseVcpu, VmReadPhysical, VmWritePhysical,
 };

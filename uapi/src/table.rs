@@ -27,9 +27,9 @@ pub use crate::row::{Command, Data, Event, Short, Tail};
 use crate::{
     MsrEntry, PageAccessEntry, Regs, VcpuControlCr, VcpuControlEvents, VcpuControlMsr, VcpuControlSinglestep,
     VcpuGetCpuid, VcpuGetCpuidReply, VcpuGetInfoReply, VcpuGetMtrrType, VcpuGetMtrrTypeReply, VcpuGetRegisters,
-    VcpuGetRegistersReply, VcpuGetXcr, VcpuGetXcrReply, VcpuInjectException, VcpuTranslateGva, VcpuTranslateGvaReply,
-    VmCheckCommand, VmCheckEvent, VmControlCleanup, VmControlEvents, VmGetInfoReply, VmPageAccess, VmPauseVcpu,
-    VmReadPhysical, VmWritePhysical, Xsave,
+    VcpuGetRegistersReply, VcpuGetXcr, VcpuGetXcrReply, VcpuInjectException, VcpuRunState, VcpuTranslateGva,
+    VcpuTranslateGvaReply, VmCheckCommand, VmCheckEvent, VmControlCleanup, VmControlEvents, VmGetInfoReply,
+    VmGetVcpuStates, VmPageAccess, VmPauseVcpu, VmReadPhysical, VmWritePhysical, Xsave,
     event::{Breakpoint, Cr, CrReply, Descriptor, Msr, MsrReply, Pf, Singlestep, Trap, Xsetbv},
     row::{commands, events},
     vm_command::GetVersionReply,
@@ -60,6 +60,10 @@ commands! {
         /// Reads access restrictions of guest pages back (P21).
         128 VM_GET_PAGE_ACCESS: VmPageAccess + entries: [PageAccessEntry; count]
             => none + entries: [PageAccessEntry; count], short CLOSES, since 1;
+        /// What each vCPU is doing.
+        130 VM_GET_VCPU_STATES: VmGetVcpuStates => none + entries: [VcpuRunState; count], since 2;
+        /// Lets vCPUs go that HOOK keeps stopped.
+        132 VM_RELEASE: none => none, since 2;
     }
     VcpuCommand {
         /// Information about a vCPU.
@@ -117,6 +121,8 @@ events! {
     17 PF: Pf => none, or RETRY;
     /// The guest executed one instruction.
     19 SINGLESTEP: Singlestep => none;
+    /// The VMM has created a vCPU, which is about to run.
+    129 CREATE_VCPU: none => none, since 2;
 }
 
 /// The command of this message id.

@@ -138,8 +138,10 @@ structs! {
     pub struct VcpuControlSinglestep = kvmi_vcpu_control_singlestep, 8 {
         /// 1: step, 0: run.
         pub enable: u8,
+        /// 1: interrupts, NMIs and SMIs come in between, 0: they wait.
+        pub interrupts: u8,
         /// Zero.
-        pub pad: [u8; 7],
+        pub pad: [u8; 6],
     }
 
     /// Request of VCPU_TRANSLATE_GVA.

@@ -10,6 +10,7 @@ pub(crate) use socket_lock::readers_with;
 mod socket_timeouts;
 mod unhook;
 mod unhook_at_any_moment;
+mod vcpus;
 
 use std::time::Duration;
 
@@ -56,6 +57,7 @@ pub(crate) fn scenarios() -> Vec<Scenario> {
         unhook_at_any_moment::SCENARIOS,
         cleanup::SCENARIOS,
         preunhook_full::SCENARIOS,
+        vcpus::SCENARIOS,
     ]
     .concat()
 }

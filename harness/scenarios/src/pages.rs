@@ -100,7 +100,7 @@ impl Wire {
     }
 
     /// VM_GET_PAGE_ACCESS, which must succeed: the access of each page.
-    fn page_access(&mut self, gpas: &[u64]) -> Result<Vec<u8>, Failure> {
+    pub(crate) fn page_access(&mut self, gpas: &[u64]) -> Result<Vec<u8>, Failure> {
         let got = self.get(&GetPageAccess { gpas }, gpas.len() * size_of::<PageAccessEntry>())?;
         check_eq!(
             got.iter().map(|entry| entry.gpa).collect::<Vec<_>>(),

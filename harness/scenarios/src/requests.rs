@@ -3,10 +3,10 @@
 
 use kvmi::Registers;
 use kvmi::command::{
-    ControlCleanup, ControlCr, ControlEvents, ControlMsr, ControlVmEvents, GetInfo, GetRegisters, GetXcr,
-    InjectException, PauseVcpu, ReadPhysical, SetRegisters, WritePhysical,
+    ControlCleanup, ControlCr, ControlEvents, ControlMsr, ControlVmEvents, GetInfo, GetRegisters, GetVcpuStates,
+    GetXcr, InjectException, PauseVcpu, ReadPhysical, Release, SetRegisters, WritePhysical,
 };
-use kvmi_uapi::{MsrEntry, Regs, VcpuGetRegistersReply, VcpuGetXcrReply, VmGetInfoReply};
+use kvmi_uapi::{MsrEntry, Regs, VcpuGetRegistersReply, VcpuGetXcrReply, VcpuRunState, VmGetInfoReply};
 use zerocopy::FromBytes;
 
 use crate::wire::{Answer, Wire};
@@ -24,6 +24,25 @@ impl Wire {
     pub(crate) fn control_unhook_event(&mut self, enable: bool) -> Result<(), Failure> {
         let event = kvmi_uapi::event::UNHOOK;
         self.carry_out(&ControlVmEvents { event, enable })
+    }
+
+    /// Switches the CREATE_VCPU event on or off; must succeed.
+    #[track_caller]
+    pub(crate) fn control_create_vcpu(&mut self, enable: bool) -> Result<(), Failure> {
+        let event = kvmi_uapi::event::CREATE_VCPU;
+        self.carry_out(&ControlVmEvents { event, enable })
+    }
+
+    /// What each of so many vCPUs is doing.
+    pub(crate) fn vcpu_states(&mut self, count: u16) -> Result<Vec<VcpuRunState>, Failure> {
+        let bytes = usize::from(count) * size_of::<VcpuRunState>();
+        self.get(&GetVcpuStates { first: 0, count }, bytes)
+    }
+
+    /// Lets vCPUs go that HOOK keeps stopped; must succeed.
+    #[track_caller]
+    pub(crate) fn release(&mut self) -> Result<(), Failure> {
+        self.carry_out(&Release)
     }
 
     /// Says whether UNHOOK takes intercepts back or leaves them; must succeed.

@@ -34,7 +34,21 @@ const TRAP_FLAG: u64 = 1 << 8;
 impl Wire {
     /// VCPU_CONTROL_SINGLESTEP.
     fn control_singlestep(&mut self, vcpu: u16, enable: bool) -> Result<Answer, Failure> {
-        self.ask(&ControlSinglestep { vcpu, enable })
+        self.ask(&ControlSinglestep {
+            vcpu,
+            enable,
+            interrupts: false,
+        })
+    }
+
+    /// The same for vCPU 0, with interrupts in between; must succeed.
+    #[track_caller]
+    fn singlestep_with_interrupts(&mut self) -> Result<(), Failure> {
+        self.carry_out(&ControlSinglestep {
+            vcpu: 0,
+            enable: true,
+            interrupts: true,
+        })
     }
 
     /// The same, which must succeed.

@@ -1,6 +1,8 @@
 // SPDX-License-Identifier: GPL-2.0-only
 //! What the core asks of KVM.
 
+use kvmi_uapi::VcpuRunState;
+
 /// Bytes of struct kvm_regs.
 pub(crate) const REGS_BYTES: usize = 144;
 /// Bytes of struct kvm_sregs.
@@ -82,6 +84,12 @@ pub trait VmEffects {
     /// # Errors
     /// EINVAL where there is no memory slot and no restriction.
     fn page_access(&mut self, view: u16, gfn: u64) -> Result<u8, KvmError>;
+
+    /// What a vCPU (of an index below the count) is doing.
+    fn vcpu_state(&mut self, vcpu: u16) -> VcpuRunState;
+
+    /// Lets vCPUs go that HOOK keeps stopped.
+    fn release(&mut self);
 
     /// Which page access restrictions can be expressed: bits of [`kvmi_uapi::Features`].
     fn access_bits(&mut self) -> u8;

@@ -123,7 +123,12 @@ fn stepping_is_switched() {
     assert_eq!(switch(&mut guest, padded(0)), (-EPERM, false, false));
     guest.vm.allow_event(1, event::SINGLESTEP.into()).unwrap();
     assert_eq!(switch(&mut guest, step(2)), (-EINVAL, false, false));
-    for at in 0..7 {
+    let with_interrupts = |enable, interrupts| VcpuControlSinglestep {
+        interrupts,
+        ..step(enable)
+    };
+    assert_eq!(switch(&mut guest, with_interrupts(1, 2)), (-EINVAL, false, false));
+    for at in 0..6 {
         assert_eq!(switch(&mut guest, padded(at)), (-EINVAL, false, false));
     }
     for enable in [0, 1] {
@@ -137,7 +142,12 @@ fn stepping_is_switched() {
     // It is ours already, so nobody is asked.
     guest.fake_vcpu.singlestep_answer = Err(KvmError(EBUSY));
     assert_eq!(switch(&mut guest, step(1)), (0, false, true));
-    assert_eq!(switch(&mut guest, step(0)), (0, true, false));
+    assert!(!guest.state.steps_with_interrupts());
+    // What the CPU is told changes with the kind of steps.
+    assert_eq!(switch(&mut guest, with_interrupts(1, 1)), (0, true, true));
+    assert!(guest.state.steps_with_interrupts());
+    assert_eq!(switch(&mut guest, with_interrupts(0, 1)), (0, true, false));
+    assert!(!guest.state.steps_with_interrupts());
 }
 
 #[test]

@@ -112,7 +112,13 @@ static void svm_step_hold_events(struct vcpu_svm *svm)
 {
 	struct vmcb_control_area *control = &svm->vmcb->control;
 
-	svm->step.held_nmi = is_vnmi_enabled(svm) ? control->int_ctl & V_NMI_PENDING_MASK : 0;
+	svm->step.held_nmi = 0;
+	svm->step.shadowed = false;
+	if (!svm->vcpu.arch.introspection.step_holds_events)
+		return;
+
+	if (is_vnmi_enabled(svm))
+		svm->step.held_nmi = control->int_ctl & V_NMI_PENDING_MASK;
 	control->int_ctl &= ~svm->step.held_nmi;
 
 	svm->step.shadowed = kvm_vcpu_apicv_active(&svm->vcpu) &&

@@ -68,7 +68,8 @@ bool vmx_introspection_step(struct kvm_vcpu *vcpu, bool step)
 	vmx_clear_hlt(vcpu);
 
 	/* The delivery of an event is a step, which nothing may block. */
-	if (takes_virtual_interrupts(vcpu) && !kvm_event_needs_reinjection(vcpu))
+	if (vcpu->arch.introspection.step_holds_events && takes_virtual_interrupts(vcpu) &&
+	    !kvm_event_needs_reinjection(vcpu))
 		hold_virtual_interrupts(vmx);
 	return true;
 }

@@ -2,6 +2,7 @@
 //! What the core asks of KVM, asked of the C side.
 
 use kvmi_core::{Control, KvmError, VcpuEffects, VmEffects};
+use kvmi_uapi::VcpuRunState;
 
 use crate::{
     abi::{Session, Vcpu, outcome},
@@ -60,6 +61,18 @@ impl VmEffects for SessionEffects {
         // SAFETY: promise 4; `access` outlives the call.
         outcome(unsafe { glue::kvmi_glue_page_access(self.0, view, gfn, &raw mut access) })?;
         Ok(access)
+    }
+
+    fn vcpu_state(&mut self, vcpu: u16) -> VcpuRunState {
+        let mut state = VcpuRunState::default();
+        // SAFETY: promise 4; the core checked the index; `state` outlives the call.
+        unsafe { glue::kvmi_glue_vcpu_state(self.0, vcpu, &raw mut state) }
+        state
+    }
+
+    fn release(&mut self) {
+        // SAFETY: promise 4.
+        unsafe { glue::kvmi_glue_release(self.0) }
     }
 
     fn access_bits(&mut self) -> u8 {

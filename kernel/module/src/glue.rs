@@ -2,6 +2,7 @@
 //! The C side: `seam.h`, "C, called by Rust".
 
 use kvmi_core::Control;
+use kvmi_uapi::VcpuRunState;
 
 use crate::abi::{Session, Vcpu};
 
@@ -14,6 +15,8 @@ unsafe extern "C" {
     pub(crate) fn kvmi_glue_set_page_access(session: *mut Session, view: u16, gfn: u64, access: u8) -> i32;
     pub(crate) fn kvmi_glue_page_access_set(session: *mut Session);
     pub(crate) fn kvmi_glue_page_access(session: *mut Session, view: u16, gfn: u64, access: *mut u8) -> i32;
+    pub(crate) fn kvmi_glue_vcpu_state(session: *mut Session, vcpu_idx: u16, out: *mut VcpuRunState);
+    pub(crate) fn kvmi_glue_release(session: *mut Session);
     pub(crate) fn kvmi_glue_access_bits() -> u8;
     pub(crate) fn kvmi_glue_singlestep() -> u8;
 

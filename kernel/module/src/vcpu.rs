@@ -271,3 +271,11 @@ unsafe extern "C" fn kvmi_wants_singlestep(state: *const VcpuState) -> bool {
     // SAFETY: promises 1 and 2.
     unsafe { &*state }.wants_singlestep()
 }
+
+/// # Safety
+/// Promises 1 and 2.
+#[unsafe(no_mangle)]
+unsafe extern "C" fn kvmi_steps_with_interrupts(state: *const VcpuState) -> bool {
+    // SAFETY: promises 1 and 2.
+    unsafe { &*state }.steps_with_interrupts()
+}

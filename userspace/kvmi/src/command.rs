@@ -3,6 +3,7 @@
 
 mod vcpu_control;
 mod vcpu_query;
+mod vcpu_states;
 
 use kvmi_uapi::{
     ErrorCode, GetVersionReply, MsrEntry, Regs, VcpuControlCr, VcpuControlEvents, VcpuControlSinglestep,
@@ -13,6 +14,7 @@ use zerocopy::{FromBytes, Immutable, IntoBytes};
 
 pub use vcpu_control::{ControlMsr, InjectException};
 pub use vcpu_query::{GetCpuid, GetMtrrType, GetXcr, GetXsave, SetXsave, TranslateGva};
+pub use vcpu_states::{GetVcpuStates, Release};
 
 use crate::{Message, ProtocolError, Registers};
 
@@ -435,6 +437,8 @@ pub struct ControlSinglestep {
     pub vcpu: u16,
     /// Whether each of its instructions is to end in an event.
     pub enable: bool,
+    /// Whether interrupts, NMIs and SMIs come in between; otherwise they wait.
+    pub interrupts: bool,
 }
 
 impl Command for ControlSinglestep {
@@ -447,6 +451,7 @@ impl Command for ControlSinglestep {
             self.vcpu,
             &VcpuControlSinglestep {
                 enable: self.enable.into(),
+                interrupts: self.interrupts.into(),
                 ..Default::default()
             },
         )

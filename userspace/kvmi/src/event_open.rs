@@ -8,7 +8,7 @@ use kvmi_uapi::{
 };
 
 use crate::{
-    CloseReason, Error, Hypercall, Kind, Message, Pause, ProtocolError, Session, reader::VCPU_EVENT_BYTES,
+    CloseReason, CreateVcpu, Error, Hypercall, Kind, Message, Pause, ProtocolError, Session, reader::VCPU_EVENT_BYTES,
     ticket::Ticket, transcript::event_name,
 };
 
@@ -122,6 +122,7 @@ pub enum Event {
     Msr(Open<Msr>),
     Pf(Open<Pf>),
     Singlestep(Open<Singlestep>),
+    CreateVcpu(Open<CreateVcpu>),
     Unknown(Unknown),
 }
 
@@ -139,6 +140,7 @@ macro_rules! each {
             Event::Msr($open) => $do,
             Event::Pf($open) => $do,
             Event::Singlestep($open) => $do,
+            Event::CreateVcpu($open) => $do,
             Event::Unhook($unhook) => $do_unhook,
             Event::Unknown($unknown) => $do_unknown,
         }
@@ -216,6 +218,7 @@ impl Event {
             (msg::VCPU_EVENT, event::MSR) => Self::Msr(open(&message, session)?),
             (msg::VCPU_EVENT, event::PF) => Self::Pf(open(&message, session)?),
             (msg::VCPU_EVENT, event::SINGLESTEP) => Self::Singlestep(open(&message, session)?),
+            (msg::VCPU_EVENT, event::CREATE_VCPU) => Self::CreateVcpu(open(&message, session)?),
             (scope, id) => {
                 let seq = message.hdr.seq;
                 let vcpu = (scope == msg::VCPU_EVENT).then(|| Self::vcpu_of(&message)).flatten();
@@ -261,6 +264,7 @@ expectations! {
     msr, Msr, Open<Msr>, "MSR";
     pf, Pf, Open<Pf>, "PF";
     singlestep, Singlestep, Open<Singlestep>, "SINGLESTEP";
+    create_vcpu, CreateVcpu, Open<CreateVcpu>, "CREATE_VCPU";
 }
 
 /// Reads a vCPU event. Its data begin where its own size says, which a later kernel may have made larger.

@@ -73,9 +73,11 @@ mod writer;
 
 pub use address::{Address, AddressError};
 pub use error::{CloseReason, Error, KvmError, ProtocolError};
-pub use event_kind::{Decision, Hypercall, Kind, Pause, Proceed, Value};
+pub use event_kind::{CreateVcpu, Decision, Hypercall, Kind, Pause, Proceed, Value};
 pub use event_open::{Event, Events, Open, Unhook, Unknown};
-pub use kvmi_uapi::{self as uapi, MsrEntry, PageAccessEntry, Regs, Segment, Sregs, VcpuEventArch, event, msg};
+pub use kvmi_uapi::{
+    self as uapi, MsrEntry, PageAccessEntry, Regs, Segment, Sregs, VcpuEventArch, VcpuRunState, event, msg,
+};
 pub use listener::Listener;
 pub use message::Message;
 pub use options::SessionOptions;

@@ -93,6 +93,21 @@ impl Vcpu<'_> {
         self.session.call(ControlSinglestep {
             vcpu: self.index,
             enable,
+            interrupts: false,
+        })
+    }
+
+    /// VCPU_CONTROL_SINGLESTEP: from now on each instruction of the vCPU ends in a SINGLESTEP event, and interrupts, NMIs
+    /// and SMIs come in between as they do without a tool. The instructions of their handlers are told too, but for those
+    /// in SMM. [`Self::control_singlestep`] ends it.
+    ///
+    /// # Errors
+    /// As [`Self::control_singlestep`].
+    pub fn singlestep_with_interrupts(&self) -> Result<(), Error> {
+        self.session.call(ControlSinglestep {
+            vcpu: self.index,
+            enable: true,
+            interrupts: true,
         })
     }
 

@@ -49,6 +49,8 @@ pub(super) static COMMANDS: &[Command] = &[
     vm::VM_CONTROL_CLEANUP,
     vm::VM_SET_PAGE_ACCESS,
     vm::VM_GET_PAGE_ACCESS,
+    vm::VM_GET_VCPU_STATES,
+    vm::VM_RELEASE,
     vcpu::VCPU_GET_INFO,
     vcpu_switch::VCPU_CONTROL_EVENTS,
     vcpu::VCPU_GET_REGISTERS,

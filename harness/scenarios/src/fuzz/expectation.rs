@@ -93,6 +93,8 @@ fn of_arguments(id: u16, payload: &[u8], forbidden: &Forbidden) -> Expected {
         }
         msg::VM_SET_PAGE_ACCESS => Expected::Either(0, &[EINVAL, EOPNOTSUPP, ENOMEM]),
         msg::VM_GET_PAGE_ACCESS => Expected::Either(16 * usize::from(word(payload, 0)), &[EINVAL]),
+        msg::VM_GET_VCPU_STATES => Expected::Either(8 * usize::from(word(payload, 2)), &[EINVAL]),
+        msg::VM_RELEASE => Expected::Either(0, &[]),
         msg::VCPU_GET_INFO => Expected::Either(8, &[]),
         msg::VCPU_CONTROL_EVENTS => Expected::Either(0, &[EINVAL, EBUSY, EOPNOTSUPP]),
         msg::VCPU_GET_REGISTERS => {
@@ -105,7 +107,8 @@ fn of_arguments(id: u16, payload: &[u8], forbidden: &Forbidden) -> Expected {
         msg::VCPU_GET_XCR => Expected::Either(8, &[EINVAL]),
         msg::VCPU_GET_XSAVE => Expected::Either(4096, &[]),
         msg::VCPU_SET_XSAVE => Expected::Either(0, &[EINVAL]),
-        msg::VCPU_GET_MTRR_TYPE | msg::VCPU_TRANSLATE_GVA => Expected::Either(8, &[]),
+        msg::VCPU_GET_MTRR_TYPE => Expected::Either(8, &[]),
+        msg::VCPU_TRANSLATE_GVA => Expected::Either(8, &[EINVAL, EOPNOTSUPP]),
         // It is never given the number of an exception.
         msg::VCPU_INJECT_EXCEPTION => Expected::Error(EINVAL),
         _ => Expected::Error(ENOSYS),

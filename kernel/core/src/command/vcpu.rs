@@ -6,7 +6,7 @@ use kvmi_uapi::{
     VcpuGetRegisters, VcpuGetRegistersReply,
     error::{EBUSY, EINVAL, EOPNOTSUPP},
     event,
-    table::{self, Event, VcpuCommand},
+    table::{self, VcpuCommand},
 };
 
 use super::{allowed, check, injection, registers, translate, valid, vcpu_query};
@@ -61,7 +61,7 @@ fn control_events<E: VcpuEffects>(
     request: VcpuControlEvents,
 ) -> Result<(), KvmError> {
     let id = request.event_id;
-    valid(request.enable <= 1 && table::event(id).is_some_and(Event::is_vcpu))?;
+    valid(request.enable <= 1 && table::event(id).is_some_and(|event| !event.is_switched_for_vm()))?;
     allowed(vm.event_allowed(id))?;
     let enable = request.enable == 1;
     if id == event::DESCRIPTOR {
@@ -106,7 +106,7 @@ fn control_singlestep<E: VcpuEffects>(
     effects: &mut E,
     request: VcpuControlSinglestep,
 ) -> Result<(), KvmError> {
-    valid(request.enable <= 1)?;
+    valid(request.enable <= 1 && request.interrupts <= 1)?;
     if !effects.can_singlestep() {
         return Err(KvmError(EOPNOTSUPP));
     }
@@ -115,6 +115,7 @@ fn control_singlestep<E: VcpuEffects>(
         effects.singlestep_free()?;
     }
     state.singlestep = enable;
+    state.steps_with_interrupts = enable && request.interrupts == 1;
     Ok(())
 }
 

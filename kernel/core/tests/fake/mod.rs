@@ -9,7 +9,7 @@ use kvmi_core::{
     VmVerdict, vcpu_message, vm_message,
 };
 use kvmi_uapi::{
-    ErrorCode, MAX_MESSAGE, MsgHdr, VcpuEventReply, VcpuHdr,
+    ErrorCode, MAX_MESSAGE, MsgHdr, VcpuEventReply, VcpuHdr, VcpuRunState,
     error::{EAGAIN, EBUSY, EINVAL, ENOENT, EPERM},
     msg,
 };
@@ -33,6 +33,8 @@ pub struct FakeVm {
     /// Nothing was set since it was last put in force.
     pub in_force: bool,
     pub access_bits: u8,
+    /// Times that VM_RELEASE came.
+    pub releases: usize,
 }
 
 impl Default for FakeVm {
@@ -47,7 +49,19 @@ impl Default for FakeVm {
             access: BTreeMap::new(),
             in_force: true,
             access_bits: 7,
+            releases: 0,
         }
+    }
+}
+
+/// The state that each vCPU of the fake VM is in.
+pub fn vcpu_state(vcpu: u16) -> VcpuRunState {
+    VcpuRunState {
+        state: VcpuRunState::HELD,
+        event: 5,
+        in_run: 1,
+        pad: 0,
+        seq: 0x100 + u32::from(vcpu),
     }
 }
 
@@ -113,6 +127,15 @@ impl VmEffects for FakeVm {
             return Err(KvmError(EINVAL));
         }
         Ok(*self.access.get(&gfn).unwrap_or(&7))
+    }
+
+    fn vcpu_state(&mut self, vcpu: u16) -> VcpuRunState {
+        assert!(u32::from(vcpu) < self.vcpus);
+        vcpu_state(vcpu)
+    }
+
+    fn release(&mut self) {
+        self.releases += 1;
     }
 
     fn access_bits(&mut self) -> u8 {

@@ -9,6 +9,7 @@ use std::{
     os::unix::net::UnixStream,
     sync::{
         Arc, Mutex,
+        atomic::{AtomicUsize, Ordering},
         mpsc::{self, Receiver, Sender},
     },
     thread::{self, JoinHandle},
@@ -18,7 +19,7 @@ use kvmi_core::{
     Control, KvmError, Occurrence, Phase, Site, VcpuEffects, VcpuState, VcpuVerdict, VmEffects, VmState, VmVerdict,
     build_event, build_unhook_event, header_ok, vcpu_message, vm_message,
 };
-use kvmi_uapi::{MAX_MESSAGE, Regs, error::ENOENT};
+use kvmi_uapi::{MAX_MESSAGE, Regs, VcpuRunState, error::ENOENT};
 
 /// Bytes of guest memory.
 const MEMORY: usize = 64 << 10;
@@ -44,6 +45,8 @@ struct Shared {
     /// Access of restricted gfns.
     access: Mutex<HashMap<u64, u8>>,
     vcpus: Vec<Sender<Work>>,
+    /// Times that VM_RELEASE came.
+    releases: AtomicUsize,
     /// The writer's end and the sequence number of the last event.
     out: Mutex<(UnixStream, u32)>,
 }
@@ -66,6 +69,7 @@ impl MockKernel {
             vm,
             memory: Mutex::new(vec![0; MEMORY]),
             access: Mutex::default(),
+            releases: AtomicUsize::new(0),
             vcpus: senders,
             out,
         });
@@ -91,6 +95,10 @@ impl MockKernel {
 
     pub(crate) fn vm(&self) -> &VmState {
         &self.shared.vm
+    }
+
+    pub(crate) fn releases(&self) -> usize {
+        self.shared.releases.load(Ordering::Relaxed)
     }
 
     /// Lets something happen in the guest.
@@ -217,6 +225,19 @@ impl VmEffects for VmSide<'_> {
 
     fn page_access(&mut self, _: u16, gfn: u64) -> Result<u8, KvmError> {
         Ok(*self.0.access.lock().unwrap().get(&gfn).unwrap_or(&7))
+    }
+
+    fn vcpu_state(&mut self, vcpu: u16) -> VcpuRunState {
+        VcpuRunState {
+            state: VcpuRunState::HALTED,
+            in_run: 1,
+            seq: vcpu.into(),
+            ..Default::default()
+        }
+    }
+
+    fn release(&mut self) {
+        self.0.releases.fetch_add(1, Ordering::Relaxed);
     }
 
     fn access_bits(&mut self) -> u8 {

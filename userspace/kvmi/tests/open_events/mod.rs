@@ -9,7 +9,7 @@ use kvmi_core::{Occurrence, Site};
 use crate::{BREAKPOINT, SOON, cr3, hooked};
 
 /// Each kind that the mock kernel has happen, and the value with which the guest goes on when nobody changes it.
-const KINDS: [(u16, Occurrence, Option<u64>); 8] = [
+const KINDS: [(u16, Occurrence, Option<u64>); 9] = [
     (event::HYPERCALL, Occurrence::Hypercall, None),
     (event::BREAKPOINT, BREAKPOINT, None),
     (
@@ -49,12 +49,14 @@ const KINDS: [(u16, Occurrence, Option<u64>); 8] = [
         None,
     ),
     (event::SINGLESTEP, Occurrence::Singlestep, None),
+    (event::CREATE_VCPU, Occurrence::CreateVcpu, None),
 ];
 
 fn watch(session: &Session, id: u16) {
     let vcpu = session.vcpu(0);
     match id {
         event::SINGLESTEP => return vcpu.control_singlestep(true).unwrap(),
+        event::CREATE_VCPU => return session.control_create_vcpu(true).unwrap(),
         event::CR => vcpu.control_cr(3, true).unwrap(),
         event::MSR => vcpu.control_msr(0x174, true).unwrap(),
         _ => {}

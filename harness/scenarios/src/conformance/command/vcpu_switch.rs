@@ -182,6 +182,16 @@ pub(super) const VCPU_CONTROL_MSR: Command = Command::new::<{ msg::VCPU_CONTROL_
 )
 .padded(1..4);
 
+fn with_interrupts(enable: u8, interrupts: u8) -> Vec<u8> {
+    VcpuControlSinglestep {
+        enable,
+        interrupts,
+        ..Default::default()
+    }
+    .as_bytes()
+    .to_vec()
+}
+
 fn singlestep(enable: u8) -> Vec<u8> {
     VcpuControlSinglestep {
         enable,
@@ -211,8 +221,9 @@ pub(super) const VCPU_CONTROL_SINGLESTEP: Command = Command::new::<{ msg::VCPU_C
                 Ok(())
             },
         ),
-        here(About::Error(EINVAL), "`enable` above 1", |stand, _| {
-            stand.refused(&singlestep(2), "enable 2")
+        here(About::Error(EINVAL), "`enable` or `interrupts` above 1", |stand, _| {
+            stand.refused(&singlestep(2), "enable 2")?;
+            stand.refused(&with_interrupts(1, 2), "interrupts 2")
         }),
         Case {
             about: About::Error(EOPNOTSUPP),
@@ -224,9 +235,10 @@ pub(super) const VCPU_CONTROL_SINGLESTEP: Command = Command::new::<{ msg::VCPU_C
             refused_while_debugged(stand, VMM_STEPS, &singlestep(1))
         }),
         there(About::Error(EBUSY), "step::one_owner"),
+        there(About::Works, "step::with_interrupts"),
     ],
 )
-.padded(1..8);
+.padded(2..8);
 
 /// What comes of requests that the vCPU finds waiting, with `by` on its way into the guest, before it enters the guest again.
 fn injected_while(stand: &mut Stand, by: VcpuWrite, context: &Context) -> Result<(), Failure> {

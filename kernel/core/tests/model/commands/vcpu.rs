@@ -11,7 +11,7 @@ use super::{Command, DONE, Run, event_id, nothing, refuse_if, switch, switch_on}
 use crate::{
     events::{EVENTS, Event},
     fake::NO_MSR,
-    spec::Stage,
+    spec::{OF_VM, Stage},
     steps::RIP,
 };
 
@@ -43,7 +43,10 @@ pub(super) const COMMANDS: &[Command] = &[
         run: Run::Vcpu(|spec, vcpu, request| {
             request.padding()?;
             let (id, enable) = (request.u16(0), request.u8(2) == 1);
-            refuse_if(request.u8(2) > 1 || Event::by_id(id).is_none(), EINVAL)?;
+            refuse_if(
+                request.u8(2) > 1 || Event::by_id(id).is_none() || OF_VM.contains(&id),
+                EINVAL,
+            )?;
             refuse_if(!spec.hooked().events.contains(&id), EPERM)?;
             let is_on = spec.switches(vcpu).events.contains(&id);
             if id == event::BREAKPOINT {
@@ -156,14 +159,18 @@ pub(super) const COMMANDS: &[Command] = &[
         name: "VCPU_CONTROL_SINGLESTEP",
         weight: 10,
         bytes: 8,
-        request: || switch().prop_map(|enable| vec![enable]).boxed(),
-        pads: &[1, 2, 3, 4, 5, 6, 7],
+        request: || {
+            (switch(), switch())
+                .prop_map(|(enable, interrupts)| vec![enable, interrupts])
+                .boxed()
+        },
+        pads: &[2, 3, 4, 5, 6, 7],
         // EOPNOTSUPP where the CPU cannot be stepped, which is none of these.
         errors: &[EPERM, EINVAL, EBUSY],
         run: Run::Vcpu(|spec, vcpu, request| {
             refuse_if(!spec.hooked().events.contains(&event::SINGLESTEP), EPERM)?;
             request.padding()?;
-            refuse_if(request.u8(0) > 1, EINVAL)?;
+            refuse_if(request.u8(0) > 1 || request.u8(1) > 1, EINVAL)?;
             let enable = request.u8(0) == 1;
             let debugged = spec.cpus[vcpu].debugged;
             let switches = spec.switches(vcpu);
