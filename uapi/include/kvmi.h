@@ -237,8 +237,8 @@ struct kvmi_vm_get_vcpu_states {
 #define KVMI_VCPU_RUNS		0
 #define KVMI_VCPU_OUT		1
 #define KVMI_VCPU_HALTED	2
-#define KVMI_VCPU_UNINITIALISED	3
-#define KVMI_VCPU_STOPPED	4
+#define KVMI_VCPU_STOPPED	3
+#define KVMI_VCPU_UNINITIALISED	4
 #define KVMI_VCPU_HELD		5
 #define KVMI_VCPU_CRASHED	6
 

@@ -225,7 +225,11 @@ pub const SECTIONS: &[Section] = &[
     },
     Section {
         title: "VM commands",
-        constants: &[crate::Features::ACCESS_BITS, crate::PageAccessEntry::ACCESS_BITS],
+        constants: &[
+            crate::Features::ACCESS_BITS,
+            crate::PageAccessEntry::ACCESS_BITS,
+            crate::VcpuRunState::STATES,
+        ],
         structs: vm_command::STRUCTS,
     },
     Section {

@@ -132,7 +132,7 @@ structs! {
 
     /// What a vCPU is doing.
     pub struct VcpuRunState = kvmi_vcpu_run_state, 8 {
-        /// KVMI_VCPU_*: what comes first of these, from the last to the first.
+        /// KVMI_VCPU_*: the highest that is true.
         pub state: u8,
         /// The event that is open, if the state is [`VcpuRunState::HELD`].
         pub event: u8,
@@ -182,10 +182,10 @@ impl VcpuRunState {
         KVMI_VCPU_OUT = OUT: u8 = 1;
         /// It sleeps in HLT.
         KVMI_VCPU_HALTED = HALTED: u8 = 2;
-        /// An AP that waits for INIT or SIPI.
-        KVMI_VCPU_UNINITIALISED = UNINITIALISED: u8 = 3;
         /// It waits for VM_RELEASE.
-        KVMI_VCPU_STOPPED = STOPPED: u8 = 4;
+        KVMI_VCPU_STOPPED = STOPPED: u8 = 3;
+        /// An AP that waits for INIT or SIPI.
+        KVMI_VCPU_UNINITIALISED = UNINITIALISED: u8 = 4;
         /// It has an event open, and waits for the reply.
         KVMI_VCPU_HELD = HELD: u8 = 5;
         /// It crashed.

@@ -337,16 +337,16 @@ fn events_of_a_later_kernel_are_unknown_but_answered() {
     let session = Session::from(tool);
     let mut kernel = RawConnection::from(kernel);
     let mut payload = vec![0; 8 + 560];
-    payload[0] = 129;
+    payload[0] = 251;
     payload[8..10].copy_from_slice(&560u16.to_ne_bytes());
     payload[10] = 2;
     kernel.send(&message::encode(msg::VCPU_EVENT, 77, &payload)).unwrap();
     let event = session.next_event().unwrap();
-    assert_eq!((event.id(), event.vcpu(), event.seq()), (129, Some(2), 77));
+    assert_eq!((event.id(), event.vcpu(), event.seq()), (251, Some(2), 77));
     assert!(matches!(event, Event::Unknown(_)));
     event.proceed().unwrap();
     let answer = kernel.receive().unwrap();
-    assert_eq!((answer.hdr.seq, answer.payload[8..10].to_vec()), (77, vec![0, 129]));
+    assert_eq!((answer.hdr.seq, answer.payload[8..10].to_vec()), (77, vec![0, 251]));
 
     // A vCPU state that has grown: the event's data come after it.
     payload[0] = 7;

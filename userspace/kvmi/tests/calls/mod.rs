@@ -9,7 +9,7 @@ fn commands_are_answered() {
     let version = session.version().unwrap();
     assert_eq!(
         (version.version, version.max_msg_size, version.features.extension),
-        (1, 8184, 1)
+        (1, 8184, 2)
     );
     assert_eq!(session.vcpu_count().unwrap(), 2);
     session.check_command(msg::VM_GET_INFO).unwrap();

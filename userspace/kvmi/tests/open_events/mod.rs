@@ -172,12 +172,12 @@ fn one_of_an_unknown_kind_is_answered_when_it_is_dropped() {
     let session = Session::from(tool);
     let mut kernel = RawConnection::from(kernel);
     kernel.set_timeout(Some(SOON)).unwrap();
-    kernel.send(&event_of(129, 0)).unwrap();
+    kernel.send(&event_of(251, 0)).unwrap();
     let event = session.next_event().unwrap();
     assert!(matches!(event, Event::Unknown(_)));
     drop(event);
     let answer = kernel.receive().unwrap();
-    assert_eq!((answer.hdr.seq, answer.payload[8..10].to_vec()), (77, vec![0, 129]));
+    assert_eq!((answer.hdr.seq, answer.payload[8..10].to_vec()), (77, vec![0, 251]));
 }
 
 #[test]

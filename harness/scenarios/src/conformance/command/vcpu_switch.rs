@@ -51,7 +51,8 @@ pub(super) const VCPU_CONTROL_EVENTS: Command = Command::new::<{ msg::VCPU_CONTR
     || control_event(event::CR, 1),
     &[
         here(About::Works, "each event, on, on, and off", |stand, _| {
-            let events = event::ALL.iter().map(|(id, _)| *id).filter(|id| *id != event::UNHOOK);
+            let of_vm = [event::UNHOOK, event::CREATE_VCPU];
+            let events = event::ALL.iter().map(|(id, _)| *id).filter(|id| !of_vm.contains(id));
             for (id, enable) in events.flat_map(|id| [(id, 1), (id, 1), (id, 0)]) {
                 stand.works(&control_event(id, enable), &format!("event {id}, {enable}"))?;
             }
@@ -60,8 +61,8 @@ pub(super) const VCPU_CONTROL_EVENTS: Command = Command::new::<{ msg::VCPU_CONTR
         here(About::Error(EINVAL), "`enable` above 1", |stand, _| {
             stand.refused(&control_event(event::CR, 2), "enable 2")
         }),
-        here(About::Error(EINVAL), "no event of a vCPU", |stand, _| {
-            [event::UNHOOK, 2, 4, 21, 129, 0xffff]
+        here(About::Error(EINVAL), "no event that it switches", |stand, _| {
+            [event::UNHOOK, event::CREATE_VCPU, 2, 4, 21, 131, 0xffff]
                 .iter()
                 .try_for_each(|&id| stand.refused(&control_event(id, 1), &format!("event {id}")))
         }),
