@@ -14,7 +14,7 @@ structs! {
 
     /// Request of VCPU_CONTROL_EVENTS.
     pub struct VcpuControlEvents = kvmi_vcpu_control_events, 8 {
-        /// A vCPU event of [`crate::event`].
+        /// A vCPU event, by its id.
         pub event_id: u16,
         /// 1: send it, 0: do not.
         pub enable: u8,

@@ -56,7 +56,7 @@ structs! {
 
     /// Request of VM_CONTROL_EVENTS.
     pub struct VmControlEvents = kvmi_vm_control_events, 8 {
-        /// A VM event: [`crate::event::UNHOOK`].
+        /// A VM event, by its id: that of UNHOOK.
         pub event_id: u16,
         /// 1: send it, 0: do not.
         pub enable: u8,
@@ -110,16 +110,6 @@ structs! {
         pub pad: [u8; 7],
     }
 
-    /// Head of VM_SET_PAGE_ACCESS and of VM_GET_PAGE_ACCESS (P21); so many [`PageAccessEntry`] follow.
-    pub struct VmPageAccess = kvmi_vm_page_access, 8 {
-        /// Number of entries, at most [`crate::MAX_PAGE_ACCESS_ENTRIES`].
-        pub count: u16,
-        /// Zero.
-        pub pad1: u16,
-        /// Zero.
-        pub pad2: u32,
-    }
-
     /// One page and its access; also each entry of the reply to VM_GET_PAGE_ACCESS.
     pub struct PageAccessEntry = kvmi_page_access_entry, 16 {
         /// Guest physical address of the page.
@@ -129,12 +119,22 @@ structs! {
         /// Zero.
         pub pad: [u8; 7],
     }
+
+    /// Head of VM_SET_PAGE_ACCESS and of VM_GET_PAGE_ACCESS (P21); so many [`PageAccessEntry`] follow.
+    pub struct VmPageAccess = kvmi_vm_page_access, 8 {
+        /// Number of entries, at most [`crate::MAX_PAGE_ACCESS_ENTRIES`].
+        pub count: u16,
+        /// Zero.
+        pub pad1: u16,
+        /// Zero.
+        pub pad2: u32,
+    }
 }
 
 impl Features {
     constants! {
-        /// Bits of [`Features::access`].
-        ACCESS_BITS:
+        /// Bits of `access` in [`Features`]: restrictions that can be expressed.
+        FEATURE_BITS:
 
         /// Reads can be denied.
         KVMI_FEATURE_READ_DENY = READ_DENY: u8 = 1 << 0;
@@ -149,8 +149,8 @@ impl Features {
 
 impl PageAccessEntry {
     constants! {
-        /// Bits of [`PageAccessEntry::access`].
-        ACCESS_BITS:
+        /// Bits of `access` in [`PageAccessEntry`]: what the guest may do.
+        PAGE_ACCESS_BITS:
 
         /// Read.
         KVMI_PAGE_ACCESS_R = READ: u8 = 1 << 0;

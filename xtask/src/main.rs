@@ -10,6 +10,7 @@ mod bare_metal;
 mod bench;
 mod busybox;
 mod ci;
+mod contract;
 mod differential;
 mod doctor;
 mod e2e;
@@ -336,8 +337,12 @@ fn run(shop: &Workshop, arguments: &Arguments) -> Result<u8> {
             })
         }
         Command::Docs { results } => {
-            let series = series::write(&shop.checkout)?;
-            let changed = parity::write(&shop.checkout, results)? || series;
+            let written = [
+                contract::write(&shop.checkout)?,
+                series::write(&shop.checkout)?,
+                parity::write(&shop.checkout, results)?,
+            ];
+            let changed = written.contains(&true);
             if arguments.json {
                 show!("{}", serde_json::json!({ "event": "docs", "changed": changed }));
             } else {

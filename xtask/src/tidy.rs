@@ -10,7 +10,7 @@ use std::path::Path;
 use anyhow::{Context, Result};
 use kvmi_lab_machine::cache::files_below;
 
-use crate::{parity, series};
+use crate::{contract, parity, series};
 
 /// Sources by their endings, and what stands before and after the licence in their first line.
 const LICENSED: &[(&str, &str, &str)] = &[
@@ -49,7 +49,7 @@ const SAFE_CRATES: &[&str] = &["uapi/src/lib.rs", "kernel/core/src/lib.rs", "use
 const MAX_LINES: usize = 500;
 
 /// Files that may be longer: tables, texts of others, and documents that are read by section.
-const LONG: &[&str] = &["Cargo.lock", "LICENSES/", "kernel/patches/", "docs/"];
+const LONG: &[&str] = &["Cargo.lock", "LICENSES/", "kernel/patches/", "docs/", "uapi/include/"];
 
 /// The only place that crates come from.
 const REGISTRY: &str = "registry+https://github.com/rust-lang/crates.io-index";
@@ -92,6 +92,7 @@ pub(crate) fn findings(checkout: &Path) -> Result<Vec<Finding>> {
     }
     let map = fs::read_to_string(checkout.join("ARCHITECTURE.md")).unwrap_or_default();
     findings.extend(missing_in_map(&folders, &map));
+    findings.extend(contract::findings(checkout)?);
     findings.extend(series::findings(checkout)?);
     findings.extend(parity::findings(checkout)?);
     Ok(findings)

@@ -4,7 +4,13 @@
 use std::{fs, path::Path};
 
 /// Layers from the top. Those of one line do not know each other.
-const LAYERS: &[&[&str]] = &[&["dispatch"], &["command", "event"], &["state"], &["wire"], &["effects"]];
+const LAYERS: &[&[&str]] = &[
+    &["dispatch"],
+    &["command", "event"],
+    &["state"],
+    &["wire"],
+    &["effects"],
+];
 
 fn depth(layer: &str) -> Option<usize> {
     LAYERS.iter().position(|layers| layers.contains(&layer))
