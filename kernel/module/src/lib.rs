@@ -15,6 +15,7 @@
 
 mod abi;
 mod effects;
+mod glue;
 mod vcpu;
 mod vm;
 

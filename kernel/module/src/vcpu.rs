@@ -6,7 +6,8 @@ use zerocopy::IntoBytes;
 
 use crate::{
     abi::{self, CInjection, COccurrence, Vcpu},
-    effects::{ThisVcpu, kvmi_glue_intercepts_changed},
+    effects::ThisVcpu,
+    glue,
 };
 
 #[unsafe(no_mangle)]
@@ -49,7 +50,7 @@ unsafe extern "C" fn kvmi_vcpu_message(
     };
     if outcome.intercepts_changed {
         // SAFETY: promise 4. It calls back with the state, to which no reference is left.
-        unsafe { kvmi_glue_intercepts_changed(vcpu) };
+        unsafe { glue::kvmi_glue_intercepts_changed(vcpu) };
     }
     let (verdict, length) = abi::vcpu_verdict(outcome.verdict);
     // SAFETY: the caller's promise.
