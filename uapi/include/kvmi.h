@@ -33,6 +33,10 @@ enum {
 	 * level 1.
 	 */
 	KVMI_VM_GET_PAGE_ACCESS		= 128,
+	/* What each vCPU is doing. Since extension level 2. */
+	KVMI_VM_GET_VCPU_STATES		= 130,
+	/* Lets vCPUs go that HOOK keeps stopped. Since extension level 2. */
+	KVMI_VM_RELEASE			= 132,
 	KVMI_VCPU_GET_INFO		= 3,	/* Information about a vCPU. */
 	KVMI_VCPU_CONTROL_EVENTS	= 5,	/* Switches an event on or off on one vCPU. */
 	KVMI_VCPU_GET_REGISTERS		= 7,	/* Reads general and special registers and MSRs. */
@@ -64,6 +68,8 @@ enum {
 	KVMI_VCPU_EVENT_MSR		= 15,	/* The guest changes an MSR. */
 	KVMI_VCPU_EVENT_PF		= 17,	/* The guest touches a restricted page. */
 	KVMI_VCPU_EVENT_SINGLESTEP	= 19,	/* The guest executed one instruction. */
+	/* The VMM has created a vCPU, which is about to run. */
+	KVMI_VCPU_EVENT_CREATE_VCPU	= 129,
 };
 
 /* ---- errors, which replies carry negated ------------------------------------ */
@@ -122,7 +128,7 @@ enum {
  */
 #define KVMI_VERSION		1
 /* extension in the features of GET_VERSION (P20); v12 has 0 there. */
-#define KVMI_EXTENSION_LEVEL	1
+#define KVMI_EXTENSION_LEVEL	2
 
 /* Limits. */
 /* Most bytes of payload in a message; GET_VERSION's max_msg_size. */
@@ -138,6 +144,13 @@ enum {
 #define KVMI_MAX_PHYSICAL		4096
 /* Most MSRs of one VCPU_GET_REGISTERS: what fits into the largest reply. */
 #define KVMI_MAX_MSRS			481
+/*
+ * Most MSRs outside of 0 to 0x1fff and 0xc0000000 to 0xc0001fff that a vCPU's
+ * VCPU_CONTROL_MSR watches at a time.
+ */
+#define KVMI_MAX_OTHER_MSRS		128
+/* Most vCPUs of one VM_GET_VCPU_STATES: what fits into the largest reply. */
+#define KVMI_MAX_VCPU_STATES		1022
 /* Most entries of one VM_SET_PAGE_ACCESS or VM_GET_PAGE_ACCESS. */
 #define KVMI_MAX_PAGE_ACCESS_ENTRIES	511
 
@@ -178,7 +191,12 @@ struct kvm_introspection_feature {
  * Flag of HOOK: when the tool is lost, vCPUs crash as after the action CRASH.
  */
 #define KVM_INTROSPECTION_HOOK_CRASH_ON_LOSS	(1 << 1)
-#define KVM_INTROSPECTION_HOOK_FLAGS		3	/* Every flag of HOOK. */
+/*
+ * Flag of HOOK: vCPUs stay stopped, and what a session before denied them stays
+ * denied, until VM_RELEASE.
+ */
+#define KVM_INTROSPECTION_HOOK_STOPPED		(1 << 2)
+#define KVM_INTROSPECTION_HOOK_FLAGS		7	/* Every flag of HOOK. */
 
 /* ---- headers ---------------------------------------------------------------- */
 
@@ -316,7 +334,7 @@ struct kvmi_vm_get_info_reply {
 
 /* Request of VM_CONTROL_EVENTS. */
 struct kvmi_vm_control_events {
-	__u16 event_id;	/* A VM event, by its id: that of UNHOOK. */
+	__u16 event_id;	/* The event, by its id: that of UNHOOK or of CREATE_VCPU. */
 	__u8 enable;	/* 1: send it, 0: do not. */
 	__u8 pad1;
 	__u32 pad2;
@@ -358,6 +376,25 @@ struct kvmi_vm_control_cleanup {
 };
 
 /*
+ * Request of VM_GET_VCPU_STATES; the reply data are so many struct
+ * kvmi_vcpu_run_state.
+ */
+struct kvmi_vm_get_vcpu_states {
+	__u16 first;	/* Index of the first vCPU that is asked about. */
+	__u16 count;	/* How many are, at most KVMI_MAX_VCPU_STATES. */
+	__u32 pad;
+};
+
+/* What a vCPU is doing. */
+struct kvmi_vcpu_run_state {
+	__u8 state;	/* KVMI_VCPU_*: the highest that is true. */
+	__u8 event;	/* The event that is open, if the state is KVMI_VCPU_HELD, otherwise 0. */
+	__u8 in_run;	/* 1 while the VMM has it in KVM_RUN. */
+	__u8 pad;
+	__u32 seq;	/* seq of that event, otherwise 0. */
+};
+
+/*
  * One page and its access; also each entry of the reply to VM_GET_PAGE_ACCESS.
  */
 struct kvmi_page_access_entry {
@@ -393,6 +430,16 @@ struct kvmi_vm_page_access {
 #define KVMI_PAGE_ACCESS_R	(1 << 0)	/* Read. */
 #define KVMI_PAGE_ACCESS_W	(1 << 1)	/* Write. */
 #define KVMI_PAGE_ACCESS_X	(1 << 2)	/* Execute. */
+
+/* Values of state in struct kvmi_vcpu_run_state. */
+/* In KVM_RUN: in the guest, or in the host on its behalf. */
+#define KVMI_VCPU_RUNS		0
+#define KVMI_VCPU_OUT		1	/* The VMM has it, outside of KVM_RUN. */
+#define KVMI_VCPU_HALTED	2	/* It sleeps in HLT. */
+#define KVMI_VCPU_STOPPED	3	/* It waits for VM_RELEASE. */
+#define KVMI_VCPU_UNINITIALISED	4	/* An AP that waits for INIT or SIPI. */
+#define KVMI_VCPU_HELD		5	/* It has an event open, and waits for the reply. */
+#define KVMI_VCPU_CRASHED	6	/* It crashed. */
 
 /* ---- vCPU commands ---------------------------------------------------------- */
 
@@ -487,18 +534,26 @@ struct kvmi_vcpu_control_msr {
 	__u8 enable;	/* 1: its changes are MSR events, 0: they are not. */
 	__u8 pad1;
 	__u16 pad2;
-	__u32 msr;	/* Which MSR: 0 to 0x1fff or 0xc0000000 to 0xc0001fff. */
+	/*
+	 * Which MSR. At most KVMI_MAX_OTHER_MSRS outside of 0 to 0x1fff and
+	 * 0xc0000000 to 0xc0001fff at a time.
+	 */
+	__u32 msr;
 };
 
 /* Request of VCPU_CONTROL_SINGLESTEP. */
 struct kvmi_vcpu_control_singlestep {
 	__u8 enable;	/* 1: step, 0: run. */
-	__u8 pad[7];
+	__u8 interrupts;	/* 1: interrupts, NMIs and SMIs come in between, 0: they wait. */
+	__u8 pad[6];
 };
 
 /* Request of VCPU_TRANSLATE_GVA. */
 struct kvmi_vcpu_translate_gva {
 	__u64 gva;	/* Guest virtual address. */
+	__u64 root;	/* The root of the page tables, as CR3 holds it, if by_root is 1. */
+	__u8 by_root;	/* 1: by the page tables at root, 0: by those of the current CR3. */
+	__u8 pad[7];
 };
 
 /* Reply to VCPU_TRANSLATE_GVA. */

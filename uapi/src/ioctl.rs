@@ -55,8 +55,10 @@ constants! {
     KVM_INTROSPECTION_HOOK_FAIL_CLOSED = HOOK_FAIL_CLOSED: u32 = 1 << 0;
     /// Flag of HOOK: when the tool is lost, vCPUs crash as after the action CRASH.
     KVM_INTROSPECTION_HOOK_CRASH_ON_LOSS = HOOK_CRASH_ON_LOSS: u32 = 1 << 1;
+    /// Flag of HOOK: vCPUs stay stopped, and what a session before denied them stays denied, until VM_RELEASE.
+    KVM_INTROSPECTION_HOOK_STOPPED = HOOK_STOPPED: u32 = 1 << 2;
     /// Every flag of HOOK.
-    KVM_INTROSPECTION_HOOK_FLAGS = HOOK_FLAGS: u32 = HOOK_FAIL_CLOSED | HOOK_CRASH_ON_LOSS;
+    KVM_INTROSPECTION_HOOK_FLAGS = HOOK_FLAGS: u32 = HOOK_FAIL_CLOSED | HOOK_CRASH_ON_LOSS | HOOK_STOPPED;
 }
 
 const _: () = {

@@ -243,7 +243,11 @@ pub const SECTIONS: &[Section] = &[
     },
     Section {
         title: "VM commands",
-        groups: &[crate::Features::FEATURE_BITS, crate::PageAccessEntry::PAGE_ACCESS_BITS],
+        groups: &[
+            crate::Features::FEATURE_BITS,
+            crate::PageAccessEntry::PAGE_ACCESS_BITS,
+            crate::VcpuRunState::VCPU_STATES,
+        ],
         structs: vm_command::STRUCTS,
     },
     Section {
@@ -278,6 +282,7 @@ pub fn all_constants() -> impl Iterator<Item = &'static Constant> {
 const _: () = {
     assert!(limits::MAX_MSRS == 481);
     assert!(limits::MAX_PAGE_ACCESS_ENTRIES == 511);
+    assert!(limits::MAX_VCPU_STATES == 1022);
     assert!(limits::MAX_PAYLOAD + size_of::<crate::MsgHdr>() == limits::MAX_MESSAGE);
     assert!(error::ENOSYS == 1000);
 };

@@ -36,8 +36,8 @@ pub use arch::{Dtable, MsrEntry, MsrsHdr, Regs, Segment, Sregs, Xsave};
 pub use handshake::{Char, ToolHandshake, VmmHandshake};
 pub use header::{ErrorCode, EventHdr, MsgHdr, VcpuEvent, VcpuEventArch, VcpuEventReply, VcpuHdr};
 pub use limits::{
-    EXTENSION_LEVEL, MAX_MESSAGE, MAX_MSRS, MAX_PAGE_ACCESS_ENTRIES, MAX_PAYLOAD, MAX_PHYSICAL, MAX_QUEUED_BYTES,
-    MAX_QUEUED_COMMANDS, VERSION,
+    EXTENSION_LEVEL, MAX_MESSAGE, MAX_MSRS, MAX_OTHER_MSRS, MAX_PAGE_ACCESS_ENTRIES, MAX_PAYLOAD, MAX_PHYSICAL,
+    MAX_QUEUED_BYTES, MAX_QUEUED_COMMANDS, MAX_VCPU_STATES, VERSION,
 };
 pub use vcpu_command::*;
 pub use vm_command::*;

@@ -1,7 +1,9 @@
 // SPDX-License-Identifier: (GPL-2.0 WITH Linux-syscall-note) OR MIT
 //! Versions, and the most that there can be of something.
 
-use crate::{ErrorCode, MsrEntry, PageAccessEntry, VcpuGetRegistersReply, VmPageAccess, layout::constants};
+use crate::{
+    ErrorCode, MsrEntry, PageAccessEntry, VcpuGetRegistersReply, VcpuRunState, VmPageAccess, layout::constants,
+};
 
 constants! {
     /// What tells dialects apart.
@@ -10,7 +12,7 @@ constants! {
     /// `version` of GET_VERSION, in every dialect since the first, and what `KVM_CHECK_EXTENSION` answers.
     KVMI_VERSION = VERSION: u32 = 1;
     /// `extension` in the features of GET_VERSION (P20); v12 has 0 there.
-    KVMI_EXTENSION_LEVEL = EXTENSION_LEVEL: u8 = 1;
+    KVMI_EXTENSION_LEVEL = EXTENSION_LEVEL: u8 = 2;
 }
 
 constants! {
@@ -30,6 +32,11 @@ constants! {
     /// Most MSRs of one VCPU_GET_REGISTERS: what fits into the largest reply.
     KVMI_MAX_MSRS = MAX_MSRS: usize =
         (MAX_PAYLOAD - size_of::<ErrorCode>() - size_of::<VcpuGetRegistersReply>()) / size_of::<MsrEntry>();
+    /// Most MSRs outside of 0 to 0x1fff and 0xc0000000 to 0xc0001fff that a vCPU's VCPU_CONTROL_MSR watches at a time.
+    KVMI_MAX_OTHER_MSRS = MAX_OTHER_MSRS: usize = 128;
+    /// Most vCPUs of one VM_GET_VCPU_STATES: what fits into the largest reply.
+    KVMI_MAX_VCPU_STATES = MAX_VCPU_STATES: usize =
+        (MAX_PAYLOAD - size_of::<ErrorCode>()) / size_of::<VcpuRunState>();
     /// Most entries of one VM_SET_PAGE_ACCESS or VM_GET_PAGE_ACCESS.
     KVMI_MAX_PAGE_ACCESS_ENTRIES = MAX_PAGE_ACCESS_ENTRIES: usize =
         (MAX_PAYLOAD - size_of::<VmPageAccess>()) / size_of::<PageAccessEntry>();

@@ -78,6 +78,11 @@ pub struct Event {
 }
 
 impl Event {
+    /// Whether VM_CONTROL_EVENTS switches it: there is no vCPU yet, or it is not about one.
+    pub const fn is_switched_for_vm(&self) -> bool {
+        matches!(self.id, crate::event::UNHOOK | crate::event::CREATE_VCPU)
+    }
+
     /// Whether it is about a vCPU, and so has a reply.
     pub const fn is_vcpu(&self) -> bool {
         msg::is_vcpu(self.id)

@@ -57,6 +57,10 @@ commands! {
         /// Reads access restrictions of guest pages back (P21).
         128 VM_GET_PAGE_ACCESS: VmPageAccess + entries: [PageAccessEntry; count]
             => none + entries: [PageAccessEntry; count], short CLOSES, since 1;
+        /// What each vCPU is doing.
+        130 VM_GET_VCPU_STATES: VmGetVcpuStates => none + entries: [VcpuRunState; count], since 2;
+        /// Lets vCPUs go that HOOK keeps stopped.
+        132 VM_RELEASE: none => none, since 2;
     }
     VcpuCommand {
         /// Information about a vCPU.
@@ -114,6 +118,8 @@ events! {
     17 PF: Pf => none, or RETRY;
     /// The guest executed one instruction.
     19 SINGLESTEP: Singlestep => none;
+    /// The VMM has created a vCPU, which is about to run.
+    129 CREATE_VCPU: none => none, since 2;
 }
 
 /// Commands that each tool may use, so that it can find out what else it may: the VMM cannot forbid them.

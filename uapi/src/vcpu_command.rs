@@ -130,7 +130,7 @@ structs! {
         pub pad1: u8,
         /// Zero.
         pub pad2: u16,
-        /// Which MSR: 0 to 0x1fff or 0xc0000000 to 0xc0001fff.
+        /// Which MSR. At most [`crate::MAX_OTHER_MSRS`] outside of 0 to 0x1fff and 0xc0000000 to 0xc0001fff at a time.
         pub msr: u32,
     }
 
@@ -138,14 +138,22 @@ structs! {
     pub struct VcpuControlSinglestep = kvmi_vcpu_control_singlestep, 8 {
         /// 1: step, 0: run.
         pub enable: u8,
+        /// 1: interrupts, NMIs and SMIs come in between, 0: they wait.
+        pub interrupts: u8,
         /// Zero.
-        pub pad: [u8; 7],
+        pub pad: [u8; 6],
     }
 
     /// Request of VCPU_TRANSLATE_GVA.
-    pub struct VcpuTranslateGva = kvmi_vcpu_translate_gva, 8 {
+    pub struct VcpuTranslateGva = kvmi_vcpu_translate_gva, 24 {
         /// Guest virtual address.
         pub gva: u64,
+        /// The root of the page tables, as CR3 holds it, if `by_root` is 1.
+        pub root: u64,
+        /// 1: by the page tables at `root`, 0: by those of the current CR3.
+        pub by_root: u8,
+        /// Zero.
+        pub pad: [u8; 7],
     }
 
     /// Reply to VCPU_TRANSLATE_GVA.

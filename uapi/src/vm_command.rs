@@ -56,7 +56,7 @@ structs! {
 
     /// Request of VM_CONTROL_EVENTS.
     pub struct VmControlEvents = kvmi_vm_control_events, 8 {
-        /// A VM event, by its id: that of UNHOOK.
+        /// The event, by its id: that of UNHOOK or of CREATE_VCPU.
         pub event_id: u16,
         /// 1: send it, 0: do not.
         pub enable: u8,
@@ -110,6 +110,30 @@ structs! {
         pub pad: [u8; 7],
     }
 
+    /// Request of VM_GET_VCPU_STATES; the reply data are so many [`VcpuRunState`].
+    pub struct VmGetVcpuStates = kvmi_vm_get_vcpu_states, 8 {
+        /// Index of the first vCPU that is asked about.
+        pub first: u16,
+        /// How many are, at most [`crate::MAX_VCPU_STATES`].
+        pub count: u16,
+        /// Zero.
+        pub pad: u32,
+    }
+
+    /// What a vCPU is doing.
+    pub struct VcpuRunState = kvmi_vcpu_run_state, 8 {
+        /// KVMI_VCPU_*: the highest that is true.
+        pub state: u8,
+        /// The event that is open, if the state is [`VcpuRunState::HELD`], otherwise 0.
+        pub event: u8,
+        /// 1 while the VMM has it in `KVM_RUN`.
+        pub in_run: u8,
+        /// Zero.
+        pub pad: u8,
+        /// `seq` of that event, otherwise 0.
+        pub seq: u32,
+    }
+
     /// One page and its access; also each entry of the reply to VM_GET_PAGE_ACCESS.
     pub struct PageAccessEntry = kvmi_page_access_entry, 16 {
         /// Guest physical address of the page.
@@ -144,6 +168,28 @@ impl Features {
         KVMI_FEATURE_EXEC_DENY = EXEC_DENY: u8 = 1 << 2;
         /// Reads can be denied where execution is not.
         KVMI_FEATURE_EXEC_ONLY = EXEC_ONLY: u8 = 1 << 3;
+    }
+}
+
+impl VcpuRunState {
+    constants! {
+        /// Values of `state` in [`VcpuRunState`].
+        VCPU_STATES:
+
+        /// In `KVM_RUN`: in the guest, or in the host on its behalf.
+        KVMI_VCPU_RUNS = RUNS: u8 = 0;
+        /// The VMM has it, outside of `KVM_RUN`.
+        KVMI_VCPU_OUT = OUT: u8 = 1;
+        /// It sleeps in HLT.
+        KVMI_VCPU_HALTED = HALTED: u8 = 2;
+        /// It waits for VM_RELEASE.
+        KVMI_VCPU_STOPPED = STOPPED: u8 = 3;
+        /// An AP that waits for INIT or SIPI.
+        KVMI_VCPU_UNINITIALISED = UNINITIALISED: u8 = 4;
+        /// It has an event open, and waits for the reply.
+        KVMI_VCPU_HELD = HELD: u8 = 5;
+        /// It crashed.
+        KVMI_VCPU_CRASHED = CRASHED: u8 = 6;
     }
 }
 

@@ -20,6 +20,6 @@ fn numbers_that_are_cited_stay() {
     let expected: Vec<String> = (1..=numbers.len().max(21)).map(|n| n.to_string()).collect();
     assert_eq!(
         numbers, expected,
-        "docs/protocol.md: a difference from v12 keeps its number, and a new one gets the next"
+        "docs/protocol.md, appendix: a difference from v12 keeps its number, and a new one gets the next"
     );
 }

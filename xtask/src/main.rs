@@ -1,60 +1,27 @@
 // SPDX-License-Identifier: MIT OR Apache-2.0
 //! Every command a person or CI types.
 //!
-//! Exit codes are listed in `exit.rs` and in `cargo xtask --help`.
+//! Exit codes are listed in `harness/environment/src/exit.rs` and in `cargo xtask --help`.
 
 #![forbid(unsafe_code)]
 
-mod apt;
-mod bare_metal;
-mod bench;
-mod busybox;
-mod ci;
-mod contract;
-mod differential;
-mod doctor;
-mod e2e;
-mod emulators;
-mod endure;
-mod exit;
-mod explore;
-mod filter;
-mod gdb;
-mod hardware;
-mod kernel;
-mod kernels;
-mod lab;
-mod list;
-mod lockfile;
-mod nextest;
-mod output;
-mod parity;
-mod planted;
-mod points;
-mod repro;
-mod runs;
 mod screen;
-mod series;
-mod shell;
-mod summary;
-mod table;
-mod tidy;
-mod transcript;
-mod twice;
-mod workshop;
 
 use std::path::PathBuf;
 use std::process::ExitCode;
 
 use anyhow::Result;
 use clap::{Parser, Subcommand};
+use kvmi_lab::e2e::{self, Slice, Wanted};
+use kvmi_lab::filter::Filter;
+use kvmi_lab::{hardware, kernels, list, parity, repro, scenarios_page, shell, summary};
+use kvmi_lab_checks::{bench, endure, explore, planted, twice};
 use kvmi_lab_control::Lane;
-
-use crate::e2e::{Slice, Wanted};
-use crate::filter::Filter;
-use crate::kernel::Choice;
-use crate::output::{complain, show};
-use crate::workshop::Workshop;
+use kvmi_lab_environment::finding::Finding;
+use kvmi_lab_environment::workshop::Workshop;
+use kvmi_lab_environment::{apt, complain, exit, output, show};
+use kvmi_lab_kernel::{self as kernel, Choice};
+use kvmi_source_checks::{ci, contract, doctor, series, tidy};
 
 const EXIT_CODES: &str = "Exit codes: 0 all well, 1 could not do it, 2 wrong usage, 10 a scenario or planted failure did not end as it should (e2e, bench, planted, twice, explore, kernels run), 11 ci, check, tidy, endure, kernels take or build found something, 12 doctor found something lacking, 13 repro came to another verdict";
 
@@ -315,12 +282,12 @@ fn run(shop: &Workshop, arguments: &Arguments) -> Result<u8> {
                 json: arguments.json,
                 ..Wanted::default()
             };
-            Ok(show_count(arguments, ci::run(shop, &wanted)?))
+            Ok(show_count(arguments, ci::run(shop, &wanted, refusal)?))
         }
-        Command::Check => Ok(show_count(arguments, ci::check(shop)?)),
+        Command::Check => Ok(show_count(arguments, ci::check(shop, refusal)?)),
         Command::Tidy => {
-            let findings = tidy::findings(&shop.checkout)?;
-            for tidy::Finding { at, what } in &findings {
+            let findings = tidy::findings(&shop.checkout, refusal)?;
+            for Finding { at, what } in &findings {
                 if arguments.json {
                     show!("{}", serde_json::json!({ "event": "untidy", "at": at, "what": what }));
                 } else {
@@ -340,6 +307,7 @@ fn run(shop: &Workshop, arguments: &Arguments) -> Result<u8> {
             let written = [
                 contract::write(&shop.checkout)?,
                 series::write(&shop.checkout)?,
+                scenarios_page::write(&shop.checkout)?,
                 parity::write(&shop.checkout, results)?,
             ];
             let changed = written.contains(&true);
@@ -418,6 +386,12 @@ fn run(shop: &Workshop, arguments: &Arguments) -> Result<u8> {
     }
 }
 
+/// Why these arguments are refused, for those who look through commands that nobody has typed yet.
+fn refusal(words: &[&str]) -> Option<String> {
+    let error = Arguments::try_parse_from(["cargo xtask"].iter().chain(words)).err()?;
+    Some(error.to_string().lines().next().unwrap_or_default().to_owned())
+}
+
 /// The closing line of ci, and the exit code.
 fn show_count(arguments: &Arguments, count: ci::Count) -> u8 {
     if arguments.json {
@@ -438,6 +412,18 @@ fn show_count(arguments: &Arguments, count: ci::Count) -> u8 {
 #[cfg(test)]
 mod tests {
     use super::*;
+
+    #[test]
+    fn commands_that_there_are_not_are_refused() {
+        assert_eq!(refusal(&["check"]), None);
+        assert_eq!(refusal(&["e2e", "lab::", "--lane", "svm-tcg"]), None);
+        let refused = refusal(&["e2e", "--lane", "no-lane"]).unwrap();
+        assert!(
+            refused.starts_with("error: ") && refused.contains("no-lane"),
+            "{refused}"
+        );
+        assert!(refusal(&["no-such"]).is_some());
+    }
 
     #[test]
     fn what_holds_for_all_commands_has_a_name_of_its_own() {

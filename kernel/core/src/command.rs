@@ -4,6 +4,8 @@
 mod injection;
 mod mtrr;
 mod page_access;
+mod registers;
+pub(crate) mod translate;
 pub(crate) mod vcpu;
 mod vcpu_query;
 pub(crate) mod vm;

@@ -27,12 +27,13 @@ mod event;
 mod state;
 mod wire;
 
+pub use command::translate::translate;
 pub use dispatch::{
     queue::{build_error_reply, header_ok, is_event_reply, queue_admits, reply_admits},
     vcpu::{VcpuOutcome, VcpuVerdict, vcpu_message},
     vm::{VmVerdict, vm_message},
 };
-pub use effects::{KvmError, VcpuEffects, VmEffects};
+pub use effects::{Control, KvmError, VcpuEffects, VmEffects};
 pub use event::message::{build_event, build_unhook_event};
 pub use state::{
     feature::{check_command, check_event},

@@ -68,7 +68,7 @@ impl Event {
     }
 
     pub(super) fn cases(&self) -> Vec<&'static Case<Stand>> {
-        let lists: &[&'static [Case<Stand>]] = if self.id == event::UNHOOK {
+        let lists: &[&'static [Case<Stand>]] = if matches!(self.id, event::UNHOOK | event::CREATE_VCPU) {
             &[self.own]
         } else {
             let retry = if self.row().is_some_and(|row| row.may_retry) {
@@ -102,7 +102,11 @@ pub(super) struct Stand {
 
 impl Stand {
     fn start(context: &mut Context, event: &'static Event) -> Result<Self, Failure> {
-        let vm = with_one_uninitialised(context, event.guest)?;
+        let vm = match event.id {
+            // It adds vCPUs, which are to run.
+            event::CREATE_VCPU => context.running_vm(event.guest, 1)?,
+            _ => with_one_uninitialised(context, event.guest)?,
+        };
         Ok(Self {
             event,
             wire: context.hook(&vm)?,

@@ -6,17 +6,13 @@ use kvmi_uapi::{
     VcpuGetRegisters, VcpuGetRegistersReply,
     error::{EBUSY, EINVAL, EOPNOTSUPP},
     event,
-    table::{self, Event, VcpuCommand},
+    table::{self, VcpuCommand},
 };
 
-use super::{allowed, check, injection, valid, vcpu_query};
+use super::{allowed, check, injection, registers, translate, valid, vcpu_query};
 use crate::{
     effects::{KvmError, REGS_BYTES, SREGS_BYTES, VcpuEffects},
-    state::{
-        msr_set,
-        vcpu::{Phase, VcpuState},
-        vm::VmState,
-    },
+    state::{vcpu::VcpuState, vm::VmState},
     wire::{self, Message, REPLY_HEAD, area, put},
 };
 
@@ -40,7 +36,7 @@ pub(crate) fn run<E: VcpuEffects>(
             wire::reply(out, hdr, control_events(vm, state, effects, message.request()))
         }
         VcpuCommand::VCPU_GET_REGISTERS => get_registers(effects, message, out),
-        VcpuCommand::VCPU_SET_REGISTERS => wire::reply(out, hdr, set_registers(state, message)),
+        VcpuCommand::VCPU_SET_REGISTERS => wire::reply(out, hdr, registers::set(state, effects, message)),
         VcpuCommand::VCPU_GET_CPUID => wire::reply(out, hdr, vcpu_query::get_cpuid(effects, message.request())),
         VcpuCommand::VCPU_CONTROL_CR => wire::reply(out, hdr, control_cr(state, message.request())),
         VcpuCommand::VCPU_INJECT_EXCEPTION => {
@@ -54,9 +50,7 @@ pub(crate) fn run<E: VcpuEffects>(
         VcpuCommand::VCPU_CONTROL_SINGLESTEP => {
             wire::reply(out, hdr, control_singlestep(state, effects, message.request()))
         }
-        VcpuCommand::VCPU_TRANSLATE_GVA => {
-            wire::reply(out, hdr, Ok(vcpu_query::translate_gva(effects, message.request())))
-        }
+        VcpuCommand::VCPU_TRANSLATE_GVA => wire::reply(out, hdr, translate::command(effects, message.request())),
     }
 }
 
@@ -67,7 +61,7 @@ fn control_events<E: VcpuEffects>(
     request: VcpuControlEvents,
 ) -> Result<(), KvmError> {
     let id = request.event_id;
-    valid(request.enable <= 1 && table::event(id).is_some_and(Event::is_vcpu))?;
+    valid(request.enable <= 1 && table::event(id).is_some_and(|event| !event.is_switched_for_vm()))?;
     allowed(vm.event_allowed(id))?;
     let enable = request.enable == 1;
     if id == event::DESCRIPTOR {
@@ -95,13 +89,16 @@ fn control_msr<E: VcpuEffects>(
     effects: &mut E,
     request: VcpuControlMsr,
 ) -> Result<(), KvmError> {
-    valid(request.enable <= 1 && msr_set::is_watchable(request.msr))?;
+    valid(request.enable <= 1)?;
     let enable = request.enable == 1;
     if enable {
         effects.msr_write_allowed(request.msr)?;
     }
-    state.enable_msr(request.msr, enable);
-    Ok(())
+    if state.enable_msr(request.msr, enable) {
+        Ok(())
+    } else {
+        Err(KvmError(EBUSY))
+    }
 }
 
 fn control_singlestep<E: VcpuEffects>(
@@ -109,7 +106,7 @@ fn control_singlestep<E: VcpuEffects>(
     effects: &mut E,
     request: VcpuControlSinglestep,
 ) -> Result<(), KvmError> {
-    valid(request.enable <= 1)?;
+    valid(request.enable <= 1 && request.interrupts <= 1)?;
     if !effects.can_singlestep() {
         return Err(KvmError(EOPNOTSUPP));
     }
@@ -118,15 +115,7 @@ fn control_singlestep<E: VcpuEffects>(
         effects.singlestep_free()?;
     }
     state.singlestep = enable;
-    Ok(())
-}
-
-/// Keeps the registers until the reply to the open event arrives.
-fn set_registers(state: &mut VcpuState, message: Message<'_>) -> Result<(), KvmError> {
-    if state.phase != Phase::Sent {
-        return Err(KvmError(EOPNOTSUPP));
-    }
-    state.registers = Some(message.request());
+    state.steps_with_interrupts = enable && request.interrupts == 1;
     Ok(())
 }
 

@@ -1,9 +1,9 @@
 // SPDX-License-Identifier: GPL-2.0-only
-//! vCPU commands about what a vCPU holds beside its registers: CPUID, XCR0, extended state, memory types, translations.
+//! vCPU commands about what a vCPU holds beside its registers: CPUID, XCR0, extended state, memory types.
 
 use kvmi_uapi::{
     VcpuGetCpuid, VcpuGetCpuidReply, VcpuGetInfoReply, VcpuGetMtrrType, VcpuGetMtrrTypeReply, VcpuGetXcr,
-    VcpuGetXcrReply, VcpuTranslateGva, VcpuTranslateGvaReply, Xsave, error::EINVAL,
+    VcpuGetXcrReply, Xsave, error::EINVAL,
 };
 
 use super::{mtrr, valid};
@@ -45,12 +45,6 @@ pub(crate) fn get_mtrr_type<E: VcpuEffects>(
 ) -> Result<VcpuGetMtrrTypeReply, KvmError> {
     let type_ = mtrr::memory_type(effects, request.gpa)?;
     Ok(VcpuGetMtrrTypeReply { type_, pad: [0; 7] })
-}
-
-pub(crate) fn translate_gva<E: VcpuEffects>(effects: &mut E, request: VcpuTranslateGva) -> VcpuTranslateGvaReply {
-    VcpuTranslateGvaReply {
-        gpa: effects.translate(request.gva),
-    }
 }
 
 const _: () = assert!(size_of::<Xsave>() == XSAVE_BYTES);

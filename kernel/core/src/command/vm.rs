@@ -2,18 +2,19 @@
 //! VM commands.
 
 use kvmi_uapi::{
-    EXTENSION_LEVEL, Features, GetVersionReply, MAX_PAYLOAD, MAX_PHYSICAL, VERSION, VmCheckCommand, VmCheckEvent,
-    VmControlCleanup, VmControlEvents, VmGetInfoReply, VmPauseVcpu, VmReadPhysical, VmWritePhysical,
+    EXTENSION_LEVEL, Features, GetVersionReply, MAX_PAYLOAD, MAX_PHYSICAL, MAX_VCPU_STATES, VERSION, VcpuRunState,
+    VmCheckCommand, VmCheckEvent, VmControlCleanup, VmControlEvents, VmGetInfoReply, VmGetVcpuStates, VmPauseVcpu,
+    VmReadPhysical, VmWritePhysical,
     error::ENOENT,
     event,
-    table::{self, VmCommand},
+    table::{self, Event, VmCommand},
 };
 
 use super::{allowed, check, page_access, valid};
 use crate::{
     effects::{KvmError, VmEffects},
     state::vm::VmState,
-    wire::{self, Message, REPLY_HEAD},
+    wire::{self, Message, REPLY_HEAD, put},
 };
 
 const PAGE_MASK: u64 = 4095;
@@ -42,6 +43,11 @@ pub(crate) fn run<E: VmEffects>(
         VmCommand::VM_CONTROL_CLEANUP => wire::reply(out, hdr, control_cleanup(vm, message.request())),
         VmCommand::VM_SET_PAGE_ACCESS => page_access::set(effects, message, out),
         VmCommand::VM_GET_PAGE_ACCESS => page_access::get(effects, message, out),
+        VmCommand::VM_GET_VCPU_STATES => vcpu_states(effects, message, out),
+        VmCommand::VM_RELEASE => {
+            effects.release();
+            wire::reply(out, hdr, Ok(()))
+        }
     }
 }
 
@@ -74,10 +80,27 @@ fn check_event(vm: &VmState, request: VmCheckEvent) -> Result<(), KvmError> {
 }
 
 fn control_events(vm: &VmState, request: VmControlEvents) -> Result<(), KvmError> {
-    valid(request.enable <= 1 && request.event_id == event::UNHOOK)?;
-    allowed(vm.event_allowed(request.event_id))?;
-    vm.set_unhook_event(request.enable == 1);
+    let id = request.event_id;
+    valid(request.enable <= 1 && table::event(id).is_some_and(Event::is_switched_for_vm))?;
+    allowed(vm.event_allowed(id))?;
+    vm.enable_event(id, request.enable == 1);
     Ok(())
+}
+
+/// Writes the states where they lie in the reply.
+fn vcpu_states<E: VmEffects>(effects: &mut E, message: Message<'_>, out: &mut [u8]) -> Option<usize> {
+    let request: VmGetVcpuStates = message.request();
+    let count = usize::from(request.count);
+    let end = u32::from(request.first).checked_add(u32::from(request.count))?;
+    if let Err(err) = valid(count <= MAX_VCPU_STATES && end <= effects.vcpu_count()) {
+        return wire::finish(out, message.hdr, Err(err), 0);
+    }
+    let mut at = REPLY_HEAD;
+    for vcpu in request.first..u16::try_from(end).ok()? {
+        put(out, at, &effects.vcpu_state(vcpu))?;
+        at = at.checked_add(size_of::<VcpuRunState>())?;
+    }
+    wire::finish(out, message.hdr, Ok(()), at.checked_sub(REPLY_HEAD)?)
 }
 
 fn read_physical<E: VmEffects>(effects: &mut E, message: Message<'_>, out: &mut [u8]) -> Option<usize> {

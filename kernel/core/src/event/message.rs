@@ -38,7 +38,7 @@ pub fn build_event<E: VcpuEffects>(state: &VcpuState, effects: &mut E, seq: u32,
 
 fn build<E: VcpuEffects>(what: &Occurrence, effects: &mut E, seq: u32, out: &mut [u8]) -> Option<usize> {
     let length = match *what {
-        Occurrence::Pause | Occurrence::Hypercall => Some(DATA),
+        Occurrence::Pause | Occurrence::Hypercall | Occurrence::CreateVcpu => Some(DATA),
         Occurrence::Breakpoint { gpa, insn_len } => data(
             out,
             &Breakpoint {

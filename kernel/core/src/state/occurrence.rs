@@ -69,6 +69,8 @@ pub enum Occurrence {
     },
     /// An instruction has ended on a vCPU that is stepped.
     Singlestep,
+    /// The VMM has created the vCPU while the VM was hooked.
+    CreateVcpu,
 }
 
 impl Occurrence {
@@ -85,6 +87,7 @@ impl Occurrence {
             Self::Descriptor { .. } => event::DESCRIPTOR,
             Self::Msr { .. } => event::MSR,
             Self::Singlestep => event::SINGLESTEP,
+            Self::CreateVcpu => event::CREATE_VCPU,
         }
     }
 
@@ -133,7 +136,10 @@ impl Occurrence {
 
     /// Whether it is about an instruction that is completed when the reply is here.
     pub(crate) fn is_of_instruction(&self) -> bool {
-        !matches!(self, Self::Pause | Self::Trap { .. } | Self::Singlestep)
+        !matches!(
+            self,
+            Self::Pause | Self::Trap { .. } | Self::Singlestep | Self::CreateVcpu
+        )
     }
 }
 

@@ -61,6 +61,8 @@ pub struct VcpuState {
     pub(crate) injection: Option<Injection>,
     /// Each instruction is told.
     pub(crate) singlestep: bool,
+    /// Interrupts come between them.
+    pub(crate) steps_with_interrupts: bool,
 }
 
 impl VcpuState {
@@ -238,9 +240,21 @@ impl VcpuState {
         self.singlestep
     }
 
+    /// Whether interrupts, NMIs and SMIs come in between then.
+    pub fn steps_with_interrupts(&self) -> bool {
+        self.steps_with_interrupts
+    }
+
     /// What the intercepts follow from; compared before and after a command.
-    pub(crate) fn switches(&self) -> (u32, u8, u32, bool) {
-        (self.enabled, self.cr_mask, self.msrs.changes(), self.singlestep)
+    pub(crate) fn switches(&self) -> (u32, u8, u32, bool, bool) {
+        let changes = self.msrs.changes();
+        (
+            self.enabled,
+            self.cr_mask,
+            changes,
+            self.singlestep,
+            self.steps_with_interrupts,
+        )
     }
 
     pub(crate) fn event_enabled(&self, id: u16) -> bool {
@@ -263,8 +277,9 @@ impl VcpuState {
         }
     }
 
-    pub(crate) fn enable_msr(&mut self, msr: u32, enable: bool) {
-        self.msrs.set(msr, enable);
+    /// False when no more MSRs can be watched.
+    pub(crate) fn enable_msr(&mut self, msr: u32, enable: bool) -> bool {
+        self.msrs.set(msr, enable)
     }
 
     fn cr_enabled(&self, cr: u32) -> bool {
@@ -282,7 +297,8 @@ impl VcpuState {
 
     fn enabled(&self, id: u16, register: u32) -> bool {
         match id {
-            event::PAUSE | event::TRAP => true,
+            // VM_CONTROL_EVENTS switches the last of these.
+            event::PAUSE | event::TRAP | event::CREATE_VCPU => true,
             event::CR => self.event_enabled(id) && self.cr_enabled(register),
             event::MSR => self.wants_msr_write(register),
             event::SINGLESTEP => self.singlestep,
@@ -291,7 +307,8 @@ impl VcpuState {
     }
 
     fn enabled_and_allowed(&self, vm: &VmState, id: u16, register: u32) -> bool {
-        self.enabled(id, register) && vm.event_allowed(id)
+        let is_on = id != event::CREATE_VCPU || vm.event_enabled(id);
+        is_on && self.enabled(id, register) && vm.event_allowed(id)
     }
 
     /// Whether the reply at hand is to this event and not used yet.

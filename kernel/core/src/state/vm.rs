@@ -19,7 +19,8 @@ pub struct VmState {
     commands: Permissions,
     events: Permissions,
     cleanup: AtomicBool,
-    unhook_event: AtomicBool,
+    /// Events that VM_CONTROL_EVENTS has switched on.
+    switched_on: Permissions,
 }
 
 impl Default for VmState {
@@ -35,7 +36,7 @@ impl VmState {
             commands: Permissions::new(),
             events: Permissions::new(),
             cleanup: AtomicBool::new(true),
-            unhook_event: AtomicBool::new(false),
+            switched_on: Permissions::new(),
         };
         for id in QUERIES {
             vm.commands.set(id, true);
@@ -87,7 +88,7 @@ impl VmState {
 
     /// Whether PREUNHOOK is to send the UNHOOK event: the tool enabled it and the VMM allows it.
     pub fn unhook_event_enabled(&self) -> bool {
-        self.unhook_event.load(Ordering::Acquire) && self.event_allowed(event::UNHOOK)
+        self.event_enabled(event::UNHOOK) && self.event_allowed(event::UNHOOK)
     }
 
     pub(crate) fn command_allowed(&self, id: u16) -> bool {
@@ -102,7 +103,11 @@ impl VmState {
         self.cleanup.store(enable, Ordering::Release);
     }
 
-    pub(crate) fn set_unhook_event(&self, enable: bool) {
-        self.unhook_event.store(enable, Ordering::Release);
+    pub(crate) fn event_enabled(&self, id: u16) -> bool {
+        self.switched_on.has(id)
+    }
+
+    pub(crate) fn enable_event(&self, id: u16, enable: bool) {
+        self.switched_on.set(id, enable);
     }
 }

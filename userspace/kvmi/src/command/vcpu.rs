@@ -93,7 +93,8 @@ vcpu_commands! {
 
     /// VCPU_CONTROL_MSR.
     ControlMsr {
-        /// Which MSR: 0 to 0x1fff or 0xc0000000 to 0xc0001fff.
+        /// Which MSR. Outside of 0 to 0x1fff and 0xc0000000 to 0xc0001fff at most [`kvmi_uapi::MAX_OTHER_MSRS`] at a
+        /// time.
         pub msr: u32,
         /// Whether its changes are to be events.
         pub enable: bool,
@@ -103,13 +104,26 @@ vcpu_commands! {
     ControlSinglestep {
         /// Whether each of its instructions is to end in an event.
         pub enable: bool,
-    } = VCPU_CONTROL_SINGLESTEP, |c| VcpuControlSinglestep { enable: c.enable.into(), ..Default::default() } => ();
+        /// Whether interrupts, NMIs and SMIs come in between; otherwise they wait.
+        pub interrupts: bool,
+    } = VCPU_CONTROL_SINGLESTEP, |c| VcpuControlSinglestep {
+        enable: c.enable.into(),
+        interrupts: c.interrupts.into(),
+        ..Default::default()
+    } => ();
 
     /// VCPU_TRANSLATE_GVA.
     TranslateGva {
         /// Guest virtual address.
         pub gva: u64,
-    } = VCPU_TRANSLATE_GVA, |c| VcpuTranslateGva { gva: c.gva } => VcpuTranslateGvaReply;
+        /// By the page tables at this root, as CR3 holds it, instead of the current ones.
+        pub root: Option<u64>,
+    } = VCPU_TRANSLATE_GVA, |c| VcpuTranslateGva {
+        gva: c.gva,
+        root: c.root.unwrap_or_default(),
+        by_root: c.root.is_some().into(),
+        ..Default::default()
+    } => VcpuTranslateGvaReply;
 }
 
 fn registers(message: &Message) -> Result<Registers, ProtocolError> {

@@ -2,8 +2,8 @@
 //! VM commands.
 
 use kvmi_uapi::{
-    GetVersionReply, PageAccessEntry, VmCheckCommand, VmCheckEvent, VmControlCleanup, VmControlEvents, VmGetInfoReply,
-    VmPageAccess, VmPauseVcpu, VmReadPhysical, VmWritePhysical,
+    GetVersionReply, PageAccessEntry, VcpuRunState, VmCheckCommand, VmCheckEvent, VmControlCleanup, VmControlEvents,
+    VmGetInfoReply, VmGetVcpuStates, VmPageAccess, VmPauseVcpu, VmReadPhysical, VmWritePhysical,
 };
 
 use super::{DATA, count, list, vm_commands};
@@ -83,6 +83,18 @@ vm_commands! {
         pub gpas: &'a [u64],
     } = VM_GET_PAGE_ACCESS, |c| VmPageAccess { count: count(c.gpas), ..Default::default() }, then &*entries(c.gpas)
         => Vec<PageAccessEntry>, |c, message| list(message, DATA, c.gpas.len());
+
+    /// VM_GET_VCPU_STATES; the reply has a state for each.
+    GetVcpuStates {
+        /// Index of the first vCPU.
+        pub first: u16,
+        /// How many vCPUs, at most [`kvmi_uapi::MAX_VCPU_STATES`].
+        pub count: u16,
+    } = VM_GET_VCPU_STATES, |c| VmGetVcpuStates { first: c.first, count: c.count, ..Default::default() }
+        => Vec<VcpuRunState>, |c, message| list(message, DATA, c.count.into());
+
+    /// VM_RELEASE.
+    Release unit; = VM_RELEASE, |_c| () => ();
 }
 
 fn entries(gpas: &[u64]) -> Vec<PageAccessEntry> {

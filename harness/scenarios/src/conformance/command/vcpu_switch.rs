@@ -4,7 +4,8 @@
 use kvmi_guests::COUNTED_VECTOR;
 use kvmi_uapi::error::{EBUSY, EINVAL, EOPNOTSUPP, EPERM};
 use kvmi_uapi::{
-    VcpuControlCr, VcpuControlEvents, VcpuControlMsr, VcpuControlSinglestep, VcpuInjectException, event, msg,
+    MAX_OTHER_MSRS, VcpuControlCr, VcpuControlEvents, VcpuControlMsr, VcpuControlSinglestep, VcpuInjectException,
+    event, msg,
 };
 use zerocopy::IntoBytes;
 
@@ -58,7 +59,8 @@ const VCPU_CONTROL_EVENTS: Command = Command::new::<{ msg::VCPU_CONTROL_EVENTS }
     || control_event(event::CR, 1),
     &[
         here(About::Works, "each event, on, on, and off", |stand, _| {
-            let events = event::ALL.iter().map(|(id, _)| *id).filter(|id| *id != event::UNHOOK);
+            let of_vm = [event::UNHOOK, event::CREATE_VCPU];
+            let events = event::ALL.iter().map(|(id, _)| *id).filter(|id| !of_vm.contains(id));
             for (id, enable) in events.flat_map(|id| [(id, 1), (id, 1), (id, 0)]) {
                 stand.works(&control_event(id, enable), &format!("event {id}, {enable}"))?;
             }
@@ -67,8 +69,8 @@ const VCPU_CONTROL_EVENTS: Command = Command::new::<{ msg::VCPU_CONTROL_EVENTS }
         here(About::Error(EINVAL), "`enable` above 1", |stand, _| {
             stand.refused(&control_event(event::CR, 2), "enable 2")
         }),
-        here(About::Error(EINVAL), "no event of a vCPU", |stand, _| {
-            [event::UNHOOK, 2, 4, 21, 129, 0xffff]
+        here(About::Error(EINVAL), "no event that it switches", |stand, _| {
+            [event::UNHOOK, event::CREATE_VCPU, 2, 4, 21, 131, 0xffff]
                 .iter()
                 .try_for_each(|&id| stand.refused(&control_event(id, 1), &format!("event {id}")))
         }),
@@ -152,14 +154,24 @@ const VCPU_CONTROL_MSR: Command = Command::new::<{ msg::VCPU_CONTROL_MSR }>(
         here(About::Error(EINVAL), "`enable` above 1", |stand, _| {
             stand.refused(&control_msr(KERNEL_GS_BASE, 2), "enable 2")
         }),
-        here(About::Error(EINVAL), "an MSR outside of the two ranges", |stand, _| {
-            for msr in [0x2000, 0x4000_0000, 0x4b56_4d00, 0xbfff_ffff, 0xc000_2000, u32::MAX] {
-                for enable in [0, 1] {
-                    stand.refused(&control_msr(msr, enable), &format!("MSR {msr:#x}"))?;
+        here(
+            About::Error(EBUSY),
+            "as many MSRs outside of the two ranges are watched as may be",
+            |stand, _| {
+                let others = (0x4000_0000..).take(MAX_OTHER_MSRS);
+                for msr in others.clone() {
+                    stand.works(&control_msr(msr, 1), &format!("MSR {msr:#x}"))?;
                 }
-            }
-            Ok(())
-        }),
+                for msr in [0x2000, 0x4b56_4d00, 0xc001_0015, u32::MAX] {
+                    stand.refused(&control_msr(msr, 1), &format!("MSR {msr:#x}"))?;
+                    stand.works(&control_msr(msr, 0), &format!("MSR {msr:#x}, off"))?;
+                }
+                for msr in others {
+                    stand.works(&control_msr(msr, 0), &format!("MSR {msr:#x}"))?;
+                }
+                Ok(())
+            },
+        ),
         here(
             About::Error(EPERM),
             "the VMM's MSR filter denies the write",
@@ -175,6 +187,16 @@ const VCPU_CONTROL_MSR: Command = Command::new::<{ msg::VCPU_CONTROL_MSR }>(
         there(About::Works, "commands::vcpu_control_msr"),
     ],
 );
+
+fn with_interrupts(enable: u8, interrupts: u8) -> Vec<u8> {
+    VcpuControlSinglestep {
+        enable,
+        interrupts,
+        ..Default::default()
+    }
+    .as_bytes()
+    .to_vec()
+}
 
 fn singlestep(enable: u8) -> Vec<u8> {
     VcpuControlSinglestep {
@@ -205,8 +227,9 @@ const VCPU_CONTROL_SINGLESTEP: Command = Command::new::<{ msg::VCPU_CONTROL_SING
                 Ok(())
             },
         ),
-        here(About::Error(EINVAL), "`enable` above 1", |stand, _| {
-            stand.refused(&singlestep(2), "enable 2")
+        here(About::Error(EINVAL), "`enable` or `interrupts` above 1", |stand, _| {
+            stand.refused(&singlestep(2), "enable 2")?;
+            stand.refused(&with_interrupts(1, 2), "interrupts 2")
         }),
         Case {
             about: About::Error(EOPNOTSUPP),
@@ -218,6 +241,7 @@ const VCPU_CONTROL_SINGLESTEP: Command = Command::new::<{ msg::VCPU_CONTROL_SING
             refused_while_debugged(stand, VMM_STEPS, &singlestep(1))
         }),
         there(About::Error(EBUSY), "step::one_owner"),
+        there(About::Works, "step::with_interrupts"),
     ],
 );
 

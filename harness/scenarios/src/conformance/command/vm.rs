@@ -4,8 +4,8 @@
 use kvmi_guests::layout;
 use kvmi_uapi::error::{EAGAIN, EBUSY, EINVAL, ENOENT, ENOMEM, EOPNOTSUPP, EPERM};
 use kvmi_uapi::{
-    MAX_PAGE_ACCESS_ENTRIES, PageAccessEntry, VmCheckCommand, VmCheckEvent, VmControlCleanup, VmControlEvents,
-    VmPauseVcpu, VmReadPhysical, VmWritePhysical, event, msg,
+    MAX_PAGE_ACCESS_ENTRIES, PageAccessEntry, VcpuRunState, VmCheckCommand, VmCheckEvent, VmControlCleanup,
+    VmControlEvents, VmGetVcpuStates, VmPauseVcpu, VmReadPhysical, VmWritePhysical, event, msg,
 };
 use zerocopy::IntoBytes;
 
@@ -28,6 +28,8 @@ pub(super) const COMMANDS: &[Command] = &[
     VM_CONTROL_CLEANUP,
     VM_SET_PAGE_ACCESS,
     VM_GET_PAGE_ACCESS,
+    VM_GET_VCPU_STATES,
+    VM_RELEASE,
 ];
 
 const PLACE: u64 = layout::SCRATCH;
@@ -60,7 +62,7 @@ const VM_CHECK_COMMAND: Command = Command::new::<{ msg::VM_CHECK_COMMAND }>(
             About::Error(ENOENT),
             "a command that this kernel does not carry out",
             |stand, _| {
-                [0, 1, 22, 24, 26, 31, 127, 131, 0x7fff, 0xffff]
+                [0, 1, 22, 24, 26, 31, 127, 131, 134, 0x7fff, 0xffff]
                     .iter()
                     .try_for_each(|id: &u16| stand.refused(&stand.good_but(0, id.as_bytes()), &format!("id {id}")))
             },
@@ -89,7 +91,7 @@ const VM_CHECK_EVENT: Command = Command::new::<{ msg::VM_CHECK_EVENT }>(
             About::Error(ENOENT),
             "an event that this kernel does not send",
             |stand, _| {
-                [2, 4, 6, 21, 127, 128, 129, 0xffff]
+                [2, 4, 6, 21, 127, 128, 131, 0xffff]
                     .iter()
                     .try_for_each(|id: &u16| stand.refused(&stand.good_but(0, id.as_bytes()), &format!("id {id}")))
             },
@@ -130,13 +132,20 @@ const VM_CONTROL_EVENTS: Command = Command::new::<{ msg::VM_CONTROL_EVENTS }>(
             }
             Ok(())
         }),
-        here(About::Error(EINVAL), "an event that is not UNHOOK", |stand, _| {
-            [event::PAUSE, event::CR, 2, 4, 128, 0xffff]
-                .iter()
-                .try_for_each(|id| stand.refused(&stand.good_but(0, id.as_bytes()), &format!("event {id}")))
-        }),
-        here(About::Error(EPERM), "the VMM does not allow UNHOOK", |stand, _| {
-            stand.refused_without(Permission::Event, event::UNHOOK, &stand.good())
+        here(
+            About::Error(EINVAL),
+            "an event that is neither UNHOOK nor CREATE_VCPU",
+            |stand, _| {
+                [event::PAUSE, event::CR, 2, 4, 128, 0xffff]
+                    .iter()
+                    .try_for_each(|id| stand.refused(&stand.good_but(0, id.as_bytes()), &format!("event {id}")))
+            },
+        ),
+        here(About::Error(EPERM), "the VMM does not allow the event", |stand, _| {
+            [event::UNHOOK, event::CREATE_VCPU].iter().try_for_each(|event| {
+                let request = stand.good_but(0, event.as_bytes());
+                stand.refused_without(Permission::Event, *event, &request)
+            })
         }),
     ],
 );
@@ -412,5 +421,50 @@ const VM_GET_PAGE_ACCESS: Command = Command::new::<{ msg::VM_GET_PAGE_ACCESS }>(
         here(About::Error(EINVAL), "a page in no memory slot", of_nowhere),
         here(About::Closes, "fewer entries than it says", fewer_entries),
         there(About::Works, "pages::get"),
+    ],
+);
+
+fn states(first: u16, count: u16) -> Vec<u8> {
+    VmGetVcpuStates { first, count, pad: 0 }.as_bytes().to_vec()
+}
+
+const VM_GET_VCPU_STATES: Command = Command::new::<{ msg::VM_GET_VCPU_STATES }>(
+    "conformance::vm_get_vcpu_states",
+    || states(0, 1),
+    &[
+        here(About::Works, "of each vCPU, of one, of none", |stand, _| {
+            for (first, count) in [(0, VCPUS), (VCPUS - 1, 1), (0, 0), (VCPUS, 0)] {
+                let what = format!("{count} vCPUs from {first}");
+                let data = stand.works(&states(first, count), &what)?;
+                check_eq!(
+                    data.len(),
+                    usize::from(count) * size_of::<VcpuRunState>(),
+                    "bytes for {what}"
+                );
+            }
+            Ok(())
+        }),
+        here(About::Error(EINVAL), "no such vCPU", |stand, _| {
+            for (first, count) in [(0, VCPUS + 1), (VCPUS, 1), (0xffff, 0), (0xffff, 0xffff)] {
+                stand.refused(&states(first, count), &format!("{count} vCPUs from {first}"))?;
+            }
+            Ok(())
+        }),
+        there(About::Works, "lifecycle::vcpu_states"),
+    ],
+);
+
+const VM_RELEASE: Command = Command::new::<{ msg::VM_RELEASE }>(
+    "conformance::vm_release",
+    Vec::new,
+    &[
+        here(About::Works, "again and again, with nothing to let go", |stand, _| {
+            for _ in 0..3 {
+                stand.works(&[], "a session that stops nothing")?;
+            }
+            Ok(())
+        }),
+        there(About::Works, "lifecycle::hook_stopped"),
+        there(About::Works, "destroy::taken_over_stopped"),
     ],
 );

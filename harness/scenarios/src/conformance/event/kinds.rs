@@ -3,7 +3,7 @@
 
 use kvmi_guests::{Access, DescriptorOp, Op, layout};
 use kvmi_uapi::error::ENOENT;
-use kvmi_uapi::event::{self, CONTINUE};
+use kvmi_uapi::event::{self, CONTINUE, RETRY};
 use kvmi_uapi::{PageAccessEntry, VcpuEventReply};
 
 use super::replies::{NEEDS_ENABLING, NEEDS_PERMISSION};
@@ -86,6 +86,7 @@ pub(in crate::conformance) static EVENTS: &[Event] = &[
     MSR,
     PF,
     SINGLESTEP,
+    CREATE_VCPU,
 ];
 
 /// Has no reply, and is about no vCPU.
@@ -296,4 +297,66 @@ fn counts_on_vcpu_0(stand: &Stand, context: &Context) -> Result<(), Failure> {
     context.wait_for("the guest to count on", || {
         Ok(stand.vm.guest.field(0, field!(counter))? > before)
     })
+}
+
+/// Of the vCPU that is added each time; replies are taken as those to any event.
+const CREATE_VCPU: Event = Event {
+    enable: |stand, _| stand.wire.control_create_vcpu(true),
+    own: &[
+        here(About::Works, "it arises; CONTINUE", |stand, context| {
+            (stand.event.enable)(stand, context)?;
+            for _ in 0..2 {
+                let vcpu = stand.vm.add_vcpu()?;
+                let event = stand.wire.expect_event(event::CREATE_VCPU, vcpu as u16)?;
+                check_eq!(event.data.len(), 0, "bytes of the event's data");
+                stand.wire.reply(&event, CONTINUE)?;
+                runs_untold(stand, context, vcpu)?;
+            }
+            Ok(())
+        }),
+        here(
+            About::Works,
+            "it does not arise while the VMM does not allow it",
+            |stand, context| {
+                (stand.event.enable)(stand, context)?;
+                let permit = |stand: &Stand, allow| {
+                    let id = event::CREATE_VCPU.into();
+                    stand.vm.permit(Permission::Event, allow, id)
+                };
+                check_eq!(permit(stand, 0)?, 0, "errno of EVENT");
+                let vcpu = stand.vm.add_vcpu()?;
+                runs_untold(stand, context, vcpu)?;
+                check_eq!(permit(stand, 1)?, 0, "errno of EVENT");
+                runs_untold(stand, context, vcpu)
+            },
+        ),
+        here(
+            About::Works,
+            "it does not arise while the tool has not enabled it",
+            |stand, context| {
+                let vcpu = stand.vm.add_vcpu()?;
+                runs_untold(stand, context, vcpu)
+            },
+        ),
+        here(About::Closes, "RETRY", |stand, context| {
+            (stand.event.enable)(stand, context)?;
+            let vcpu = stand.vm.add_vcpu()?;
+            let event = stand.wire.expect_event(event::CREATE_VCPU, vcpu as u16)?;
+            stand.wire.reply(&event, RETRY)?;
+            stand.wire.expect_closed()?;
+            stand.vm.carry_out(context, vcpu, Op::Nothing, [0; 4])?;
+            stand.seen += 1;
+            Ok(())
+        }),
+        there(About::Works, "lifecycle::vcpu_created_is_told"),
+    ],
+    over: |_, _, _| Ok(()),
+    ..plain::<{ event::CREATE_VCPU }>("conformance::event_create_vcpu", "hypercall", |_, _| Ok(0))
+};
+
+fn runs_untold(stand: &mut Stand, context: &Context, vcpu: usize) -> Result<(), Failure> {
+    stand.vm.carry_out(context, vcpu, Op::Nothing, [0; 4])?;
+    stand.wire.expect_no_event()?;
+    stand.seen += 1;
+    Ok(())
 }
