@@ -1,6 +1,7 @@
 // SPDX-License-Identifier: MIT OR Apache-2.0
 //! What compilers do not check: licences, where unsafe code may be, what must not be in the sources, what the map mentions.
 
+mod shell;
 mod workflows;
 
 use std::collections::BTreeSet;
@@ -79,6 +80,11 @@ pub fn findings(checkout: &Path, refusal: Refusal) -> Result<Vec<Finding>> {
             continue;
         };
         findings.extend(of_file(&name, &text));
+        if shell::is_script(&text)
+            && let Some(what) = shell::complaint(&text)
+        {
+            findings.push(finding(&name, format!("bash cannot read it: {what}")));
+        }
         if name.starts_with(".github/") {
             findings.extend(workflows::findings(&name, &text, refusal, |file| {
                 fs::read_to_string(checkout.join(file)).ok()
