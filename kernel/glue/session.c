@@ -8,6 +8,7 @@
 #include <linux/sched/mm.h>
 #include <linux/sched/signal.h>
 #include <linux/uaccess.h>
+#include <linux/workqueue.h>
 
 #include "session.h"
 
@@ -16,7 +17,7 @@ module_param(introspection, bool, 0444);
 MODULE_PARM_DESC(introspection, "Let virtual machines be introspected (default: off)");
 
 /*
- * On from the first HOOK: from then on vcpu->introspection alone tells.  To
+ * On from the first HOOK: from then on vcpu->arch.introspection.vi alone tells.  To
  * patch the kernel's text at each HOOK and UNHOOK would cost every CPU more
  * than the check does.
  */
@@ -46,10 +47,11 @@ bool kvmi_fails_open(struct kvm_introspection *session)
 	return READ_ONCE(session->lost) && !kvmi_crashes(session) && !kvmi_fails_closed(session);
 }
 
-static void session_free(struct kvm_introspection *session)
+/* patient: give the reader, if somebody keeps it, a while to end. */
+static void session_free(struct kvm_introspection *session, bool patient)
 {
 	if (session->conn) {
-		kvmi_reader_stop(session->conn);
+		kvmi_reader_stop(session->conn, patient);
 		kvmi_connection_put(session->conn);
 	}
 	mem_cgroup_put(session->memcg);
@@ -74,7 +76,7 @@ static struct kvm_introspection *session_alloc(struct kvm *kvm)
 	session->rest = kzalloc(KVMI_BUFFER_BYTES, GFP_KERNEL_ACCOUNT);
 	session->state = kzalloc(kvmi_vm_state_bytes(), GFP_KERNEL_ACCOUNT);
 	if (!session->tx || !session->rest || !session->state) {
-		session_free(session);
+		session_free(session, false);
 		return NULL;
 	}
 	kvmi_vm_state_init(session->state);
@@ -82,19 +84,30 @@ static struct kvm_introspection *session_alloc(struct kvm *kvm)
 	return session;
 }
 
+/* kvm->lock is held; also those that KVM does not count yet. */
+#define for_each_created_vcpu(vcpu, kvm) \
+	list_for_each_entry(vcpu, &(kvm)->arch.introspection.vcpus, arch.introspection.link)
+
+/* kvm->lock is held. */
+static void session_set(struct kvm *kvm, struct kvm_introspection *session)
+{
+	spin_lock(&kvm->arch.introspection.end_lock);
+	kvm->arch.introspection.session = session;
+	spin_unlock(&kvm->arch.introspection.end_lock);
+}
+
 /* Take the session off each vCPU and wait until none holds it. */
 static void session_detach(struct kvm *kvm, struct kvm_introspection *session)
 {
 	struct kvm_vcpu_introspection *vi, *next;
 	struct kvm_vcpu *vcpu;
-	unsigned long i;
 	LIST_HEAD(detached);
 
 	mutex_lock(&kvm->lock);
-	kvm->introspection = NULL;
-	kvm_for_each_vcpu(i, vcpu, kvm) {
+	session_set(kvm, NULL);
+	for_each_created_vcpu(vcpu, kvm) {
 		vi = kvmi_vcpu(vcpu);
-		RCU_INIT_POINTER(vcpu->introspection, NULL);
+		RCU_INIT_POINTER(vcpu->arch.introspection.vi, NULL);
 		if (vi)
 			list_add_tail(&vi->detached, &detached);
 	}
@@ -102,7 +115,6 @@ static void session_detach(struct kvm *kvm, struct kvm_introspection *session)
 
 	list_for_each_entry(vi, &detached, detached)
 		wake_up_all(&vi->wq);
-	wake_up_all(&kvm->introspection_memory.stepper_wq);
 
 	kvmi_explore(KVMI_AT_DETACH);
 	/* Without it a vCPU may take a reference on what is being freed: the race that `cargo xtask explore` plants. */
@@ -116,8 +128,8 @@ static void session_detach(struct kvm *kvm, struct kvm_introspection *session)
 
 		/* The vCPU can no longer change its mind about them. */
 		if (kvmi_cleanup_enabled(session->state))
-			WRITE_ONCE(vi->vcpu->introspection_intercepts, 0);
-		WRITE_ONCE(vi->vcpu->introspection_singlestep, false);
+			WRITE_ONCE(vi->vcpu->arch.introspection.intercepts, 0);
+		WRITE_ONCE(vi->vcpu->arch.introspection.singlestep, false);
 		kvmi_vcpu_free(vi);
 	}
 
@@ -129,11 +141,21 @@ static void session_detach(struct kvm *kvm, struct kvm_introspection *session)
 	kvm_make_all_cpus_request(kvm, KVM_REQ_INTROSPECTION_INTERCEPTS);
 }
 
+/* kvm->lock is held. */
+static int attach(struct kvm_introspection *session, struct kvm_vcpu *vcpu)
+{
+	struct kvm_vcpu_introspection *vi = kvmi_vcpu_alloc(session, vcpu);
+
+	if (!vi)
+		return -ENOMEM;
+	rcu_assign_pointer(vcpu->arch.introspection.vi, vi);
+	return 0;
+}
+
 /* Attach to each vCPU, now and, by kvm_introspection_vcpu_create(), from now on. */
 static int session_publish(struct kvm *kvm, struct kvm_introspection *session)
 {
 	struct kvm_vcpu *vcpu;
-	unsigned long i;
 	int r = 0;
 
 	kvmi_explore(KVMI_AT_PUBLISH);
@@ -144,9 +166,9 @@ static int session_publish(struct kvm *kvm, struct kvm_introspection *session)
 		goto out;
 	}
 
-	kvm->introspection = session;
-	kvm_for_each_vcpu(i, vcpu, kvm) {
-		r = kvm_introspection_vcpu_create(vcpu);
+	session_set(kvm, session);
+	for_each_created_vcpu(vcpu, kvm) {
+		r = attach(session, vcpu);
 		if (r)
 			break;
 	}
@@ -157,41 +179,58 @@ out:
 	return r;
 }
 
-/* Every wait for the tool ends, the reader's page faults too. */
-static void session_tell_end(struct kvm_introspection *session)
+/*
+ * Every wait for the tool ends, the reader's page faults too.  Itself waits for
+ * nothing, whoever holds which mutex: PREUNHOOK waits for the tool with
+ * arch.introspection.lock held, and the end of the VMM may not wait at all.
+ */
+static void session_tell_end(struct kvm *kvm, bool leave_to_work)
 {
-	WRITE_ONCE(session->closing, true);
-	/* Before the reader can see the hang-up and call it a loss. */
+	struct kvmi_connection *conn = NULL;
+	struct task_struct *reader = NULL;
+
+	spin_lock(&kvm->arch.introspection.end_lock);
+	if (kvm->arch.introspection.session) {
+		WRITE_ONCE(kvm->arch.introspection.session->closing, true);
+		conn = kvm->arch.introspection.session->conn;
+		kvmi_connection_get(conn);
+		reader = get_task_struct(conn->reader);
+		/* Here, so that the end of the VM, which comes later, can cancel it. */
+		if (leave_to_work)
+			queue_work(system_unbound_wq, &kvm->arch.introspection.end_work);
+	}
+	spin_unlock(&kvm->arch.introspection.end_lock);
+	if (!conn)
+		return;
+
+	/* closing is there before the reader can see the hang-up and call it a loss. */
 	smp_wmb();
-	kvmi_hang_up(session->conn);
-	send_sig(SIGKILL, session->conn->reader, 1);
+	kvmi_hang_up(conn);
+	send_sig(SIGKILL, reader, 1);
+	put_task_struct(reader);
+	kvmi_connection_put(conn);
 }
 
-/*
- * Before introspection_lock is taken: its holder may itself be waiting for the
- * tool (PREUNHOOK).  kvm->lock keeps the session in existence.
- */
-static void session_tell_end_early(struct kvm *kvm)
-{
-	mutex_lock(&kvm->lock);
-	if (kvm->introspection)
-		session_tell_end(kvm->introspection);
-	mutex_unlock(&kvm->lock);
-}
+/* Who ends a session, and so how long it may take. */
+enum session_ender {
+	ENDED_BY_IOCTL,		/* killable, and patient with a reader that somebody keeps */
+	ENDED_WITH_VM,		/* neither */
+};
 
 /*
- * The one way in which a session ends.  A killable caller that is killed
- * while the reader still works on a command leaves the session closing, for
- * the end of the VM to finish.
+ * The one way in which a session ends; arch.introspection.lock is held.  An ioctl whose
+ * caller is killed while the reader still works on a command leaves the session
+ * closing, for the end of the VM to finish.
  */
-static int session_end(struct kvm *kvm, struct kvm_introspection *session, bool killable)
+static int session_end(struct kvm *kvm, struct kvm_introspection *session,
+		       enum session_ender ender)
 {
 	struct kvmi_connection *conn = session->conn;
 
-	session_tell_end(session);
+	session_tell_end(kvm, false);
 	kvmi_explore(KVMI_AT_END);
 
-	if (!killable)
+	if (ender == ENDED_WITH_VM)
 		mutex_lock(&conn->lock);
 	else if (mutex_lock_killable(&conn->lock))
 		return -EINTR;
@@ -200,14 +239,14 @@ static int session_end(struct kvm *kvm, struct kvm_introspection *session, bool 
 
 	session_detach(kvm, session);
 	kvmi_access_end(kvm);
-	session_free(session);
+	session_free(session, ender == ENDED_BY_IOCTL);
 
 	return 0;
 }
 
 static int ioctl_hook(struct kvm *kvm, const struct kvm_introspection_hook *hook)
 {
-	struct kvm_introspection *stale = kvm->introspection;
+	struct kvm_introspection *stale = kvm->arch.introspection.session;
 	struct kvm_introspection *session;
 	int r;
 
@@ -235,7 +274,7 @@ static int ioctl_hook(struct kvm *kvm, const struct kvm_introspection_hook *hook
 
 	/* Only now, when little can fail any more: what fails closed is to stay closed. */
 	if (stale) {
-		r = session_end(kvm, stale, true);
+		r = session_end(kvm, stale, ENDED_BY_IOCTL);
 		if (r)
 			goto free;
 	}
@@ -247,7 +286,7 @@ static int ioctl_hook(struct kvm *kvm, const struct kvm_introspection_hook *hook
 	}
 	static_branch_enable(&kvm_introspection_hooked);
 	r = session_publish(kvm, session);
-	/* Not mmput(): it could end the VMM here, which takes introspection_lock. */
+	/* Not mmput(): it could end the VMM here, which takes arch.introspection.lock. */
 	mmput_async(kvm->mm);
 	if (r)
 		goto free;
@@ -255,7 +294,7 @@ static int ioctl_hook(struct kvm *kvm, const struct kvm_introspection_hook *hook
 
 	return 0;
 free:
-	session_free(session);
+	session_free(session, false);
 	return r;
 }
 
@@ -285,7 +324,7 @@ static int ioctl_allow(struct kvm_introspection *session,
 	return set(session->state, feature->allow, feature->id);
 }
 
-bool kvm_is_introspection_ioctl(unsigned int ioctl)
+static bool is_introspection_ioctl(unsigned int ioctl)
 {
 	switch (ioctl) {
 	case KVM_INTROSPECTION_HOOK:
@@ -300,7 +339,7 @@ bool kvm_is_introspection_ioctl(unsigned int ioctl)
 }
 
 /* The caller is the VMM, or may trace any process: the VMM among them. */
-long kvm_vm_ioctl_introspection(struct kvm *kvm, unsigned int ioctl, void __user *argp)
+int kvm_arch_vm_foreign_ioctl(struct kvm *kvm, unsigned int ioctl, unsigned long argp)
 {
 	union {
 		struct kvm_introspection_hook hook;
@@ -308,18 +347,20 @@ long kvm_vm_ioctl_introspection(struct kvm *kvm, unsigned int ioctl, void __user
 	} arg = {};
 	int r;
 
+	if (!is_introspection_ioctl(ioctl))
+		return -ENOTTY;
 	if (!introspection)
 		return -EPERM;
 	if (current->mm != kvm->mm && !capable(CAP_SYS_PTRACE))
 		return -EPERM;
-	if (copy_from_user(&arg, argp, _IOC_SIZE(ioctl)))
+	if (copy_from_user(&arg, (void __user *)argp, _IOC_SIZE(ioctl)))
 		return -EFAULT;
 	/* A VM that is broken can still be let go. */
 	if (ioctl == KVM_INTROSPECTION_UNHOOK)
-		session_tell_end_early(kvm);
+		session_tell_end(kvm, false);
 	else if (kvm->vm_dead)
 		return -EIO;
-	if (mutex_lock_killable(&kvm->introspection_lock))
+	if (mutex_lock_killable(&kvm->arch.introspection.lock))
 		return -EINTR;
 
 	switch (ioctl) {
@@ -327,67 +368,93 @@ long kvm_vm_ioctl_introspection(struct kvm *kvm, unsigned int ioctl, void __user
 		r = ioctl_hook(kvm, &arg.hook);
 		break;
 	case KVM_INTROSPECTION_UNHOOK:
-		r = kvm->introspection ? session_end(kvm, kvm->introspection, true) : 0;
+		r = kvm->arch.introspection.session ?
+			session_end(kvm, kvm->arch.introspection.session, ENDED_BY_IOCTL) : 0;
 		break;
 	case KVM_INTROSPECTION_COMMAND:
-		r = ioctl_allow(kvm->introspection, &arg.feature, kvmi_check_command_feature,
+		r = ioctl_allow(kvm->arch.introspection.session, &arg.feature, kvmi_check_command_feature,
 				kvmi_allow_command);
 		break;
 	case KVM_INTROSPECTION_EVENT:
-		r = ioctl_allow(kvm->introspection, &arg.feature, kvmi_check_event_feature,
+		r = ioctl_allow(kvm->arch.introspection.session, &arg.feature, kvmi_check_event_feature,
 				kvmi_allow_event);
 		break;
 	case KVM_INTROSPECTION_PREUNHOOK:
-		r = ioctl_preunhook(kvm->introspection);
+		r = ioctl_preunhook(kvm->arch.introspection.session);
 		break;
 	default:
 		r = -ENOTTY;
 	}
 
-	mutex_unlock(&kvm->introspection_lock);
+	mutex_unlock(&kvm->arch.introspection.lock);
 	return r;
 }
 
+static void end_with_vm(struct kvm *kvm)
+{
+	session_tell_end(kvm, false);
+	mutex_lock(&kvm->arch.introspection.lock);
+	if (kvm->arch.introspection.session)
+		session_end(kvm, kvm->arch.introspection.session, ENDED_WITH_VM);
+	mutex_unlock(&kvm->arch.introspection.lock);
+}
+
+static void end_work(struct work_struct *work)
+{
+	end_with_vm(container_of(work, struct kvm, arch.introspection.end_work));
+}
+
+void kvm_introspection_vm_init(struct kvm *kvm)
+{
+	mutex_init(&kvm->arch.introspection.lock);
+	spin_lock_init(&kvm->arch.introspection.end_lock);
+	INIT_WORK(&kvm->arch.introspection.end_work, end_work);
+	INIT_LIST_HEAD(&kvm->arch.introspection.vcpus);
+	kvmi_access_init(kvm);
+}
+
+/* No file of the VM is open any more: nobody can hook it again. */
 void kvm_introspection_vm_destroy(struct kvm *kvm)
 {
-	kvm_introspection_vmm_exit(kvm);
+	end_with_vm(kvm);
+	cancel_work_sync(&kvm->arch.introspection.end_work);
 }
 
-/* kvm->mm is being torn down: the VM is dead, though its file may be open elsewhere. */
+/*
+ * kvm->mm is being torn down: the VM is dead, though its file may be open elsewhere.
+ * Called by the MMU notifier's release, behind which others of the host wait.
+ */
 void kvm_introspection_vmm_exit(struct kvm *kvm)
 {
-	if (!introspection)
-		return;
-
-	session_tell_end_early(kvm);
-	mutex_lock(&kvm->introspection_lock);
-	if (kvm->introspection)
-		session_end(kvm, kvm->introspection, false);
-	mutex_unlock(&kvm->introspection_lock);
+	session_tell_end(kvm, true);
 }
 
-/* kvm->lock is held and userspace cannot reach the vCPU yet. */
+/* Userspace cannot reach the vCPU yet; it may be there before KVM counts it. */
 int kvm_introspection_vcpu_create(struct kvm_vcpu *vcpu)
+{
+	struct kvm_arch_introspection *of_vm = &vcpu->kvm->arch.introspection;
+	int r = 0;
+
+	mutex_lock(&vcpu->kvm->lock);
+	if (of_vm->session)
+		r = attach(of_vm->session, vcpu);
+	if (!r)
+		list_add_tail(&vcpu->arch.introspection.link, &of_vm->vcpus);
+	mutex_unlock(&vcpu->kvm->lock);
+
+	return r;
+}
+
+/* With the VM, after its session, or because the creation failed after all. */
+void kvm_introspection_vcpu_destroy(struct kvm_vcpu *vcpu)
 {
 	struct kvm_vcpu_introspection *vi;
 
-	if (!vcpu->kvm->introspection)
-		return 0;
-
-	vi = kvmi_vcpu_alloc(vcpu->kvm->introspection, vcpu);
-	if (!vi)
-		return -ENOMEM;
-	rcu_assign_pointer(vcpu->introspection, vi);
-
-	return 0;
-}
-
-/* The creation failed after all: kvm->lock is still held, nobody has seen the vCPU. */
-void kvm_introspection_vcpu_destroy(struct kvm_vcpu *vcpu)
-{
-	struct kvm_vcpu_introspection *vi = kvmi_vcpu(vcpu);
-
-	RCU_INIT_POINTER(vcpu->introspection, NULL);
+	mutex_lock(&vcpu->kvm->lock);
+	vi = kvmi_vcpu(vcpu);
+	RCU_INIT_POINTER(vcpu->arch.introspection.vi, NULL);
+	list_del(&vcpu->arch.introspection.link);
+	mutex_unlock(&vcpu->kvm->lock);
 	if (vi)
 		kvmi_vcpu_free(vi);
 }

@@ -14,7 +14,7 @@ use anyhow::Result;
 use clap::{Parser, Subcommand};
 use kvmi_lab::e2e::{self, Slice, Wanted};
 use kvmi_lab::filter::Filter;
-use kvmi_lab::{hardware, kernels, list, parity, repro, shell, summary};
+use kvmi_lab::{hardware, kernels, list, parity, repro, scenarios_page, shell, summary};
 use kvmi_lab_checks::{bench, endure, explore, planted, twice};
 use kvmi_lab_control::Lane;
 use kvmi_lab_environment::finding::Finding;
@@ -300,7 +300,8 @@ fn run(shop: &Workshop, arguments: &Arguments) -> Result<u8> {
         }
         Command::Docs { results } => {
             let series = series::write(&shop.checkout)?;
-            let changed = parity::write(&shop.checkout, results)? || series;
+            let scenarios = scenarios_page::write(&shop.checkout)?;
+            let changed = parity::write(&shop.checkout, results)? || series || scenarios;
             if arguments.json {
                 show!("{}", serde_json::json!({ "event": "docs", "changed": changed }));
             } else {

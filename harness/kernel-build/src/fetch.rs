@@ -40,7 +40,7 @@ pub struct Kernel {
     pub source: PathBuf,
     /// What `make -C` takes.
     pub headers: PathBuf,
-    /// Holds `vmlinuz`, `config`, the kernel's own modules of KVM and what they need, decompressed, and [`DEPENDENCIES`](super::DEPENDENCIES).
+    /// Holds `vmlinuz`, `config`, the kernel's own modules of KVM and what they need, decompressed, and [`DEPENDENCIES`](crate::DEPENDENCIES).
     pub image: PathBuf,
     /// How many times longer things may take in it than in a stock kernel.
     pub slowness: u32,

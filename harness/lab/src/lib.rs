@@ -17,6 +17,7 @@ pub mod nextest;
 pub mod parity;
 pub mod points;
 pub mod repro;
+pub mod scenarios_page;
 pub mod shell;
 pub mod summary;
 pub mod table;

@@ -2,6 +2,8 @@
 //! docs/parity.md: what each command and event does with kvm-intel and with kvm-amd. The rows are the scenarios' own table; `pass` comes from
 //! a record of what scenarios have shown, which only runs write.
 
+mod matrix;
+
 use std::collections::{BTreeMap, BTreeSet};
 use std::fs;
 use std::path::{Path, PathBuf};
@@ -16,6 +18,11 @@ use kvmi_lab_scenarios::conformance::{GROUP, MARK, Part, Proof, Row, rows};
 
 const PAGE: &str = "docs/parity.md";
 const RESULTS: &str = "docs/parity.results";
+
+/// The page that says in short what works, and the lines around that.
+const README: &str = "README.md";
+const BEGIN: &str = "<!-- what works: cargo xtask docs -->\n";
+const END: &str = "<!-- end of what works -->";
 
 /// How to have a record that is true.
 const MEND: &str = "cargo xtask e2e, on each lane of the record, then cargo xtask docs --results FOLDER of each run";
@@ -172,8 +179,14 @@ pub fn write(checkout: &Path, runs: &[PathBuf]) -> Result<bool> {
         ensure!(!taken.is_empty(), "no verdict of a scenario in {}", folder.display());
         taken.iter().for_each(|ran| results.take(&table, ran));
     }
+    let readme = fs::read_to_string(checkout.join(README)).with_context(|| format!("read {README}"))?;
+    let readme = with_works(&readme, &table, &results)?;
     let mut changed = false;
-    for (name, text) in [(RESULTS, results.text()), (PAGE, page(&table, &results).0)] {
+    for (name, text) in [
+        (RESULTS, results.text()),
+        (PAGE, page(&table, &results).0),
+        (README, readme),
+    ] {
         let path = checkout.join(name);
         if fs::read_to_string(&path).is_ok_and(|old| old == text) {
             continue;
@@ -201,13 +214,22 @@ fn verdicts(folder: &Path) -> Result<Vec<Ran>> {
     Ok(all)
 }
 
+/// README with the table of what works.
+fn with_works(readme: &str, table: &[Row], results: &Results) -> Result<String> {
+    let lacks = |what: &str| format!("{README} has no line `{}`", what.trim());
+    let (before, rest) = readme.split_once(BEGIN).with_context(|| lacks(BEGIN))?;
+    let (_, after) = rest.split_once(END).with_context(|| lacks(END))?;
+    Ok(format!("{before}{BEGIN}{}{END}{after}", matrix::works(table, results)))
+}
+
 /// What is stale, or not shown.
 pub fn findings(checkout: &Path) -> Result<Vec<Finding>> {
     let results = match Results::read(checkout) {
         Ok(results) => results,
         Err(e) => return Ok(vec![finding(RESULTS, format!("{e:#}"))]),
     };
-    let (page, missing) = page(&rows(), &results);
+    let table = rows();
+    let (page, missing) = page(&table, &results);
     let mut findings: Vec<Finding> = missing
         .into_iter()
         .map(|what| finding(RESULTS, format!("{what}: {MEND}")))
@@ -215,18 +237,35 @@ pub fn findings(checkout: &Path) -> Result<Vec<Finding>> {
     if fs::read_to_string(checkout.join(PAGE)).unwrap_or_default() != page {
         findings.push(finding(PAGE, "is stale: cargo xtask docs"));
     }
+    let readme = fs::read_to_string(checkout.join(README)).unwrap_or_default();
+    match with_works(&readme, &table, &results) {
+        Ok(new) if new == readme => {}
+        Ok(_) => findings.push(finding(README, "the table of what works is stale: cargo xtask docs")),
+        Err(e) => findings.push(finding(README, format!("{e:#}"))),
+    }
     Ok(findings)
 }
 
 const HEAD: &str = "\
 # Parity
 
-What each command and each event does with kvm-intel (vmx) and with kvm-amd (svm), and each error of [protocol.md](protocol.md). `cargo xtask docs`
-writes this page of the table in `harness/scenarios/src/conformance` and of `parity.results`, the record of what scenarios have shown; only a run can
-add to that, and each run of the lab is compared with it.
+Does each command and each event do the same with kvm-intel (vmx) and with kvm-amd (svm)? This page
+answers for each of them, and for each error of [protocol.md](protocol.md).
 
-`pass`: the scenario that is named below the heading has provoked it and seen what protocol.md says, on every lane of that vendor that
-the record knows and that can run it; or the scenario that the row names has passed there. What is not `pass` is the reason why it cannot be, or is not shown.
+`cargo xtask docs` writes the page. Its rows are the table in `harness/scenarios/src/conformance`.
+Its results are `parity.results`, the record of what scenarios have shown. Only a run of the lab can
+add to that record, and each run is compared with it.
+";
+
+/// What stands between the short table and the long one.
+const LEGEND: &str = "
+A row of the long tables below says one thing of a command or event: that it works, one of its
+errors, one of its replies. The short table above counts these rows.
+
+`pass` means: the scenario named below the heading has provoked it and has seen what protocol.md
+says. This holds on every lane of that vendor that the record knows and that can run the scenario.
+Where the row names a scenario of its own, that one has passed there. A row with a reason says why
+there is no such outcome, or why no scenario shows it.
 ";
 
 /// The page, and what of it is neither shown nor has a reason.
@@ -238,6 +277,7 @@ fn page(table: &[Row], results: &Results) -> (String, Vec<String>) {
         let lanes: Vec<&str> = lanes.map(Lane::name).collect();
         text += &format!("\nLanes of the record with {backend}: {}.\n", lanes.join(", "));
     }
+    text += &format!("\n{}{LEGEND}", matrix::counts(table, results));
     for part in [Part::Commands, Part::Events, Part::Messages] {
         text += &format!("\n## {}\n", part.title());
         for rows in table.chunk_by(|a, b| (a.part, a.of) == (b.part, b.of)) {
@@ -277,14 +317,19 @@ fn page(table: &[Row], results: &Results) -> (String, Vec<String>) {
 
 /// What stands in a cell; or what is missing for it.
 fn cell(row: &Row, backend: Backend, results: &Results) -> Result<String, String> {
+    cell_on(row, backend, results, &results.lanes())
+}
+
+/// The same by what these lanes have shown.
+fn cell_on(row: &Row, backend: Backend, results: &Results, lanes: &BTreeSet<Lane>) -> Result<String, String> {
     let (what, scenario) = match row.proof(backend) {
         Proof::Reason(reason) => return Ok(reason.to_owned()),
         Proof::Said(scenario) => (row.key(), scenario),
         Proof::Passed(scenario) => (scenario.to_owned(), scenario),
     };
-    let mut lanes = results
-        .lanes()
-        .into_iter()
+    let mut lanes = lanes
+        .iter()
+        .copied()
         .filter(|lane| lane.backend() == backend && runs_on(scenario, *lane))
         .peekable();
     if lanes.peek().is_none() {
@@ -301,7 +346,7 @@ mod tests {
     use super::*;
 
     /// Of the real table: scenarios are looked up by name.
-    fn table() -> Vec<Row> {
+    pub(super) fn table() -> Vec<Row> {
         let is_wanted = |row: &Row| row.of == "VM_GET_INFO" || row.of == "SINGLESTEP";
         rows().into_iter().filter(is_wanted).collect()
     }
@@ -315,7 +360,7 @@ mod tests {
     }
 
     /// Everything shown on these lanes.
-    fn whole(table: &[Row], lanes: &[Lane]) -> Results {
+    pub(super) fn whole(table: &[Row], lanes: &[Lane]) -> Results {
         let mut results = Results::default();
         for &lane in lanes {
             for (what, scenario) in needed(table, lane) {
@@ -370,6 +415,20 @@ mod tests {
         let more = ran(Lane::SvmTcg, scenario, &["VM_GET_INFO works: a good request"]);
         let more = disagreements(&table, &Results::default(), &more);
         assert_eq!(more.len(), 1, "{more:?}");
+    }
+
+    #[test]
+    fn the_table_of_what_works_takes_the_place_of_the_old_one() {
+        let table = table();
+        let results = whole(&table, &[Lane::SvmTcg, Lane::VmxBochs]);
+        let readme = format!("before\n{BEGIN}old\n{END}\nafter\n");
+        let new = with_works(&readme, &table, &results).unwrap();
+        assert!(
+            new.starts_with("before\n") && new.ends_with("\nafter\n") && !new.contains("old"),
+            "{new}"
+        );
+        assert!(new.contains("| event SINGLESTEP | yes |"), "{new}");
+        assert!(with_works("no table", &table, &results).is_err());
     }
 
     #[test]

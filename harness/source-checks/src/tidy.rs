@@ -1,6 +1,8 @@
 // SPDX-License-Identifier: MIT OR Apache-2.0
-//! What compilers do not check: licences, where unsafe code may be, what must not be in the sources, what the map mentions.
+//! What compilers do not check: licences, where unsafe code may be, what must not be in the sources, what the map mentions,
+//! what documents are held to.
 
+mod documents;
 mod shell;
 mod workflows;
 
@@ -9,7 +11,7 @@ use std::fs;
 use std::path::Path;
 
 use anyhow::{Context, Result};
-use kvmi_lab::parity;
+use kvmi_lab::{parity, scenarios_page};
 use kvmi_lab_environment::finding::{Finding, finding};
 use kvmi_lab_machine::cache::files_below;
 
@@ -85,16 +87,19 @@ pub fn findings(checkout: &Path, refusal: Refusal) -> Result<Vec<Finding>> {
         {
             findings.push(finding(&name, format!("bash cannot read it: {what}")));
         }
+        let read = |file: &str| fs::read_to_string(checkout.join(file)).ok();
+        findings.extend(documents::findings(&name, &text, read, |file| {
+            checkout.join(file).exists()
+        }));
         if name.starts_with(".github/") {
-            findings.extend(workflows::findings(&name, &text, refusal, |file| {
-                fs::read_to_string(checkout.join(file)).ok()
-            }));
+            findings.extend(workflows::findings(&name, &text, refusal, read));
         }
     }
     let map = fs::read_to_string(checkout.join("ARCHITECTURE.md")).unwrap_or_default();
     findings.extend(missing_in_map(&folders, &map));
     findings.extend(series::findings(checkout)?);
     findings.extend(parity::findings(checkout)?);
+    findings.extend(scenarios_page::findings(checkout));
     Ok(findings)
 }
 
@@ -124,7 +129,7 @@ fn sources(checkout: &Path) -> Result<Vec<(String, std::path::PathBuf)>> {
 fn of_file(name: &str, text: &str) -> Vec<Finding> {
     let mut findings = Vec::new();
     findings.extend(licence(name, text));
-    // Rows of a table are as many as there are: a run writes those of the README.
+    // Rows of a table are as many as there are.
     let is_row = |line: &&str| name.ends_with(".md") && line.starts_with("| ");
     let lines = text.lines().filter(|line| !is_row(line)).count();
     if lines > MAX_LINES && !LONG.iter().any(|l| name.starts_with(l)) {

@@ -74,7 +74,7 @@ fn only_the_query_commands_are_allowed_at_first() {
         ..Guest::default()
     };
     guest.vm.allow_event(1, -1).unwrap();
-    for id in kvmi_core::COMMANDS {
+    for (id, _) in msg::COMMANDS {
         let always = [msg::GET_VERSION, msg::VM_CHECK_COMMAND, msg::VM_CHECK_EVENT].contains(id);
         let bytes = if msg::is_vcpu(*id) {
             vcpu_bytes(*id, 7, 9, &[0xffu8; 16])

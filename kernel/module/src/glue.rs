@@ -1,6 +1,8 @@
 // SPDX-License-Identifier: GPL-2.0-only
 //! The C side: `seam.h`, "C, called by Rust".
 
+use kvmi_core::Control;
+
 use crate::abi::{Session, Vcpu};
 
 unsafe extern "C" {
@@ -26,7 +28,9 @@ unsafe extern "C" {
     pub(crate) fn kvmi_glue_xcr0(vcpu: *mut Vcpu) -> u64;
     pub(crate) fn kvmi_glue_get_xsave(vcpu: *mut Vcpu, out: *mut u8) -> i32;
     pub(crate) fn kvmi_glue_set_xsave(vcpu: *mut Vcpu, state: *const u8) -> i32;
-    pub(crate) fn kvmi_glue_translate(vcpu: *mut Vcpu, gva: u64) -> u64;
+    pub(crate) fn kvmi_glue_get_control(vcpu: *mut Vcpu, out: *mut Control);
+    pub(crate) fn kvmi_glue_read_table(vcpu: *mut Vcpu, gpa: u64, out: *mut u8, len: usize) -> i32;
+    pub(crate) fn kvmi_glue_guest_gpa(vcpu: *mut Vcpu, gpa: u64) -> u64;
     pub(crate) fn kvmi_glue_msr_write_allowed(vcpu: *mut Vcpu, index: u32) -> i32;
     pub(crate) fn kvmi_glue_descriptor_exits() -> i32;
     pub(crate) fn kvmi_glue_injection_free(vcpu: *mut Vcpu) -> i32;

@@ -59,6 +59,15 @@ unsafe extern "C" fn kvmi_vcpu_message(
 }
 
 /// # Safety
+/// Promise 4.
+#[unsafe(no_mangle)]
+unsafe extern "C" fn kvmi_translate(vcpu: *mut Vcpu, gva: u64) -> u64 {
+    // SAFETY: promise 4.
+    let mut effects = unsafe { ThisVcpu::new(vcpu) };
+    kvmi_core::translate(&mut effects, gva).unwrap_or(u64::MAX)
+}
+
+/// # Safety
 /// Promises 1 and 2; `what` points to a value.
 #[unsafe(no_mangle)]
 unsafe extern "C" fn kvmi_record(vm: *mut VmState, state: *mut VcpuState, what: *const COccurrence) -> u32 {

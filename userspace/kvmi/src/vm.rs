@@ -4,7 +4,7 @@
 use kvmi_uapi::{GetVersionReply, PageAccessEntry, event};
 
 use crate::{
-    Error, Session,
+    Error, ProtocolError, Session,
     command::{
         CheckCommand, CheckEvent, ControlCleanup, ControlVmEvents, GetInfo, GetPageAccess, GetVersion, PauseVcpu, Raw,
         ReadPhysical, SetPageAccess, WritePhysical,
@@ -40,9 +40,10 @@ impl Session {
     /// VM_GET_INFO: vCPUs online now; their indices are 0 to one less.
     ///
     /// # Errors
-    /// As [`Session::call`].
-    pub fn vcpu_count(&self) -> Result<u32, Error> {
-        Ok(self.call(GetInfo)?.vcpu_count)
+    /// As [`Session::call`]; [`ProtocolError::TooManyVcpus`] for more than messages can name.
+    pub fn vcpu_count(&self) -> Result<u16, Error> {
+        let count = self.call(GetInfo)?.vcpu_count;
+        Ok(u16::try_from(count).map_err(|_| ProtocolError::TooManyVcpus(count))?)
     }
 
     /// VM_CONTROL_EVENTS: switches a VM event on or off.

@@ -3,13 +3,14 @@
 
 use std::time::Duration;
 
+use kvmi::command::InjectException;
 use kvmi_guests::Op;
+use kvmi_uapi::Regs;
 use kvmi_uapi::error::EBUSY;
 use kvmi_uapi::event::{self, CONTINUE, CRASH, RETRY, Trap};
-use kvmi_uapi::{Regs, msg};
 
 use crate::lifecycle::GUEST_REQUEST;
-use crate::vmm::{Taken, Until, VcpuWrite, Vm, field};
+use crate::vmm::{Taken, Until, Vm, field};
 use crate::wire::{Event, Wire};
 use crate::{Context, Failure, Scenario, check, check_eq, scenario};
 
@@ -118,9 +119,14 @@ fn before_pause(context: &mut Context) -> Result<(), Failure> {
     // While the vCPU is out, everything waits.
     vm.pause(0)?;
     check_eq!(wire.pause(0, false)?, Ok(vec![]), "VM_PAUSE_VCPU");
-    let request = |nr| crate::wire::vcpu_payload(0, &[nr, 0, 0, 0, 0, 0, 0, 0, 0, 0, 0, 0, 0, 0, 0, 0]);
-    let first = wire.send(msg::VCPU_INJECT_EXCEPTION, &request(UNDEFINED as u8))?;
-    let second = wire.send(msg::VCPU_INJECT_EXCEPTION, &request(7))?;
+    let inject = |nr| InjectException {
+        vcpu: 0,
+        nr,
+        error_code: 0,
+        address: 0,
+    };
+    let first = wire.submit(&inject(UNDEFINED as u8))?;
+    let second = wire.submit(&inject(7))?;
     // What is answered after them: they are with the vCPU.
     wire.expect_version()?;
     vm.resume(0)?;
@@ -247,7 +253,7 @@ fn of_a_void_event(context: &mut Context) -> Result<(), Failure> {
         "VCPU_INJECT_EXCEPTION"
     );
     vm.pause(0)?;
-    check_eq!(vm.write(0, VcpuWrite::Regs)?, 0, "errno of KVM_SET_REGS");
+    vm.change_regs(0)?;
     vm.resume(0)?;
     let anew = wire.expect_event(event::HYPERCALL, 0)?;
     for event in [&void, &anew] {

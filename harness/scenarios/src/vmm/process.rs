@@ -248,6 +248,16 @@ impl Vm {
         self.done(&Request::SetRegs { vcpu, regs })
     }
 
+    /// Changes a flag of a vCPU that is out and does nothing else to it (RFLAGS.ID); RFLAGS afterwards.
+    ///
+    /// # Errors
+    ///
+    /// As [`Vm::regs`].
+    pub fn change_regs(&self, vcpu: usize) -> Result<u64, Failure> {
+        check_eq!(self.write(vcpu, VcpuWrite::ChangedRegs)?, 0, "errno of KVM_SET_REGS");
+        Ok(self.regs(vcpu)?.rflags)
+    }
+
     /// Writes the state of a vCPU that is out, by this ioctl; the errno, 0 for success.
     ///
     /// # Errors
@@ -255,6 +265,45 @@ impl Vm {
     /// As [`Vm::regs`].
     pub fn write(&self, vcpu: usize, by: VcpuWrite) -> Result<i32, Failure> {
         Ok(Self::errno(&self.ask(&Request::Write { vcpu, by })?))
+    }
+
+    /// Enters `KVM_RUN` on a vCPU that is out, with `immediate_exit`.
+    ///
+    /// # Errors
+    ///
+    /// As [`Vm::regs`].
+    pub fn complete(&self, vcpu: usize) -> Result<(), Failure> {
+        self.done(&Request::Complete { vcpu })
+    }
+
+    /// Takes a vCPU out of `KVM_RUN` when it has read the port of the marks next.
+    ///
+    /// # Errors
+    ///
+    /// A VMM that is gone.
+    pub fn stop_at_input(&self, vcpu: usize) -> Result<(), Failure> {
+        self.done(&Request::StopAtInput { vcpu })
+    }
+
+    /// Gives a vCPU that is out an interrupt as soon as KVM says that it takes one.
+    ///
+    /// # Errors
+    ///
+    /// As [`Vm::regs`].
+    pub fn interrupt_in_window(&self, vcpu: usize, vector: u8) -> Result<(), Failure> {
+        self.done(&Request::InterruptInWindow { vcpu, vector })
+    }
+
+    /// Has the VMM make as many VMs more, each hooked on one of these sockets.
+    ///
+    /// # Errors
+    ///
+    /// A HOOK that is refused.
+    pub fn hook_more(&self, sockets: &[BorrowedFd<'_>]) -> Result<(), Failure> {
+        self.begin(&Request::HookMore, sockets)?;
+        self.finish()?
+            .map_err(|r| Failure::new(format!("HookMore was refused: {r}")))?;
+        Ok(())
     }
 
     /// The state of a vCPU that is out, `KVM_MP_STATE_*`; KVM carries out a pending INIT first.
@@ -437,6 +486,15 @@ impl Vm {
         kill_process(Pid::from_child(&self.process), Signal::ABORT)?;
         self.process.wait()?;
         Ok(())
+    }
+
+    /// Kills the VMM (SIGKILL) without waiting for its end.
+    ///
+    /// # Errors
+    ///
+    /// Those of kill(2).
+    pub(crate) fn begin_kill(&mut self) -> Result<(), Failure> {
+        Ok(self.process.kill()?)
     }
 
     /// Kills the VMM (SIGKILL) and waits until it is gone, with its VM.

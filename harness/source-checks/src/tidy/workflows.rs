@@ -1,6 +1,6 @@
 // SPDX-License-Identifier: MIT OR Apache-2.0
-//! What GitHub runs: YAML, expressions and shell that can be read, commands that there are and that README lists, no more rights than it
-//! needs, an end to each job, logs of those that fail, nothing that changes under its name, actions of our own that take what they are
+//! What GitHub runs: YAML, expressions and shell that can be read, commands that there are and that docs/lab.md lists, no more rights than
+//! it needs, an end to each job, logs of those that fail, nothing that changes under its name, actions of our own that take what they are
 //! given, and a cache that main alone writes.
 
 mod expressions;
@@ -14,6 +14,9 @@ use self::jobs::{circle, ids, keys, names_of_job, of_needs};
 use super::{Refusal, shell};
 
 const WORKFLOWS: &str = ".github/workflows/";
+
+/// The page that lists every command.
+const COMMANDS: &str = "docs/lab.md";
 
 /// Runners that stay what they are.
 const RUNNERS: &[&str] = &["ubuntu-22.04", "ubuntu-24.04"];
@@ -39,7 +42,7 @@ pub(super) fn findings(
         Ok(file) => file,
         Err(e) => return vec![finding(name, format!("cannot be read: {e}"))],
     };
-    let listed = listed(&read("README.md").unwrap_or_default());
+    let listed = listed(&read(COMMANDS).unwrap_or_default());
     let checkout = Checkout {
         read: &read,
         refusal,
@@ -121,7 +124,7 @@ fn of_job(job: &Value) -> Vec<String> {
 struct Checkout<'a> {
     read: &'a dyn Fn(&str) -> Option<String>,
     refusal: Refusal,
-    /// Commands that README lists.
+    /// Commands that the page lists.
     listed: Vec<String>,
 }
 
@@ -141,7 +144,9 @@ fn of_steps(steps: &Value, job: &Value, checkout: &Checkout<'_>) -> Vec<String> 
             if let Some((_, command)) = line.split_once(XTASK) {
                 whats.extend(of_command(command, &job["strategy"]["matrix"], checkout.refusal));
                 if !is_listed(command, &checkout.listed) {
-                    whats.push(format!("a command that README.md does not list: cargo xtask {command}"));
+                    whats.push(format!(
+                        "a command that {COMMANDS} does not list: cargo xtask {command}"
+                    ));
                 }
             }
         }
@@ -264,7 +269,7 @@ mod tests {
     const JOB: &str = "permissions:\n  contents: read\njobs:\n  a:\n    runs-on: ubuntu-24.04\n    timeout-minutes: 1\n    strategy:\n      matrix:\n        \
                        lane: [svm-tcg, no-lane]\n        slice: [1/2]\n    steps:\n";
 
-    const README: &str = "cargo xtask check  # the rest\n  cargo xtask e2e lab:: --lane LANE --slice 1/2\ncargo xtask e2e [--hardware] # `--json`\n\
+    const LISTED: &str = "cargo xtask check  # the rest\n  cargo xtask e2e lab:: --lane LANE --slice 1/2\ncargo xtask e2e [--hardware] # `--json`\n\
                           cargo xtask explore SCENARIO --seed 7 --runs 100\ncargo xtask kernels run\n";
 
     const COMMIT: &str = "0123456789abcdef0123456789abcdef01234567";
@@ -273,7 +278,7 @@ mod tests {
         let read = |name: &str| match name {
             ".github/actions/a/action.yml" => Some("inputs:\n  of: { default: b }\n  to: {}\n".to_owned()),
             ".github/actions/keep-logs/action.yml" => Some(String::new()),
-            "README.md" => Some(README.to_owned()),
+            COMMANDS => Some(LISTED.to_owned()),
             _ => None,
         };
         findings(name, text, refusal, read)
@@ -437,7 +442,7 @@ mod tests {
         for wrong in ["cargo xtask tidy", "cargo xtask kernels take", "cargo xtask e2e --json"] {
             assert_eq!(
                 said(wrong),
-                [format!("a: a command that README.md does not list: {wrong}")]
+                [format!("a: a command that {COMMANDS} does not list: {wrong}")]
             );
         }
     }

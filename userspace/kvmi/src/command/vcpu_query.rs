@@ -134,6 +134,8 @@ pub struct TranslateGva {
     pub vcpu: u16,
     /// Guest virtual address.
     pub gva: u64,
+    /// By the page tables at this root, as CR3 holds it, instead of the current ones.
+    pub root: Option<u64>,
 }
 
 impl Command for TranslateGva {
@@ -142,7 +144,15 @@ impl Command for TranslateGva {
         msg::VCPU_TRANSLATE_GVA
     }
     fn payload(&self) -> Vec<u8> {
-        vcpu_payload(self.vcpu, &VcpuTranslateGva { gva: self.gva })
+        vcpu_payload(
+            self.vcpu,
+            &VcpuTranslateGva {
+                gva: self.gva,
+                root: self.root.unwrap_or_default(),
+                by_root: self.root.is_some().into(),
+                ..Default::default()
+            },
+        )
     }
     fn reply(&self, message: &Message) -> Result<VcpuTranslateGvaReply, ProtocolError> {
         message.get(DATA)

@@ -15,8 +15,8 @@ use std::{
 };
 
 use kvmi_core::{
-    KvmError, Occurrence, Phase, Site, VcpuEffects, VcpuState, VcpuVerdict, VmEffects, VmState, VmVerdict, build_event,
-    build_unhook_event, header_ok, vcpu_message, vm_message,
+    Control, KvmError, Occurrence, Phase, Site, VcpuEffects, VcpuState, VcpuVerdict, VmEffects, VmState, VmVerdict,
+    build_event, build_unhook_event, header_ok, vcpu_message, vm_message,
 };
 use kvmi_uapi::{MAX_MESSAGE, Regs, error::ENOENT};
 
@@ -284,8 +284,29 @@ impl VcpuEffects for Effects {
         Ok(())
     }
 
-    fn translate(&mut self, gva: u64) -> u64 {
-        if gva < 4096 { gva + 4096 } else { u64::MAX }
+    /// No paging: an address is where it lies, below 4 GiB.
+    fn control(&mut self) -> Control {
+        Control {
+            rflags: 2,
+            physical_bits: 40,
+            ..Control::default()
+        }
+    }
+
+    fn read_table(&mut self, _: u64, _: &mut [u8]) -> Result<(), KvmError> {
+        Err(KvmError(ENOENT))
+    }
+
+    fn guest_gpa(&mut self, gva: u64) -> Option<u64> {
+        let page = match gva >> 12 {
+            0 => 1,
+            // Two pages in another order than memory has them, then one where there is no memory.
+            8 => 3,
+            9 => 2,
+            10 => 1 << 30,
+            _ => return None,
+        };
+        Some(page << 12 | gva & 0xfff)
     }
 
     fn msr_write_allowed(&mut self, _: u32) -> Result<(), KvmError> {

@@ -73,7 +73,14 @@ fn in_an_event(stand: &mut Stand, _: &mut Context) -> Result<(), Failure> {
 
 pub(super) const VCPU_SET_REGISTERS: Command = Command::new::<{ msg::VCPU_SET_REGISTERS }>(
     "conformance::vcpu_set_registers",
-    || Regs::default().as_bytes().to_vec(),
+    || {
+        Regs {
+            rflags: 2,
+            ..Regs::default()
+        }
+        .as_bytes()
+        .to_vec()
+    },
     &[
         here(About::Works, "registers while an event is open", in_an_event),
         here(
@@ -85,6 +92,26 @@ pub(super) const VCPU_SET_REGISTERS: Command = Command::new::<{ msg::VCPU_SET_RE
                 check_eq!(stand.wire.pause(0, false)?, Ok(vec![]), "VM_PAUSE_VCPU");
                 let event = stand.wire.expect_event(event::PAUSE, 0)?;
                 stand.refused(&request[..request.len() - 1], "143 of 144 bytes in an event")?;
+                stand.wire.reply(&event, event::CONTINUE)
+            },
+        ),
+        here(
+            About::Error(EINVAL),
+            "an RIP or RFLAGS that a CPU cannot have",
+            |stand, _| {
+                check_eq!(stand.wire.pause(0, false)?, Ok(vec![]), "VM_PAUSE_VCPU");
+                let event = stand.wire.expect_event(event::PAUSE, 0)?;
+                let good = event.arch.regs;
+                for bad in [
+                    Regs { rip: 1 << 48, ..good },
+                    Regs {
+                        rflags: good.rflags | 1 << 17,
+                        ..good
+                    },
+                    Regs { rflags: 0, ..good },
+                ] {
+                    stand.refused(bad.as_bytes(), &format!("RIP {:#x}, RFLAGS {:#x}", bad.rip, bad.rflags))?;
+                }
                 stand.wire.reply(&event, event::CONTINUE)
             },
         ),
@@ -184,9 +211,33 @@ pub(super) const VCPU_GET_MTRR_TYPE: Command = Command::new::<{ msg::VCPU_GET_MT
 )
 .replying(size_of::<VcpuGetMtrrTypeReply>());
 
+/// Where the program lies, by the current tables or others.
+fn translate(root: Option<u64>) -> Vec<u8> {
+    VcpuTranslateGva {
+        gva: layout::PROGRAM,
+        root: root.unwrap_or_default(),
+        by_root: root.is_some().into(),
+        ..Default::default()
+    }
+    .as_bytes()
+    .to_vec()
+}
+
 pub(super) const VCPU_TRANSLATE_GVA: Command = Command::new::<{ msg::VCPU_TRANSLATE_GVA }>(
     "conformance::vcpu_translate_gva",
-    || VcpuTranslateGva { gva: layout::PROGRAM }.as_bytes().to_vec(),
-    &[there(About::Works, "commands::vcpu_translate_gva")],
+    || translate(None),
+    &[
+        here(About::Error(EINVAL), "`by_root` above 1", |stand, _| {
+            let mut request = translate(None);
+            request[16] = 2;
+            stand.refused(&request, "by_root 2")
+        }),
+        here(About::Error(EINVAL), "a root beyond physical addresses", |stand, _| {
+            stand.refused(&translate(Some(1 << 52)), "a root with bit 52")
+        }),
+        there(About::Error(EOPNOTSUPP), "reset::no_root_without_paging"),
+        there(About::Works, "commands::vcpu_translate_gva"),
+        there(About::Works, "commands::vcpu_translate_gva_whoever_may"),
+    ],
 )
 .replying(size_of::<VcpuTranslateGvaReply>());

@@ -4,7 +4,8 @@
 use kvmi_guests::COUNTED_VECTOR;
 use kvmi_uapi::error::{EBUSY, EINVAL, EOPNOTSUPP, EPERM};
 use kvmi_uapi::{
-    VcpuControlCr, VcpuControlEvents, VcpuControlMsr, VcpuControlSinglestep, VcpuInjectException, event, msg,
+    MAX_OTHER_MSRS, VcpuControlCr, VcpuControlEvents, VcpuControlMsr, VcpuControlSinglestep, VcpuInjectException,
+    event, msg,
 };
 use zerocopy::IntoBytes;
 
@@ -146,14 +147,24 @@ pub(super) const VCPU_CONTROL_MSR: Command = Command::new::<{ msg::VCPU_CONTROL_
         here(About::Error(EINVAL), "`enable` above 1", |stand, _| {
             stand.refused(&control_msr(KERNEL_GS_BASE, 2), "enable 2")
         }),
-        here(About::Error(EINVAL), "an MSR outside of the two ranges", |stand, _| {
-            for msr in [0x2000, 0x4000_0000, 0x4b56_4d00, 0xbfff_ffff, 0xc000_2000, u32::MAX] {
-                for enable in [0, 1] {
-                    stand.refused(&control_msr(msr, enable), &format!("MSR {msr:#x}"))?;
+        here(
+            About::Error(EBUSY),
+            "as many MSRs outside of the two ranges are watched as may be",
+            |stand, _| {
+                let others = (0x4000_0000..).take(MAX_OTHER_MSRS);
+                for msr in others.clone() {
+                    stand.works(&control_msr(msr, 1), &format!("MSR {msr:#x}"))?;
                 }
-            }
-            Ok(())
-        }),
+                for msr in [0x2000, 0x4b56_4d00, 0xc001_0015, u32::MAX] {
+                    stand.refused(&control_msr(msr, 1), &format!("MSR {msr:#x}"))?;
+                    stand.works(&control_msr(msr, 0), &format!("MSR {msr:#x}, off"))?;
+                }
+                for msr in others {
+                    stand.works(&control_msr(msr, 0), &format!("MSR {msr:#x}"))?;
+                }
+                Ok(())
+            },
+        ),
         here(
             About::Error(EPERM),
             "the VMM's MSR filter denies the write",

@@ -103,10 +103,13 @@ pub(super) const COMMANDS: &[Command] = &[
         weight: 8,
         bytes: 144,
         request: || {
-            (any::<u8>(), prop_oneof![2 => Just(RIP), 1 => 0u64..9])
-                .prop_map(|(byte, rip)| {
+            let rip = prop_oneof![12 => Just(RIP), 6 => 0u64..9, 1 => Just(1 << 47)];
+            let rflags = prop_oneof![8 => Just(2u64), 4 => Just(0x20_0246), 1 => any::<u64>()];
+            (any::<u8>(), rip, rflags)
+                .prop_map(|(byte, rip, rflags)| {
                     let mut regs = vec![byte; 144];
                     regs[128..136].copy_from_slice(&rip.to_le_bytes());
+                    regs[136..].copy_from_slice(&rflags.to_le_bytes());
                     regs
                 })
                 .boxed()
@@ -115,6 +118,12 @@ pub(super) const COMMANDS: &[Command] = &[
         errors: &[EINVAL, EOPNOTSUPP],
         run: Run::Vcpu(|spec, vcpu, request| {
             refuse_if(request.bytes.len() < 144, EINVAL)?;
+            // The fake vCPU is in 64-bit mode, with four levels of page tables and RFLAGS 2.
+            let (rip, rflags) = (request.u64(128), request.u64(136));
+            refuse_if(!matches!(rip >> 47, 0 | 0x1_ffff), EINVAL)?;
+            let fixed = [(0, 3), (1, 1), (0, 5), (0, 15), (0, 17)];
+            refuse_if(fixed.iter().any(|(value, bit)| rflags >> bit & 1 != *value), EINVAL)?;
+            refuse_if(rflags >> 22 != 0, EINVAL)?;
             let vcpu = spec.vcpu(vcpu);
             refuse_if(!matches!(vcpu.stage, Stage::Open { .. }), EOPNOTSUPP)?;
             vcpu.registers = Some(request.bytes[..144].to_vec());
