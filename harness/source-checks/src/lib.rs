@@ -3,6 +3,7 @@
 
 #![forbid(unsafe_code)]
 
+pub mod check;
 pub mod ci;
 pub mod contract;
 pub mod doctor;

@@ -3,6 +3,7 @@
 //! what documents are held to.
 
 mod documents;
+mod shell;
 mod workflows;
 
 use std::collections::BTreeSet;
@@ -81,6 +82,11 @@ pub fn findings(checkout: &Path, refusal: Refusal) -> Result<Vec<Finding>> {
             continue;
         };
         findings.extend(of_file(&name, &text));
+        if shell::is_script(&text)
+            && let Some(what) = shell::complaint(&text)
+        {
+            findings.push(finding(&name, format!("bash cannot read it: {what}")));
+        }
         let read = |file: &str| fs::read_to_string(checkout.join(file)).ok();
         findings.extend(documents::findings(&name, &text, read, |file| {
             checkout.join(file).exists()
