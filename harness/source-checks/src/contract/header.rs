@@ -122,7 +122,7 @@ fn structure(c: &mut String, s: &Struct) {
     let declared = s
         .fields
         .iter()
-        .map(|field| (declaration(field), &*field.doc, field.is_padding()));
+        .map(|field| (declaration(field), field.doc, field.is_padding()));
     for (declaration, doc, is_padding) in declared {
         let doc = if is_padding { String::new() } else { in_c(doc) };
         beside(c, &format!("\t{declaration};"), &doc);
