@@ -1,13 +1,11 @@
 // SPDX-License-Identifier: GPL-2.0-only
 /*
- * A session from HOOK to UNHOOK: the ioctls, and every other way it can end.
+ * A session from HOOK to UNHOOK, and every other way it can end.
  */
-#include <linux/capability.h>
 #include <linux/memcontrol.h>
 #include <linux/module.h>
 #include <linux/sched/mm.h>
 #include <linux/sched/signal.h>
-#include <linux/uaccess.h>
 #include <linux/wait_bit.h>
 #include <linux/workqueue.h>
 
@@ -192,7 +190,7 @@ out:
  * nothing, whoever holds which mutex: PREUNHOOK waits for the tool with
  * arch.introspection.lock held, and the end of the VMM may not wait at all.
  */
-static void session_tell_end(struct kvm *kvm, bool leave_to_work)
+void kvmi_session_tell_end(struct kvm *kvm, bool leave_to_work)
 {
 	struct kvmi_connection *conn = NULL;
 	struct task_struct *reader = NULL;
@@ -236,7 +234,7 @@ static int session_end(struct kvm *kvm, struct kvm_introspection *session,
 {
 	struct kvmi_connection *conn = session->conn;
 
-	session_tell_end(kvm, false);
+	kvmi_session_tell_end(kvm, false);
 	kvmi_explore(KVMI_AT_END);
 
 	if (ender == ENDED_WITH_VM)
@@ -274,7 +272,8 @@ static void between_sessions(struct kvm *kvm, bool stopped)
 	}
 }
 
-static int ioctl_hook(struct kvm *kvm, const struct kvm_introspection_hook *hook)
+/* HOOK; arch.introspection.lock is held. */
+int kvmi_hook(struct kvm *kvm, const struct kvm_introspection_hook *hook)
 {
 	struct kvm_introspection *stale = kvm->arch.introspection.session;
 	struct kvm_introspection *session;
@@ -345,101 +344,17 @@ free:
 	return r;
 }
 
-static int ioctl_preunhook(struct kvm_introspection *session)
+/* UNHOOK; arch.introspection.lock is held. */
+int kvmi_unhook(struct kvm *kvm)
 {
-	if (!session)
-		return -EFAULT;
-	if (READ_ONCE(session->lost) || !kvmi_unhook_event_enabled(session->state))
-		return -ENOENT;
+	struct kvm_introspection *session = kvm->arch.introspection.session;
 
-	return kvmi_send_unhook(session);
-}
-
-static int ioctl_allow(struct kvm_introspection *session,
-		       const struct kvm_introspection_feature *feature,
-		       int (*check)(u32 allow, s32 id),
-		       int (*set)(struct kvmi_vm_state *state, u32 allow, s32 id))
-{
-	int r;
-
-	r = check(feature->allow, feature->id);
-	if (r)
-		return r;
-	if (!session)
-		return -EFAULT;
-
-	return set(session->state, feature->allow, feature->id);
-}
-
-static bool is_introspection_ioctl(unsigned int ioctl)
-{
-	switch (ioctl) {
-	case KVM_INTROSPECTION_HOOK:
-	case KVM_INTROSPECTION_UNHOOK:
-	case KVM_INTROSPECTION_COMMAND:
-	case KVM_INTROSPECTION_EVENT:
-	case KVM_INTROSPECTION_PREUNHOOK:
-		return true;
-	default:
-		return false;
-	}
-}
-
-/* The caller is the VMM, or may trace any process: the VMM among them. */
-int kvm_arch_vm_foreign_ioctl(struct kvm *kvm, unsigned int ioctl, unsigned long argp)
-{
-	union {
-		struct kvm_introspection_hook hook;
-		struct kvm_introspection_feature feature;
-	} arg = {};
-	int r;
-
-	if (!is_introspection_ioctl(ioctl))
-		return -ENOTTY;
-	if (!introspection)
-		return -EPERM;
-	if (current->mm != kvm->mm && !capable(CAP_SYS_PTRACE))
-		return -EPERM;
-	if (copy_from_user(&arg, (void __user *)argp, _IOC_SIZE(ioctl)))
-		return -EFAULT;
-	/* A VM that is broken can still be let go. */
-	if (ioctl == KVM_INTROSPECTION_UNHOOK)
-		session_tell_end(kvm, false);
-	else if (kvm->vm_dead)
-		return -EIO;
-	if (mutex_lock_killable(&kvm->arch.introspection.lock))
-		return -EINTR;
-
-	switch (ioctl) {
-	case KVM_INTROSPECTION_HOOK:
-		r = ioctl_hook(kvm, &arg.hook);
-		break;
-	case KVM_INTROSPECTION_UNHOOK:
-		r = kvm->arch.introspection.session ?
-			session_end(kvm, kvm->arch.introspection.session, ENDED_BY_IOCTL) : 0;
-		break;
-	case KVM_INTROSPECTION_COMMAND:
-		r = ioctl_allow(kvm->arch.introspection.session, &arg.feature, kvmi_check_command_feature,
-				kvmi_allow_command);
-		break;
-	case KVM_INTROSPECTION_EVENT:
-		r = ioctl_allow(kvm->arch.introspection.session, &arg.feature, kvmi_check_event_feature,
-				kvmi_allow_event);
-		break;
-	case KVM_INTROSPECTION_PREUNHOOK:
-		r = ioctl_preunhook(kvm->arch.introspection.session);
-		break;
-	default:
-		r = -ENOTTY;
-	}
-
-	mutex_unlock(&kvm->arch.introspection.lock);
-	return r;
+	return session ? session_end(kvm, session, ENDED_BY_IOCTL) : 0;
 }
 
 static void end_with_vm(struct kvm *kvm)
 {
-	session_tell_end(kvm, false);
+	kvmi_session_tell_end(kvm, false);
 	mutex_lock(&kvm->arch.introspection.lock);
 	if (kvm->arch.introspection.session)
 		session_end(kvm, kvm->arch.introspection.session, ENDED_WITH_VM);
@@ -473,7 +388,7 @@ void kvm_introspection_vm_destroy(struct kvm *kvm)
  */
 void kvm_introspection_vmm_exit(struct kvm *kvm)
 {
-	session_tell_end(kvm, true);
+	kvmi_session_tell_end(kvm, true);
 }
 
 /* Userspace cannot reach the vCPU yet; it may be there before KVM counts it. */

@@ -206,6 +206,9 @@ bool kvmi_fails_open(struct kvm_introspection *session);
 bool kvmi_fails_closed(struct kvm_introspection *session);
 bool kvmi_crashes(struct kvm_introspection *session);
 bool kvmi_is_stopped(struct kvm_introspection *session);
+int  kvmi_hook(struct kvm *kvm, const struct kvm_introspection_hook *hook);
+int  kvmi_unhook(struct kvm *kvm);
+void kvmi_session_tell_end(struct kvm *kvm, bool leave_to_work);
 
 /* vcpu.c */
 struct kvm_vcpu_introspection *kvmi_vcpu_alloc(struct kvm_introspection *session,
