@@ -205,7 +205,7 @@ mod tests {
                 "${{ steps.cash.outputs.hit }}",
                 "there is no steps.cash.outputs.hit here",
             ),
-            ("${{ github.ref }}", "there is no github.ref here"),
+            ("${{ gitlab.ref }}", "there is no gitlab.ref here"),
             ("${{ needs.second.outputs.a }}", "there is no needs.second"),
             ("${{ fail() }}", "there is no function fail"),
             ("${{ (github.ref }}", "cannot be read"),
