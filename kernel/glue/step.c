@@ -101,9 +101,8 @@ int kvmi_step(struct kvm_vcpu_introspection *vi)
 
 	vcpu->arch.introspection.step_holds_events =
 		lets_through || !kvmi_steps_with_interrupts(vi->state);
-	if (!kvm_x86_call(introspection_step)(vcpu, true)) {
+	if (!kvm_x86_call(introspection_step)(vcpu, true))
 		return kvmi_emulates_fetch(vcpu) ? 1 : kvm_emulate_instruction(vcpu, 0);
-	}
 
 	vcpu->arch.introspection.stepped = false;
 	vcpu->arch.introspection.stepping = true;

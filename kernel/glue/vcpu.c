@@ -291,7 +291,8 @@ static int serve(struct kvm_vcpu_introspection *vi)
 
 		if (!READ_ONCE(session->lost)) {
 			r = send_leftovers(vi);
-			if (!r && (job = kvmi_dequeue(vi))) {
+			job = r ? NULL : kvmi_dequeue(vi);
+			if (job) {
 				kvmi_explore(KVMI_AT_JOB);
 				r = run_job(vi, job);
 				kfree(job);

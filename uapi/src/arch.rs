@@ -147,34 +147,4 @@ structs! {
         /// XSAVE area in the layout of CPUID leaf 0xd of the host.
         pub region: [u32; 1024],
     }
-
-    /// The x86 part of each vCPU event, 536 bytes.
-    pub struct VcpuEventArch = kvmi_vcpu_event_arch, 536 {
-        /// Operand mode in bytes: 2, 4 or 8.
-        pub mode: u8,
-        /// Zero.
-        pub pad: [u8; 7],
-        /// General registers.
-        pub regs: Regs,
-        /// Special registers.
-        pub sregs: Sregs,
-        /// MSR SYSENTER_CS.
-        pub sysenter_cs: u64,
-        /// MSR SYSENTER_ESP.
-        pub sysenter_esp: u64,
-        /// MSR SYSENTER_EIP.
-        pub sysenter_eip: u64,
-        /// MSR EFER.
-        pub efer: u64,
-        /// MSR STAR.
-        pub star: u64,
-        /// MSR LSTAR.
-        pub lstar: u64,
-        /// MSR CSTAR.
-        pub cstar: u64,
-        /// MSR PAT.
-        pub pat: u64,
-        /// MSR KERNEL_GS_BASE.
-        pub shadow_gs: u64,
-    }
 }

@@ -18,7 +18,7 @@ constants! {
 }
 
 constants! {
-    /// The hypercall that is a signal to the tool. Its second argument, RSI (ECX), is 0.
+    /// The guest's signal to the tool.
     HYPERCALL_REGISTERS:
 
     /// Number of the hypercall that is a signal to the tool: RAX or EAX.

@@ -3,6 +3,9 @@
 
 use crate::layout::structs;
 
+/// A byte of text.
+pub type Char = u8;
+
 structs! {
     /// First words of the VMM, 104 bytes; older VMMs send 96 (no `max_gpa`). Sizes make it extensible.
     pub struct VmmHandshake = kvmi_vmm_handshake, 104 {
@@ -15,7 +18,7 @@ structs! {
         /// When the VM started, in seconds since the epoch.
         pub start_time: i64,
         /// Name of the VM, padded with NUL.
-        pub name: [u8; 64],
+        pub name: [Char; 64],
         /// Highest guest physical address, in bytes; 0 when unknown.
         pub max_gpa: u64,
     }

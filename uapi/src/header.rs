@@ -1,12 +1,12 @@
 // SPDX-License-Identifier: (GPL-2.0 WITH Linux-syscall-note) OR MIT
 //! What stands before the data of a message.
 
-use crate::{VcpuEventArch, layout::structs};
+use crate::{Regs, Sregs, layout::structs};
 
 structs! {
     /// Begins each message.
     pub struct MsgHdr = kvmi_msg_hdr, 8 {
-        /// What it is: an id of [`crate::msg`].
+        /// What it is: a message id.
         pub id: u16,
         /// Bytes of payload after this header, at most [`crate::MAX_PAYLOAD`].
         pub size: u16,
@@ -16,7 +16,7 @@ structs! {
 
     /// Begins the payload of each reply to a command.
     pub struct ErrorCode = kvmi_error_code, 8 {
-        /// 0 or a negated value of [`crate::error`].
+        /// 0, or an error value, negated.
         pub err: i32,
         /// Zero.
         pub pad: u32,
@@ -34,10 +34,40 @@ structs! {
 
     /// Begins the payload of each event.
     pub struct EventHdr = kvmi_event_hdr, 8 {
-        /// Which event: an id of [`crate::event`].
+        /// Which event, by its id.
         pub event: u16,
         /// Zero.
         pub pad: [u16; 3],
+    }
+
+    /// The x86 part of each vCPU event, 536 bytes.
+    pub struct VcpuEventArch = kvmi_vcpu_event_arch, 536 {
+        /// Operand mode in bytes: 2, 4 or 8.
+        pub mode: u8,
+        /// Zero.
+        pub pad: [u8; 7],
+        /// General registers.
+        pub regs: Regs,
+        /// Special registers.
+        pub sregs: Sregs,
+        /// MSR SYSENTER_CS.
+        pub sysenter_cs: u64,
+        /// MSR SYSENTER_ESP.
+        pub sysenter_esp: u64,
+        /// MSR SYSENTER_EIP.
+        pub sysenter_eip: u64,
+        /// MSR EFER.
+        pub efer: u64,
+        /// MSR STAR.
+        pub star: u64,
+        /// MSR LSTAR.
+        pub lstar: u64,
+        /// MSR CSTAR.
+        pub cstar: u64,
+        /// MSR PAT.
+        pub pat: u64,
+        /// MSR KERNEL_GS_BASE.
+        pub shadow_gs: u64,
     }
 
     /// State of the vCPU, in each vCPU event after [`EventHdr`].

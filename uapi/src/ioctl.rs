@@ -18,7 +18,7 @@ structs! {
     pub struct Feature = kvm_introspection_feature, 8 {
         /// 1: allow, 0: forbid.
         pub allow: u32,
-        /// Id of a command or event; [`ALL`] for all.
+        /// Id of a command or event; -1 for all.
         pub id: i32,
     }
 }
@@ -34,7 +34,7 @@ const fn ioc(write: bool, nr: u32, bytes: usize) -> u32 {
 
 constants! {
     /// The capability, the ioctls, and the flags of HOOK.
-    CONSTANTS:
+    IOCTLS:
 
     /// The capability (P19): `KVM_CHECK_EXTENSION` answers [`crate::VERSION`], or 0.
     KVM_CAP_INTROSPECTION = KVM_CAP_INTROSPECTION: u32 = 0x4b564d49;

@@ -138,9 +138,22 @@ macro_rules! structs {
 }
 pub(crate) use structs;
 
+/// Constants that belong together: a table of docs/protocol.md.
+#[derive(Debug)]
+pub struct Group {
+    /// Its name, by which that page places it.
+    pub name: &'static str,
+    /// What they are.
+    pub doc: &'static str,
+    /// The constants in order.
+    pub constants: &'static [Constant],
+}
+
 /// A constant of the contract.
 #[derive(Debug)]
 pub struct Constant {
+    /// Its name in Rust.
+    pub name: &'static str,
     /// Its name in C.
     pub c_name: &'static str,
     /// What it is.
@@ -153,7 +166,7 @@ pub struct Constant {
     pub value: u64,
 }
 
-/// Defines constants, and a list of them with the name that comes first. Each has its name in C before it.
+/// Defines constants, and a [`Group`] of them with the name that comes first. Each has its name in C before it.
 macro_rules! constants {
     (
         $(#[doc = $list_doc:literal])*
@@ -166,16 +179,21 @@ macro_rules! constants {
         $( $(#[doc = $doc])* pub const $name: $type = $value; )*
 
         $(#[doc = $list_doc])*
-        pub const $list: &'static [$crate::layout::Constant] = &[$( $crate::layout::Constant {
-            c_name: stringify!($c),
-            doc: concat!($($doc, "\n"),*),
-            rust_value: stringify!($value),
-            c_value: $crate::layout::optional!($($c_value)?),
-            value: {
-                let value: $type = $value;
-                value as u64
-            },
-        } ),*];
+        pub const $list: $crate::layout::Group = $crate::layout::Group {
+            name: stringify!($list),
+            doc: concat!($($list_doc, "\n"),*),
+            constants: &[$( $crate::layout::Constant {
+                name: stringify!($name),
+                c_name: stringify!($c),
+                doc: concat!($($doc, "\n"),*),
+                rust_value: stringify!($value),
+                c_value: $crate::layout::optional!($($c_value)?),
+                value: {
+                    let value: $type = $value;
+                    value as u64
+                },
+            } ),*],
+        };
     };
 }
 pub(crate) use constants;
@@ -195,8 +213,8 @@ pub(crate) use optional;
 pub struct Section {
     /// Its heading.
     pub title: &'static str,
-    /// Constants, in groups.
-    pub constants: &'static [&'static [Constant]],
+    /// Its constants.
+    pub groups: &'static [Group],
     /// Structures.
     pub structs: &'static [&'static Struct],
 }
@@ -205,46 +223,46 @@ pub struct Section {
 pub const SECTIONS: &[Section] = &[
     Section {
         title: "versions and limits",
-        constants: &[limits::VERSIONS, limits::LIMITS],
+        groups: &[limits::VERSIONS, limits::LIMITS],
         structs: &[],
     },
     Section {
         title: "ioctls on the VM's file descriptor",
-        constants: &[ioctl::CONSTANTS],
+        groups: &[ioctl::IOCTLS],
         structs: ioctl::STRUCTS,
     },
     Section {
-        title: "state of a CPU, as <linux/kvm.h> has it",
-        constants: &[],
+        title: "state of a CPU as <linux/kvm.h> lays it out",
+        groups: &[],
         structs: arch::STRUCTS,
     },
     Section {
         title: "headers",
-        constants: &[msg::EVENT_MESSAGES, event::ACTIONS],
+        groups: &[msg::EVENT_MESSAGES, event::ACTIONS],
         structs: header::STRUCTS,
     },
     Section {
         title: "VM commands",
-        constants: &[
-            crate::Features::ACCESS_BITS,
-            crate::PageAccessEntry::ACCESS_BITS,
-            crate::VcpuRunState::STATES,
+        groups: &[
+            crate::Features::FEATURE_BITS,
+            crate::PageAccessEntry::PAGE_ACCESS_BITS,
+            crate::VcpuRunState::VCPU_STATES,
         ],
         structs: vm_command::STRUCTS,
     },
     Section {
         title: "vCPU commands",
-        constants: &[],
+        groups: &[],
         structs: vcpu_command::STRUCTS,
     },
     Section {
         title: "events: data, and data of replies",
-        constants: &[event::HYPERCALL_REGISTERS, event::DESCRIPTORS],
+        groups: &[event::HYPERCALL_REGISTERS, event::DESCRIPTORS],
         structs: event::STRUCTS,
     },
     Section {
         title: "VMM and tool before HOOK; the kernel never sees it",
-        constants: &[],
+        groups: &[],
         structs: handshake::STRUCTS,
     },
 ];
@@ -258,12 +276,13 @@ pub fn all_structs() -> impl Iterator<Item = &'static Struct> {
 pub fn all_constants() -> impl Iterator<Item = &'static Constant> {
     SECTIONS
         .iter()
-        .flat_map(|section| section.constants.iter().copied().flatten())
+        .flat_map(|section| section.groups.iter().flat_map(|group| group.constants))
 }
 
 const _: () = {
     assert!(limits::MAX_MSRS == 481);
     assert!(limits::MAX_PAGE_ACCESS_ENTRIES == 511);
+    assert!(limits::MAX_VCPU_STATES == 1022);
     assert!(limits::MAX_PAYLOAD + size_of::<crate::MsgHdr>() == limits::MAX_MESSAGE);
     assert!(error::ENOSYS == 1000);
 };

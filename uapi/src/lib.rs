@@ -32,19 +32,12 @@ pub mod table;
 mod vcpu_command;
 mod vm_command;
 
-pub use arch::{Dtable, MsrEntry, MsrsHdr, Regs, Segment, Sregs, VcpuEventArch, Xsave};
-pub use handshake::{ToolHandshake, VmmHandshake};
-pub use header::{ErrorCode, EventHdr, MsgHdr, VcpuEvent, VcpuEventReply, VcpuHdr};
+pub use arch::{Dtable, MsrEntry, MsrsHdr, Regs, Segment, Sregs, Xsave};
+pub use handshake::{Char, ToolHandshake, VmmHandshake};
+pub use header::{ErrorCode, EventHdr, MsgHdr, VcpuEvent, VcpuEventArch, VcpuEventReply, VcpuHdr};
 pub use limits::{
     EXTENSION_LEVEL, MAX_MESSAGE, MAX_MSRS, MAX_OTHER_MSRS, MAX_PAGE_ACCESS_ENTRIES, MAX_PAYLOAD, MAX_PHYSICAL,
     MAX_QUEUED_BYTES, MAX_QUEUED_COMMANDS, MAX_VCPU_STATES, VERSION,
 };
-pub use vcpu_command::{
-    VcpuControlCr, VcpuControlEvents, VcpuControlMsr, VcpuControlSinglestep, VcpuGetCpuid, VcpuGetCpuidReply,
-    VcpuGetInfoReply, VcpuGetMtrrType, VcpuGetMtrrTypeReply, VcpuGetRegisters, VcpuGetRegistersReply, VcpuGetXcr,
-    VcpuGetXcrReply, VcpuInjectException, VcpuTranslateGva, VcpuTranslateGvaReply,
-};
-pub use vm_command::{
-    Features, GetVersionReply, PageAccessEntry, VcpuRunState, VmCheckCommand, VmCheckEvent, VmControlCleanup,
-    VmControlEvents, VmGetInfoReply, VmGetVcpuStates, VmPageAccess, VmPauseVcpu, VmReadPhysical, VmWritePhysical,
-};
+pub use vcpu_command::*;
+pub use vm_command::*;

@@ -25,14 +25,11 @@
 
 pub use crate::row::{Command, Data, Event, Short, Tail};
 use crate::{
-    MsrEntry, PageAccessEntry, Regs, VcpuControlCr, VcpuControlEvents, VcpuControlMsr, VcpuControlSinglestep,
-    VcpuGetCpuid, VcpuGetCpuidReply, VcpuGetInfoReply, VcpuGetMtrrType, VcpuGetMtrrTypeReply, VcpuGetRegisters,
-    VcpuGetRegistersReply, VcpuGetXcr, VcpuGetXcrReply, VcpuInjectException, VcpuRunState, VcpuTranslateGva,
-    VcpuTranslateGvaReply, VmCheckCommand, VmCheckEvent, VmControlCleanup, VmControlEvents, VmGetInfoReply,
-    VmGetVcpuStates, VmPageAccess, VmPauseVcpu, VmReadPhysical, VmWritePhysical, Xsave,
+    MsrEntry, Regs, Xsave,
     event::{Breakpoint, Cr, CrReply, Descriptor, Msr, MsrReply, Pf, Singlestep, Trap, Xsetbv},
     row::{commands, events},
-    vm_command::GetVersionReply,
+    vcpu_command::*,
+    vm_command::*,
 };
 
 commands! {
@@ -124,6 +121,13 @@ events! {
     /// The VMM has created a vCPU, which is about to run.
     129 CREATE_VCPU: none => none, since 2;
 }
+
+/// Commands that each tool may use, so that it can find out what else it may: the VMM cannot forbid them.
+pub const QUERIES: [u16; 3] = [
+    command_ids::GET_VERSION,
+    command_ids::VM_CHECK_COMMAND,
+    command_ids::VM_CHECK_EVENT,
+];
 
 /// The command of this message id.
 pub fn command(id: u16) -> Option<&'static Command> {

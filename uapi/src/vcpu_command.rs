@@ -14,7 +14,7 @@ structs! {
 
     /// Request of VCPU_CONTROL_EVENTS.
     pub struct VcpuControlEvents = kvmi_vcpu_control_events, 8 {
-        /// A vCPU event of [`crate::event`].
+        /// A vCPU event, by its id.
         pub event_id: u16,
         /// 1: send it, 0: do not.
         pub enable: u8,
@@ -130,7 +130,7 @@ structs! {
         pub pad1: u8,
         /// Zero.
         pub pad2: u16,
-        /// Which MSR: 0 to 0x1fff or 0xc0000000 to 0xc0001fff.
+        /// Which MSR. At most [`crate::MAX_OTHER_MSRS`] outside of 0 to 0x1fff and 0xc0000000 to 0xc0001fff at a time.
         pub msr: u32,
     }
 

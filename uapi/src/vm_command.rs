@@ -56,7 +56,7 @@ structs! {
 
     /// Request of VM_CONTROL_EVENTS.
     pub struct VmControlEvents = kvmi_vm_control_events, 8 {
-        /// [`crate::event::UNHOOK`] or [`crate::event::CREATE_VCPU`].
+        /// The event, by its id: that of UNHOOK or of CREATE_VCPU.
         pub event_id: u16,
         /// 1: send it, 0: do not.
         pub enable: u8,
@@ -110,16 +110,6 @@ structs! {
         pub pad: [u8; 7],
     }
 
-    /// Head of VM_SET_PAGE_ACCESS and of VM_GET_PAGE_ACCESS (P21); so many [`PageAccessEntry`] follow.
-    pub struct VmPageAccess = kvmi_vm_page_access, 8 {
-        /// Number of entries, at most [`crate::MAX_PAGE_ACCESS_ENTRIES`].
-        pub count: u16,
-        /// Zero.
-        pub pad1: u16,
-        /// Zero.
-        pub pad2: u32,
-    }
-
     /// Request of VM_GET_VCPU_STATES; the reply data are so many [`VcpuRunState`].
     pub struct VmGetVcpuStates = kvmi_vm_get_vcpu_states, 8 {
         /// Index of the first vCPU that is asked about.
@@ -134,13 +124,13 @@ structs! {
     pub struct VcpuRunState = kvmi_vcpu_run_state, 8 {
         /// KVMI_VCPU_*: the highest that is true.
         pub state: u8,
-        /// The event that is open, if the state is [`VcpuRunState::HELD`].
+        /// The event that is open, if the state is [`VcpuRunState::HELD`], otherwise 0.
         pub event: u8,
         /// 1 while the VMM has it in `KVM_RUN`.
         pub in_run: u8,
         /// Zero.
         pub pad: u8,
-        /// `seq` of that event.
+        /// `seq` of that event, otherwise 0.
         pub seq: u32,
     }
 
@@ -153,12 +143,22 @@ structs! {
         /// Zero.
         pub pad: [u8; 7],
     }
+
+    /// Head of VM_SET_PAGE_ACCESS and of VM_GET_PAGE_ACCESS (P21); so many [`PageAccessEntry`] follow.
+    pub struct VmPageAccess = kvmi_vm_page_access, 8 {
+        /// Number of entries, at most [`crate::MAX_PAGE_ACCESS_ENTRIES`].
+        pub count: u16,
+        /// Zero.
+        pub pad1: u16,
+        /// Zero.
+        pub pad2: u32,
+    }
 }
 
 impl Features {
     constants! {
-        /// Bits of [`Features::access`].
-        ACCESS_BITS:
+        /// Bits of `access` in [`Features`]: restrictions that can be expressed.
+        FEATURE_BITS:
 
         /// Reads can be denied.
         KVMI_FEATURE_READ_DENY = READ_DENY: u8 = 1 << 0;
@@ -173,8 +173,8 @@ impl Features {
 
 impl VcpuRunState {
     constants! {
-        /// Values of [`VcpuRunState::state`].
-        STATES:
+        /// Values of `state` in [`VcpuRunState`].
+        VCPU_STATES:
 
         /// In `KVM_RUN`: in the guest, or in the host on its behalf.
         KVMI_VCPU_RUNS = RUNS: u8 = 0;
@@ -195,8 +195,8 @@ impl VcpuRunState {
 
 impl PageAccessEntry {
     constants! {
-        /// Bits of [`PageAccessEntry::access`].
-        ACCESS_BITS:
+        /// Bits of `access` in [`PageAccessEntry`]: what the guest may do.
+        PAGE_ACCESS_BITS:
 
         /// Read.
         KVMI_PAGE_ACCESS_R = READ: u8 = 1 << 0;

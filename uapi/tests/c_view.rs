@@ -47,13 +47,3 @@ fn header_agrees_with_rust() {
         .expect("cc runs (install gcc)");
     assert!(out.status.success(), "{}", String::from_utf8_lossy(&out.stderr));
 }
-
-#[test]
-fn each_id_stands_once() {
-    for table in [msg::COMMANDS, event::ALL] {
-        let mut ids: Vec<u16> = table.iter().map(|(id, _)| *id).collect();
-        ids.sort_unstable();
-        ids.dedup();
-        assert_eq!(ids.len(), table.len());
-    }
-}

@@ -21,7 +21,7 @@ use kvmi_lab_environment::finding::Finding;
 use kvmi_lab_environment::workshop::Workshop;
 use kvmi_lab_environment::{apt, complain, exit, output, show};
 use kvmi_lab_kernel::{self as kernel, Choice};
-use kvmi_source_checks::{ci, doctor, series, tidy};
+use kvmi_source_checks::{check, ci, contract, doctor, series, tidy};
 
 const EXIT_CODES: &str = "Exit codes: 0 all well, 1 could not do it, 2 wrong usage, 10 a scenario or planted failure did not end as it should (e2e, bench, planted, twice, explore, kernels run), 11 ci, check, tidy, endure, kernels take or build found something, 12 doctor found something lacking, 13 repro came to another verdict";
 
@@ -37,6 +37,9 @@ struct Arguments {
     /// Where runs have their folders, in place of target/lab: those of endure are not to sweep a person's last ones away
     #[arg(long, global = true, hide = true, value_name = "DIR")]
     logs: Option<PathBuf>,
+    /// Install the Debian packages that are missing, without a question; so does CI=true in the environment
+    #[arg(long, global = true)]
+    install: bool,
     #[command(subcommand)]
     command: Command,
 }
@@ -96,8 +99,12 @@ enum Command {
     Kernels(kernels::Arguments),
     /// Everything that a push must pass: format, lints, tests, tidiness, bare-metal builds, scenarios on the lanes of e2e
     Ci,
-    /// The part of ci that boots nothing
-    Check,
+    /// The part of ci that needs Rust by rustup and nothing else: format, lints, tests, documentation, licences, tidiness
+    Check {
+        /// Check what runs in the kernel as well: build the modules and the guests, checkpatch, sparse
+        #[arg(long)]
+        kernel: bool,
+    },
     /// Look for what is untidy in the sources; the part of ci that takes no time
     Tidy,
     /// Write those tables of the documents anew that follow from the sources, and from what runs have shown
@@ -121,19 +128,7 @@ enum Command {
         seed: u64,
     },
     /// Count what introspection costs when it is off or idle, against the stock modules
-    Bench {
-        /// Measure the lab instead: how long until the first scenario has run, and where the time of each goes, on each lane
-        #[arg(long)]
-        harness: bool,
-        /// With --harness: on this lane only
-        #[arg(long, requires = "harness")]
-        lane: Option<Lane>,
-        /// With --harness: how often a scenario runs
-        #[arg(long, requires = "harness", default_value_t = 50)]
-        runs: u32,
-        #[command(flatten)]
-        choice: Choice,
-    },
+    Bench(Choice),
 }
 
 #[derive(Debug, clap::Args)]
@@ -159,7 +154,7 @@ struct E2eArguments {
 fn main() -> ExitCode {
     let arguments = Arguments::parse();
     let progress = screen::progress(arguments.json);
-    let ran = Workshop::open(progress, arguments.logs.as_deref()).and_then(|shop| {
+    let ran = Workshop::open(progress, arguments.logs.as_deref(), arguments.install).and_then(|shop| {
         let code = run(&shop, &arguments)?;
         if code == exit::OK {
             shop.runs.passed()?;
@@ -284,7 +279,7 @@ fn run(shop: &Workshop, arguments: &Arguments) -> Result<u8> {
             };
             Ok(show_count(arguments, ci::run(shop, &wanted, refusal)?))
         }
-        Command::Check => Ok(show_count(arguments, ci::check(shop, refusal)?)),
+        Command::Check { kernel } => Ok(show_count(arguments, check::run(shop, refusal, *kernel)?)),
         Command::Tidy => {
             let findings = tidy::findings(&shop.checkout, refusal)?;
             for Finding { at, what } in &findings {
@@ -304,9 +299,13 @@ fn run(shop: &Workshop, arguments: &Arguments) -> Result<u8> {
             })
         }
         Command::Docs { results } => {
-            let series = series::write(&shop.checkout)?;
-            let scenarios = scenarios_page::write(&shop.checkout)?;
-            let changed = parity::write(&shop.checkout, results)? || series || scenarios;
+            let written = [
+                contract::write(&shop.checkout)?,
+                series::write(&shop.checkout)?,
+                scenarios_page::write(&shop.checkout)?,
+                parity::write(&shop.checkout, results)?,
+            ];
+            let changed = written.contains(&true);
             if arguments.json {
                 show!("{}", serde_json::json!({ "event": "docs", "changed": changed }));
             } else {
@@ -349,23 +348,7 @@ fn run(shop: &Workshop, arguments: &Arguments) -> Result<u8> {
             }
             Ok(if is_well { exit::OK } else { exit::CHECK_FAILED })
         }
-        Command::Bench {
-            harness: true,
-            lane,
-            runs,
-            choice,
-        } => {
-            let wanted = bench::harness::Wanted {
-                lane: *lane,
-                runs: *runs,
-                choice: choice.clone(),
-                seed: SEED,
-                json: arguments.json,
-            };
-            bench::harness::run(shop, &wanted)?;
-            Ok(exit::OK)
-        }
-        Command::Bench { choice, .. } => {
+        Command::Bench(choice) => {
             // Only Bochs counts exactly.
             let (filter, lanes) = (Some(bench::GROUP.to_owned()), vec![Lane::VmxBochs]);
             let wanted = Wanted {
@@ -389,7 +372,7 @@ fn refusal(words: &[&str]) -> Option<String> {
 }
 
 /// The closing line of ci, and the exit code.
-fn show_count(arguments: &Arguments, count: ci::Count) -> u8 {
+fn show_count(arguments: &Arguments, count: check::Count) -> u8 {
     if arguments.json {
         show!(
             "{}",
@@ -425,7 +408,7 @@ mod tests {
     fn what_holds_for_all_commands_has_a_name_of_its_own() {
         for line in [
             "xtask explore a::b --runs 3 --logs /l",
-            "xtask bench --harness --runs 3 --logs /l",
+            "xtask endure --moments 3 --logs /l",
             "xtask e2e --logs /l a::b --seed 3",
         ] {
             let parsed = Arguments::try_parse_from(line.split(' ')).unwrap();

@@ -8,4 +8,5 @@ pub mod exit;
 pub mod finding;
 pub mod output;
 pub mod runs;
+pub mod tools;
 pub mod workshop;

@@ -62,20 +62,12 @@ pub fn wrapped(text: &str, indent: usize) -> String {
 }
 
 fn wrapped_within(width: usize, text: &str, indent: usize) -> String {
-    let mut all = String::new();
-    let mut column = 0;
-    // Blanks at the beginning and between columns stay as they are.
-    for word in text.split_inclusive(' ') {
-        if column > indent && column + word.trim_end().chars().count() > width {
-            all.truncate(all.trim_end().len());
-            all.push('\n');
-            all.push_str(&" ".repeat(indent));
-            column = indent;
-        }
-        all.push_str(word);
-        column += word.chars().count();
-    }
-    all
+    let indent = " ".repeat(indent);
+    let options = textwrap::Options::new(width)
+        .subsequent_indent(&indent)
+        .break_words(false)
+        .word_splitter(textwrap::WordSplitter::NoHyphenation);
+    textwrap::fill(text, options)
 }
 
 fn screen_width() -> Option<u16> {

@@ -2,7 +2,7 @@
 //! What every command works with: the checkout, the cache, and where progress goes.
 
 use std::path::{Path, PathBuf};
-use std::thread;
+use std::{env, thread};
 
 use anyhow::{Context, Result};
 use kvmi_lab_machine::cache::Cache;
@@ -19,17 +19,20 @@ pub struct Workshop {
     pub cache: Cache,
     /// Where runs have their folders.
     pub runs: Runs,
+    /// Whether packages may be installed on the machine without a question.
+    pub may_install: bool,
     /// Who is told how work goes on.
     pub progress: Progress,
 }
 
 impl Workshop {
-    /// The checkout that this program was built from; `runs` is where runs have their folders, `target/lab` when not given.
+    /// The checkout that this program was built from. `runs` is where runs have their folders, `target/lab` when not given.
+    /// `CI=true` in the environment lets packages be installed as well.
     ///
     /// # Errors
     ///
     /// When there is no place for a cache.
-    pub fn open(progress: Progress, runs: Option<&Path>) -> Result<Self> {
+    pub fn open(progress: Progress, runs: Option<&Path>, may_install: bool) -> Result<Self> {
         let checkout = Path::new(env!("CARGO_MANIFEST_DIR"))
             .ancestors()
             .nth(2)
@@ -38,6 +41,7 @@ impl Workshop {
             checkout: checkout.to_owned(),
             cache: Cache::from_env()?,
             runs: Runs::below(runs.map_or_else(|| checkout.join("target/lab"), Path::to_owned)),
+            may_install: may_install || env::var("CI").is_ok_and(|value| value == "true"),
             progress,
         })
     }

@@ -16,13 +16,16 @@ use super::matrix::matrix;
 use super::toolchain::Toolchain;
 use super::version::{KernelVersion, source_package};
 
-/// What of the source is kept: all that KVM's modules and kernel/patches are made of.
+/// What of the source is kept: all that KVM's modules and kernel/patches are made of and judged by.
 const KEPT_SOURCE: &[&str] = &[
     "arch/x86/kvm",
     "arch/x86/include",
     "virt/kvm",
     "include",
     "LICENSES/preferred/GPL-2.0",
+    "scripts/checkpatch.pl",
+    "scripts/const_structs.checkpatch",
+    "scripts/spelling.txt",
 ];
 
 /// How an image is unpacked.
@@ -37,7 +40,7 @@ pub struct Kernel {
     pub source: PathBuf,
     /// What `make -C` takes.
     pub headers: PathBuf,
-    /// Holds `vmlinuz`, `config`, the kernel's own modules of KVM and what they need, decompressed, and [`DEPENDENCIES`](super::DEPENDENCIES).
+    /// Holds `vmlinuz`, `config`, the kernel's own modules of KVM and what they need, decompressed, and [`DEPENDENCIES`](crate::DEPENDENCIES).
     pub image: PathBuf,
     /// How many times longer things may take in it than in a stock kernel.
     pub slowness: u32,
@@ -84,7 +87,7 @@ fn entry(
 
 /// Unpacks a kernel's source, unless the cache has it. It is the same for all flavours.
 pub(crate) fn source(shop: &Workshop, version: &KernelVersion, archive: &Archive) -> Result<PathBuf> {
-    entry(shop, version, "source", &key("source 2", version, ""), |dir, task| {
+    entry(shop, version, "source", &key("source 3", version, ""), |dir, task| {
         unpack_source(version, archive, dir, KEPT_SOURCE, task)
     })
 }

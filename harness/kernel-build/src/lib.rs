@@ -4,6 +4,7 @@
 #![forbid(unsafe_code)]
 
 pub mod bare_metal;
+pub mod checkpatch;
 mod dependencies;
 mod fetch;
 mod flags;
@@ -14,6 +15,7 @@ mod own_source;
 mod rust_core;
 mod sanitized;
 mod series;
+pub mod sparse;
 mod toolchain;
 mod tree;
 mod variant;

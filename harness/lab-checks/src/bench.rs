@@ -1,8 +1,6 @@
 // SPDX-License-Identifier: MIT OR Apache-2.0
 //! What introspection costs: the figures that benchmark scenarios measured, set against the stock modules'.
 
-pub mod harness;
-
 use anyhow::{Context, Result};
 use comfy_table::{Cell, CellAlignment, Table};
 use kvmi_lab::e2e::{self, Wanted};

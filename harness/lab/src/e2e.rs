@@ -12,6 +12,7 @@ use std::thread;
 use anyhow::{Context, Result, bail, ensure};
 use kvmi_lab_control::Lane;
 use kvmi_lab_environment::apt;
+use kvmi_lab_environment::tools::NEXTEST;
 use kvmi_lab_environment::workshop::Workshop;
 use kvmi_lab_kernel::{self as kernel, Choice};
 use kvmi_lab_machine::boot::Boot;
@@ -191,7 +192,7 @@ fn run_by(
         hardware::try_guest(shop, &mut facts, &fetched.emulators, &kernel)?;
     }
     let chosen = lanes(shop, wanted, &facts)?;
-    let runner = nextest::program(shop)?;
+    let runner = NEXTEST.program(shop)?;
     compile_tests(shop, &runner)?;
     let folder = shop.runs.new_folder()?;
     let boot = images::boot(shop, &built)?;

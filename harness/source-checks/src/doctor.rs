@@ -6,11 +6,12 @@ use std::os::unix::fs::MetadataExt;
 use std::path::Path;
 
 use anyhow::{Context, Result};
-use kvmi_lab::{emulators, hardware, nextest};
+use kvmi_lab::{emulators, hardware};
 use kvmi_lab_control::Lane;
 use kvmi_lab_environment::apt;
 use kvmi_lab_environment::output;
 use kvmi_lab_environment::show;
+use kvmi_lab_environment::tools::NEXTEST;
 use kvmi_lab_environment::workshop::Workshop;
 use kvmi_lab_kernel::bare_metal;
 use kvmi_lab_kernel::{self as kernel, KernelVersion, Lists};
@@ -79,12 +80,11 @@ pub fn examine(shop: &Workshop, mut tell: impl FnMut(&Item) -> Result<()>) -> Re
     )?)?;
     tell(&toolchain(shop)?)?;
     tell(&compiler())?;
-    tell(&match nextest::find(shop) {
+    tell(&match NEXTEST.find(shop) {
         Some(version) => item("test runner", State::Has, format!("nextest {version}"), None),
         None => {
-            let mend = format!("cargo install cargo-nextest --locked --version {}", nextest::VERSION);
             let detail = "nextest is built into the cache when it is needed (minutes)";
-            item("test runner", State::Later, detail, Some(mend))
+            item("test runner", State::Later, detail, Some(NEXTEST.install_command()))
         }
     })?;
     tell(&match apt::find_program("gdb") {

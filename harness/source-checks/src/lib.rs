@@ -3,7 +3,9 @@
 
 #![forbid(unsafe_code)]
 
+pub mod check;
 pub mod ci;
+pub mod contract;
 pub mod doctor;
 pub mod series;
 pub mod tidy;

@@ -3,6 +3,7 @@
 //! what documents are held to.
 
 mod documents;
+mod shell;
 mod workflows;
 
 use std::collections::BTreeSet;
@@ -14,7 +15,7 @@ use kvmi_lab::{parity, scenarios_page};
 use kvmi_lab_environment::finding::{Finding, finding};
 use kvmi_lab_machine::cache::files_below;
 
-use crate::series;
+use crate::{contract, series};
 
 /// Sources by their endings, and what stands before and after the licence in their first line.
 const LICENSED: &[(&str, &str, &str)] = &[
@@ -53,7 +54,7 @@ const SAFE_CRATES: &[&str] = &["uapi/src/lib.rs", "kernel/core/src/lib.rs", "use
 const MAX_LINES: usize = 500;
 
 /// Files that may be longer: tables, texts of others, and documents that are read by section.
-const LONG: &[&str] = &["Cargo.lock", "LICENSES/", "kernel/patches/", "docs/"];
+const LONG: &[&str] = &["Cargo.lock", "LICENSES/", "kernel/patches/", "docs/", "uapi/include/"];
 
 /// The only place that crates come from.
 const REGISTRY: &str = "registry+https://github.com/rust-lang/crates.io-index";
@@ -81,6 +82,11 @@ pub fn findings(checkout: &Path, refusal: Refusal) -> Result<Vec<Finding>> {
             continue;
         };
         findings.extend(of_file(&name, &text));
+        if shell::is_script(&text)
+            && let Some(what) = shell::complaint(&text)
+        {
+            findings.push(finding(&name, format!("bash cannot read it: {what}")));
+        }
         let read = |file: &str| fs::read_to_string(checkout.join(file)).ok();
         findings.extend(documents::findings(&name, &text, read, |file| {
             checkout.join(file).exists()
@@ -91,6 +97,7 @@ pub fn findings(checkout: &Path, refusal: Refusal) -> Result<Vec<Finding>> {
     }
     let map = fs::read_to_string(checkout.join("ARCHITECTURE.md")).unwrap_or_default();
     findings.extend(missing_in_map(&folders, &map));
+    findings.extend(contract::findings(checkout)?);
     findings.extend(series::findings(checkout)?);
     findings.extend(parity::findings(checkout)?);
     findings.extend(scenarios_page::findings(checkout));

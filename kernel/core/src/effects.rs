@@ -99,6 +99,9 @@ pub trait VmEffects {
 }
 
 /// What a vCPU thread can do to its vCPU.
+///
+/// Implemented three times: by `kernel/module`, and by the tests of this crate and of the client library. A method that the
+/// last can do without may have a default here, which answers EOPNOTSUPP.
 pub trait VcpuEffects {
     /// The vCPU's index.
     fn index(&mut self) -> u16;

@@ -6,7 +6,7 @@
 //!
 //! - [`VmState`] is shared by the session's receive thread, the vCPU threads and the ioctls: atomics alone.
 //! - [`VcpuState`] is plain data of one vCPU, used by whoever runs that vCPU.
-//! - [`vm_message`] takes each message in the receive thread, [`vcpu_message`] takes in the vCPU thread those that
+//! - [`vm_message`] takes each message in the receive thread, [`vcpu_message()`] takes in the vCPU thread those that
 //!   [`VmVerdict::Queue`] sent there.
 //! - [`VcpuState::record`] takes an occurrence; [`VcpuState::phase`] tells how far its event has come.
 //!

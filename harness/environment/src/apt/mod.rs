@@ -2,23 +2,22 @@
 //! Debian packages, by apt's own programs.
 
 mod archive;
+mod install;
 mod sources;
 mod stanza;
 
 use std::collections::BTreeMap;
+use std::fs;
 use std::path::{Path, PathBuf};
-use std::{env, fs};
 
 use anyhow::{Context, Result, bail};
 use deb_version::compare_versions;
-use kvmi_lab_control::{Lane, Platform};
 use kvmi_lab_machine::process::Program;
 use kvmi_lab_machine::progress::Task;
 
 pub use archive::Archive;
+pub use install::{install_for_boot, install_for_checks, install_for_kernel, install_needed};
 pub use stanza::{Stanza, parse_stanzas};
-
-use crate::workshop::Workshop;
 
 /// A package that commands need on the machine, and what for.
 #[derive(Clone, Copy, Debug)]
@@ -77,6 +76,9 @@ pub const NEEDED: &[Needed] = &[
     needed("syslinux-common", "is the boot loader on that CD"),
 ];
 
+/// What the kernel's own checks of style need beside them.
+const FOR_CHECKS: &[Needed] = &[needed("perl", "runs the kernel's checkpatch.pl")];
+
 /// What compiling a whole kernel needs beside them.
 const FOR_KERNEL: &[Needed] = &[
     needed("flex", "makes the kernel's configuration program"),
@@ -120,50 +122,6 @@ pub fn install_command(packages: &[&str]) -> String {
     )
 }
 
-/// Installs what is missing of [`NEEDED`].
-pub fn install_needed(shop: &Workshop) -> Result<()> {
-    install(shop, &missing(NEEDED)?)
-}
-
-/// Installs what is missing of what compiling a kernel needs.
-pub fn install_for_kernel(shop: &Workshop) -> Result<()> {
-    install(shop, &missing(FOR_KERNEL)?)
-}
-
-/// Installs what is missing of what booting a lane needs, where nothing is built.
-pub fn install_for_boot(shop: &Workshop, lane: Lane) -> Result<()> {
-    if lane.platform() != Platform::Bochs {
-        return Ok(());
-    }
-    let mut packages = missing(NEEDED)?;
-    packages.retain(|needed| FOR_CD.contains(&needed.package));
-    install(shop, &packages)
-}
-
-fn install(shop: &Workshop, packages: &[Needed]) -> Result<()> {
-    if packages.is_empty() {
-        return Ok(());
-    }
-    let names = names(packages);
-    let task = shop.progress.task(format!("install {}", names.join(", ")));
-    // Old lists name packages that are gone, or too old.
-    update(&task)?;
-    as_root("apt-get")
-        .args(["install", "--yes", "--no-install-recommends"])
-        .args(&names)
-        .run(&task)
-        .with_context(|| format!("install the packages by hand: {}", install_command(&names)))?;
-    if let Some(Needed { package, at_least, .. }) = missing(packages)?.first() {
-        bail!(
-            "apt installed {package}, and what is needed is {} or later, as in Debian 12's security updates; \
-             where apt takes it from: apt-cache policy {package}",
-            at_least.unwrap_or("any version")
-        );
-    }
-    task.done();
-    Ok(())
-}
-
 /// Fetches the package lists.
 pub fn update(task: &Task) -> Result<()> {
     as_root("apt-get")
@@ -205,9 +163,7 @@ fn is_root() -> bool {
 
 /// A program's path, if it is on the search path.
 pub fn find_program(name: &str) -> Option<PathBuf> {
-    env::split_paths(&env::var_os("PATH")?)
-        .map(|dir| dir.join(name))
-        .find(|path| path.is_file())
+    which::which(name).ok()
 }
 
 /// Fails, with what to type, unless the machine is one whose packages the lab can use.

@@ -5,6 +5,7 @@ use kvmi_guests::layout;
 use kvmi_uapi::{PageAccessEntry, event, msg};
 
 use super::generator::Generator;
+use crate::conformance::good_request;
 
 /// Bytes of an entry of VM_SET_PAGE_ACCESS.
 pub(super) const PAGE_ENTRY: usize = size_of::<PageAccessEntry>();
@@ -104,7 +105,8 @@ impl Generator {
                 let any = self.pick(&[0, 0xc000_0000]) + self.below(0x2000) as u32;
                 payload.extend(self.pick(&[MSRS[0], MSRS[3], any, any]).to_ne_bytes());
             }
-            _ => {}
+            // Where nothing is to be chosen, the request of `conformance::`.
+            _ => payload.extend(good_request(id)),
         }
         // What is not said is zero, and all have whole words.
         payload.resize(payload.len().next_multiple_of(8), 0);

@@ -1,17 +1,25 @@
 // SPDX-License-Identifier: MIT OR Apache-2.0
-//! What GitHub runs: YAML that can be read, commands that there are and that docs/lab.md lists, no more rights than it needs, an end to each job,
-//! logs of those that fail, nothing that changes under its name, actions of our own that take what they are given, and a cache that main
-//! alone writes.
+//! What GitHub runs: YAML, expressions and shell that can be read, commands that there are and that docs/lab.md lists, no more rights than
+//! it needs, an end to each job, logs of those that fail, nothing that changes under its name, actions of our own that take what they are
+//! given, and a cache that main alone writes.
+
+mod expressions;
+mod jobs;
 
 use kvmi_lab_environment::finding::{Finding, finding};
 use serde_json::{Map, Value};
 
-use super::Refusal;
+use self::expressions::Names;
+use self::jobs::{circle, ids, keys, names_of_job, of_needs};
+use super::{Refusal, shell};
 
 const WORKFLOWS: &str = ".github/workflows/";
 
 /// The page that lists every command.
 const COMMANDS: &str = "docs/lab.md";
+
+/// Runners that stay what they are.
+const RUNNERS: &[&str] = &["ubuntu-22.04", "ubuntu-24.04"];
 
 /// The action that keeps what a job that failed has left.
 const KEEP_LOGS: &str = "./.github/actions/keep-logs";
@@ -45,15 +53,29 @@ pub(super) fn findings(
         if file["permissions"] != serde_json::json!({ "contents": "read" }) {
             whats.push("does not limit its permissions to `contents: read`".to_owned());
         }
-        for (job, what) in file["jobs"].as_object().into_iter().flatten() {
+        whats.extend(expressions::in_value(&file["concurrency"], &Names::default()));
+        let none = Map::new();
+        let jobs = file["jobs"].as_object().unwrap_or(&none);
+        whats.extend(circle(jobs));
+        for (job, what) in jobs {
             let said = of_job(what)
                 .into_iter()
+                .chain(of_needs(what, jobs))
+                .chain(expressions::in_value(what, &names_of_job(what)))
                 .chain(of_steps(&what["steps"], what, &checkout));
             whats.extend(said.map(|said| format!("{job}: {said}")));
         }
     } else {
         if file["runs"]["using"] != "composite" {
             whats.push("an action that is not composed of steps: nothing is known of it".to_owned());
+        }
+        let names = Names {
+            inputs: keys(&file["inputs"]),
+            steps: ids(&file["runs"]["steps"]),
+            ..Names::default()
+        };
+        for part in ["outputs", "runs"] {
+            whats.extend(expressions::in_value(&file[part], &names));
         }
         whats.extend(of_steps(&file["runs"]["steps"], &Value::Null, &checkout));
         let steps = file["runs"]["steps"].as_array().into_iter().flatten();
@@ -71,6 +93,13 @@ fn of_job(job: &Value) -> Vec<String> {
     let mut whats = Vec::new();
     if !job["timeout-minutes"].is_u64() {
         whats.push("a job without timeout-minutes".to_owned());
+    }
+    if !job["runs-on"].as_str().is_some_and(|label| RUNNERS.contains(&label)) {
+        whats.push(format!(
+            "a job on {}, which is none of {}",
+            job["runs-on"],
+            RUNNERS.join(", ")
+        ));
     }
     if !job["permissions"].is_null() {
         whats.push("a job with permissions of its own".to_owned());
@@ -106,7 +135,12 @@ fn of_steps(steps: &Value, job: &Value, checkout: &Checkout<'_>) -> Vec<String> 
         if let Some(action) = step["uses"].as_str() {
             whats.extend(of_action(action, step, checkout));
         }
-        for line in step["run"].as_str().unwrap_or_default().lines() {
+        let script = step["run"].as_str().unwrap_or_default();
+        let is_bash = step["shell"].as_str().unwrap_or("bash") == "bash";
+        if let Some(plain) = without(script, "${{", "}}").filter(|_| is_bash) {
+            whats.extend(shell::complaint(&plain).map(|what| format!("a command that bash cannot read: {what}")));
+        }
+        for line in script.lines() {
             if let Some((_, command)) = line.split_once(XTASK) {
                 whats.extend(of_command(command, &job["strategy"]["matrix"], checkout.refusal));
                 if !is_listed(command, &checkout.listed) {
@@ -232,7 +266,7 @@ fn without(text: &str, begin: &str, end: &str) -> Option<String> {
 mod tests {
     use super::*;
 
-    const JOB: &str = "permissions:\n  contents: read\njobs:\n  a:\n    runs-on: b\n    timeout-minutes: 1\n    strategy:\n      matrix:\n        \
+    const JOB: &str = "permissions:\n  contents: read\njobs:\n  a:\n    runs-on: ubuntu-24.04\n    timeout-minutes: 1\n    strategy:\n      matrix:\n        \
                        lane: [svm-tcg, no-lane]\n        slice: [1/2]\n    steps:\n";
 
     const LISTED: &str = "cargo xtask check  # the rest\n  cargo xtask e2e lab:: --lane LANE --slice 1/2\ncargo xtask e2e [--hardware] # `--json`\n\
@@ -276,7 +310,7 @@ mod tests {
     #[test]
     fn jobs_have_an_end_and_few_rights() {
         let name = ".github/workflows/a.yml";
-        let job = "jobs:\n  a:\n    runs-on: b\n    steps: []\n";
+        let job = "jobs:\n  a:\n    runs-on: ubuntu-24.04\n    steps: []\n";
         assert_eq!(
             whats(name, job),
             [
@@ -284,9 +318,50 @@ mod tests {
                 "a: a job without timeout-minutes"
             ]
         );
-        let more = "permissions:\n  contents: read\njobs:\n  a:\n    timeout-minutes: 1\n    permissions: write-all\n";
+        let more = "permissions:\n  contents: read\njobs:\n  a:\n    runs-on: ubuntu-24.04\n    timeout-minutes: 1\n    permissions: write-all\n";
         assert_eq!(whats(name, more), ["a: a job with permissions of its own"]);
         assert_eq!(whats(".github/in-container.sh", job), [""; 0]);
+    }
+
+    #[test]
+    fn jobs_run_on_what_there_is_and_after_what_there_is() {
+        let jobs = |jobs: &str| {
+            whats(
+                ".github/workflows/a.yml",
+                &format!("permissions:\n  contents: read\njobs:\n{jobs}"),
+            )
+        };
+        let job = |name: &str, more: &str| {
+            format!("  {name}:\n    runs-on: ubuntu-24.04\n    timeout-minutes: 1\n    {more}\n")
+        };
+        assert_eq!(
+            jobs(&(job("a", "") + &job("b", "needs: a") + &job("c", "needs: [a, b]"))),
+            [""; 0]
+        );
+        assert_eq!(jobs(&job("a", "needs: b")), ["a: needs b, which is no job here"]);
+        assert_eq!(
+            jobs(&(job("a", "needs: b") + &job("b", "needs: a"))),
+            ["jobs that wait for each other, or for such ones: a, b"]
+        );
+        let other = job("a", "").replace("ubuntu-24.04", "ubuntu-latest");
+        assert!(
+            jobs(&other)[0].starts_with("a: a job on \"ubuntu-latest\""),
+            "{:?}",
+            jobs(&other)
+        );
+    }
+
+    #[test]
+    fn expressions_and_scripts_can_be_read() {
+        assert_eq!(of_step("run: echo ${{ matrix.lane }}"), [""; 0]);
+        assert!(of_step("run: echo ${{ matrix.lance }}")[0].starts_with("a: there is no matrix.lance here"));
+        assert!(of_step("run: if true; then")[0].starts_with("a: a command that bash cannot read: line "));
+        assert_eq!(of_step("run: \"for x in ${{ matrix.slice }}; do true; done\""), [""; 0]);
+        let action = "outputs:\n  hit:\n    value: ${{ steps.b.outputs.c }}\nruns:\n  using: composite\n  steps:\n    - run: 'true'\n      shell: bash\n      id: a\n";
+        assert_eq!(
+            whats(".github/actions/a/action.yml", action),
+            ["there is no steps.b.outputs.c here: steps.b.outputs.c"]
+        );
     }
 
     #[test]

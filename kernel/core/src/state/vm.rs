@@ -3,7 +3,7 @@
 
 use core::sync::atomic::{AtomicBool, Ordering};
 
-use kvmi_uapi::{error::EPERM, event, msg};
+use kvmi_uapi::{error::EPERM, event, msg, table::QUERIES};
 
 use crate::{
     effects::KvmError,
@@ -12,9 +12,6 @@ use crate::{
         permission::Permissions,
     },
 };
-
-/// Commands that each tool may use, so that it can find out what else it may.
-const ALWAYS_ALLOWED: [u16; 3] = [msg::GET_VERSION, msg::VM_CHECK_COMMAND, msg::VM_CHECK_EVENT];
 
 /// Shared state of a hooked VM. Each part is atomic, so that no thread waits for another.
 #[derive(Debug)]
@@ -41,7 +38,7 @@ impl VmState {
             cleanup: AtomicBool::new(true),
             switched_on: Permissions::new(),
         };
-        for id in ALWAYS_ALLOWED {
+        for id in QUERIES {
             vm.commands.set(id, true);
         }
         vm
@@ -54,11 +51,11 @@ impl VmState {
     pub fn allow_command(&self, allow: u32, id: i32) -> Result<(), KvmError> {
         let (allow, target) = feature::parse(allow, id, msg::COMMANDS)?;
         match target {
-            Target::One(id) if !allow && ALWAYS_ALLOWED.contains(&id) => return Err(KvmError(EPERM)),
+            Target::One(id) if !allow && QUERIES.contains(&id) => return Err(KvmError(EPERM)),
             Target::One(id) => self.commands.set(id, allow),
             Target::All => {
                 for (id, _) in msg::COMMANDS {
-                    if allow || !ALWAYS_ALLOWED.contains(id) {
+                    if allow || !QUERIES.contains(id) {
                         self.commands.set(*id, allow);
                     }
                 }

@@ -16,6 +16,14 @@ use crate::vmm::{Permission, VcpuWrite, field};
 use crate::wire::vcpu_payload;
 use crate::{Context, Failure, check_eq};
 
+pub(super) const COMMANDS: &[Command] = &[
+    VCPU_CONTROL_EVENTS,
+    VCPU_CONTROL_CR,
+    VCPU_CONTROL_MSR,
+    VCPU_CONTROL_SINGLESTEP,
+    VCPU_INJECT_EXCEPTION,
+];
+
 /// An exception that the guest takes and goes on.
 pub(in crate::conformance) const UNDEFINED: u8 = 6;
 
@@ -46,7 +54,7 @@ fn control_event(event_id: u16, enable: u8) -> Vec<u8> {
     .to_vec()
 }
 
-pub(super) const VCPU_CONTROL_EVENTS: Command = Command::new::<{ msg::VCPU_CONTROL_EVENTS }>(
+const VCPU_CONTROL_EVENTS: Command = Command::new::<{ msg::VCPU_CONTROL_EVENTS }>(
     "conformance::vcpu_control_events",
     || control_event(event::CR, 1),
     &[
@@ -92,10 +100,9 @@ pub(super) const VCPU_CONTROL_EVENTS: Command = Command::new::<{ msg::VCPU_CONTR
             svm: Shown::Never("every CPU with SVM can tell"),
         },
     ],
-)
-.padded(3..8);
+);
 
-pub(super) const VCPU_CONTROL_CR: Command = Command::new::<{ msg::VCPU_CONTROL_CR }>(
+const VCPU_CONTROL_CR: Command = Command::new::<{ msg::VCPU_CONTROL_CR }>(
     "conformance::vcpu_control_cr",
     || {
         VcpuControlCr {
@@ -126,8 +133,7 @@ pub(super) const VCPU_CONTROL_CR: Command = Command::new::<{ msg::VCPU_CONTROL_C
             },
         ),
     ],
-)
-.padded(2..8);
+);
 
 const KERNEL_GS_BASE: u32 = 0xc000_0102;
 
@@ -141,7 +147,7 @@ fn control_msr(msr: u32, enable: u8) -> Vec<u8> {
     .to_vec()
 }
 
-pub(super) const VCPU_CONTROL_MSR: Command = Command::new::<{ msg::VCPU_CONTROL_MSR }>(
+const VCPU_CONTROL_MSR: Command = Command::new::<{ msg::VCPU_CONTROL_MSR }>(
     "conformance::vcpu_control_msr",
     || control_msr(KERNEL_GS_BASE, 1),
     &[
@@ -180,8 +186,7 @@ pub(super) const VCPU_CONTROL_MSR: Command = Command::new::<{ msg::VCPU_CONTROL_
         ),
         there(About::Works, "commands::vcpu_control_msr"),
     ],
-)
-.padded(1..4);
+);
 
 fn with_interrupts(enable: u8, interrupts: u8) -> Vec<u8> {
     VcpuControlSinglestep {
@@ -202,7 +207,7 @@ fn singlestep(enable: u8) -> Vec<u8> {
     .to_vec()
 }
 
-pub(super) const VCPU_CONTROL_SINGLESTEP: Command = Command::new::<{ msg::VCPU_CONTROL_SINGLESTEP }>(
+const VCPU_CONTROL_SINGLESTEP: Command = Command::new::<{ msg::VCPU_CONTROL_SINGLESTEP }>(
     "conformance::vcpu_control_singlestep",
     || singlestep(0),
     &[
@@ -238,8 +243,7 @@ pub(super) const VCPU_CONTROL_SINGLESTEP: Command = Command::new::<{ msg::VCPU_C
         there(About::Error(EBUSY), "step::one_owner"),
         there(About::Works, "step::with_interrupts"),
     ],
-)
-.padded(2..8);
+);
 
 /// What comes of requests that the vCPU finds waiting, with `by` on its way into the guest, before it enters the guest again.
 fn injected_while(stand: &mut Stand, by: VcpuWrite, context: &Context) -> Result<(), Failure> {
@@ -324,7 +328,7 @@ fn injected_twice(stand: &mut Stand, context: &mut Context) -> Result<(), Failur
     stand.vm.wait_for_exceptions(context, taken + 1)
 }
 
-pub(super) const VCPU_INJECT_EXCEPTION: Command = Command::new::<{ msg::VCPU_INJECT_EXCEPTION }>(
+const VCPU_INJECT_EXCEPTION: Command = Command::new::<{ msg::VCPU_INJECT_EXCEPTION }>(
     "conformance::vcpu_inject_exception",
     || {
         VcpuInjectException {
@@ -384,5 +388,4 @@ pub(super) const VCPU_INJECT_EXCEPTION: Command = Command::new::<{ msg::VCPU_INJ
     ],
 )
 // A guest that does not halt: what the VMM has on its way is delivered when the vCPU runs.
-.in_guest("counter")
-.padded(1..4);
+.in_guest("counter");

@@ -4,9 +4,8 @@
 use kvmi_guests::layout;
 use kvmi_uapi::error::{EAGAIN, EBUSY, EINVAL, ENOENT, ENOMEM, EOPNOTSUPP, EPERM};
 use kvmi_uapi::{
-    GetVersionReply, MAX_PAGE_ACCESS_ENTRIES, PageAccessEntry, VcpuRunState, VmCheckCommand, VmCheckEvent,
-    VmControlCleanup, VmControlEvents, VmGetInfoReply, VmGetVcpuStates, VmPauseVcpu, VmReadPhysical, VmWritePhysical,
-    event, msg,
+    MAX_PAGE_ACCESS_ENTRIES, PageAccessEntry, VcpuRunState, VmCheckCommand, VmCheckEvent, VmControlCleanup,
+    VmControlEvents, VmGetVcpuStates, VmPauseVcpu, VmReadPhysical, VmWritePhysical, event, msg,
 };
 use zerocopy::IntoBytes;
 
@@ -17,6 +16,22 @@ use crate::pages::request as page_access;
 use crate::vmm::{Permission, VmConfig};
 use crate::{Context, Failure, check_eq};
 
+pub(super) const COMMANDS: &[Command] = &[
+    GET_VERSION,
+    VM_CHECK_COMMAND,
+    VM_CHECK_EVENT,
+    VM_GET_INFO,
+    VM_CONTROL_EVENTS,
+    VM_READ_PHYSICAL,
+    VM_WRITE_PHYSICAL,
+    VM_PAUSE_VCPU,
+    VM_CONTROL_CLEANUP,
+    VM_SET_PAGE_ACCESS,
+    VM_GET_PAGE_ACCESS,
+    VM_GET_VCPU_STATES,
+    VM_RELEASE,
+];
+
 const PLACE: u64 = layout::SCRATCH;
 const PAGE: u64 = 4096;
 const R: u8 = PageAccessEntry::READ;
@@ -26,14 +41,13 @@ const X: u8 = PageAccessEntry::EXEC;
 /// Pages in no memory slot: behind RAM, behind what the CPU can address, the last of all.
 const NOWHERE: [u64; 4] = [layout::RAM_BYTES, 1 << 40, 1 << 52, !0xfff];
 
-pub(super) const GET_VERSION: Command = Command::new::<{ msg::GET_VERSION }>(
+const GET_VERSION: Command = Command::new::<{ msg::GET_VERSION }>(
     "conformance::get_version",
     Vec::new,
     &[there(About::Works, "commands::get_version")],
-)
-.replying(size_of::<GetVersionReply>());
+);
 
-pub(super) const VM_CHECK_COMMAND: Command = Command::new::<{ msg::VM_CHECK_COMMAND }>(
+const VM_CHECK_COMMAND: Command = Command::new::<{ msg::VM_CHECK_COMMAND }>(
     "conformance::vm_check_command",
     || {
         VmCheckCommand {
@@ -60,10 +74,9 @@ pub(super) const VM_CHECK_COMMAND: Command = Command::new::<{ msg::VM_CHECK_COMM
         ),
         there(About::Works, "commands::check"),
     ],
-)
-.padded(2..8);
+);
 
-pub(super) const VM_CHECK_EVENT: Command = Command::new::<{ msg::VM_CHECK_EVENT }>(
+const VM_CHECK_EVENT: Command = Command::new::<{ msg::VM_CHECK_EVENT }>(
     "conformance::vm_check_event",
     || {
         VmCheckEvent {
@@ -90,17 +103,15 @@ pub(super) const VM_CHECK_EVENT: Command = Command::new::<{ msg::VM_CHECK_EVENT 
         ),
         there(About::Works, "commands::check"),
     ],
-)
-.padded(2..8);
+);
 
-pub(super) const VM_GET_INFO: Command = Command::new::<{ msg::VM_GET_INFO }>(
+const VM_GET_INFO: Command = Command::new::<{ msg::VM_GET_INFO }>(
     "conformance::vm_get_info",
     Vec::new,
     &[there(About::Works, "commands::vm_get_info")],
-)
-.replying(size_of::<VmGetInfoReply>());
+);
 
-pub(super) const VM_CONTROL_EVENTS: Command = Command::new::<{ msg::VM_CONTROL_EVENTS }>(
+const VM_CONTROL_EVENTS: Command = Command::new::<{ msg::VM_CONTROL_EVENTS }>(
     "conformance::vm_control_events",
     || {
         VmControlEvents {
@@ -137,8 +148,7 @@ pub(super) const VM_CONTROL_EVENTS: Command = Command::new::<{ msg::VM_CONTROL_E
             })
         }),
     ],
-)
-.padded(3..8);
+);
 
 fn range(gpa: u64, size: u16) -> Vec<u8> {
     VmReadPhysical {
@@ -190,7 +200,7 @@ fn hidden(stand: &mut Stand, _: &mut Context) -> Result<(), Failure> {
     )
 }
 
-pub(super) const VM_READ_PHYSICAL: Command = Command::new::<{ msg::VM_READ_PHYSICAL }>(
+const VM_READ_PHYSICAL: Command = Command::new::<{ msg::VM_READ_PHYSICAL }>(
     "conformance::vm_read_physical",
     || range(PLACE, 8),
     &[
@@ -204,11 +214,9 @@ pub(super) const VM_READ_PHYSICAL: Command = Command::new::<{ msg::VM_READ_PHYSI
         ),
         there(About::Works, "commands::vm_read_physical"),
     ],
-)
-.replying(8)
-.padded(10..16);
+);
 
-pub(super) const VM_WRITE_PHYSICAL: Command = Command::new::<{ msg::VM_WRITE_PHYSICAL }>(
+const VM_WRITE_PHYSICAL: Command = Command::new::<{ msg::VM_WRITE_PHYSICAL }>(
     "conformance::vm_write_physical",
     || {
         let request = VmWritePhysical {
@@ -248,8 +256,7 @@ pub(super) const VM_WRITE_PHYSICAL: Command = Command::new::<{ msg::VM_WRITE_PHY
         there(About::Works, "commands::vm_write_physical_marks_dirty"),
         there(About::Error(EPERM), "commands::vm_write_physical_read_only_slot"),
     ],
-)
-.padded(10..16);
+);
 
 /// The stand's VM has no ring, so another takes its place for a while.
 fn dirty_ring(stand: &mut Stand, context: &mut Context) -> Result<(), Failure> {
@@ -274,7 +281,7 @@ fn dirty_ring(stand: &mut Stand, context: &mut Context) -> Result<(), Failure> {
     std::mem::replace(&mut stand.vm, vm).exit()
 }
 
-pub(super) const VM_PAUSE_VCPU: Command = Command::new::<{ msg::VM_PAUSE_VCPU }>(
+const VM_PAUSE_VCPU: Command = Command::new::<{ msg::VM_PAUSE_VCPU }>(
     "conformance::vm_pause_vcpu",
     || VmPauseVcpu::default().as_bytes().to_vec(),
     &[
@@ -293,10 +300,9 @@ pub(super) const VM_PAUSE_VCPU: Command = Command::new::<{ msg::VM_PAUSE_VCPU }>
         there(About::Error(EBUSY), "pause::request_limit"),
         there(About::Works, "pause::with_wait"),
     ],
-)
-.padded(3..8);
+);
 
-pub(super) const VM_CONTROL_CLEANUP: Command = Command::new::<{ msg::VM_CONTROL_CLEANUP }>(
+const VM_CONTROL_CLEANUP: Command = Command::new::<{ msg::VM_CONTROL_CLEANUP }>(
     "conformance::vm_control_cleanup",
     || {
         VmControlCleanup {
@@ -321,8 +327,7 @@ pub(super) const VM_CONTROL_CLEANUP: Command = Command::new::<{ msg::VM_CONTROL_
         there(About::Works, "unhook::cleanup_of_cr3"),
         there(About::Works, "unhook::cleanup_of_breakpoint"),
     ],
-)
-.padded(1..8);
+);
 
 fn of_nowhere(stand: &mut Stand, _: &mut Context) -> Result<(), Failure> {
     for gpa in NOWHERE {
@@ -377,7 +382,7 @@ fn no_nodes(stand: &mut Stand, _: &mut Context) -> Result<(), Failure> {
     Ok(())
 }
 
-pub(super) const VM_SET_PAGE_ACCESS: Command = Command::new::<{ msg::VM_SET_PAGE_ACCESS }>(
+const VM_SET_PAGE_ACCESS: Command = Command::new::<{ msg::VM_SET_PAGE_ACCESS }>(
     "conformance::vm_set_page_access",
     || page_access(&[(PLACE, R | W | X)]),
     &[
@@ -407,11 +412,9 @@ pub(super) const VM_SET_PAGE_ACCESS: Command = Command::new::<{ msg::VM_SET_PAGE
         there(About::Works, "pages::kinds"),
         there(About::Works, "pages::full_message"),
     ],
-)
-.padded(2..8)
-.with_padded_entries(17..24);
+);
 
-pub(super) const VM_GET_PAGE_ACCESS: Command = Command::new::<{ msg::VM_GET_PAGE_ACCESS }>(
+const VM_GET_PAGE_ACCESS: Command = Command::new::<{ msg::VM_GET_PAGE_ACCESS }>(
     "conformance::vm_get_page_access",
     || page_access(&[(PLACE, 0)]),
     &[
@@ -419,16 +422,13 @@ pub(super) const VM_GET_PAGE_ACCESS: Command = Command::new::<{ msg::VM_GET_PAGE
         here(About::Closes, "fewer entries than it says", fewer_entries),
         there(About::Works, "pages::get"),
     ],
-)
-.replying(size_of::<PageAccessEntry>())
-.padded(2..8)
-.with_padded_entries(17..24);
+);
 
 fn states(first: u16, count: u16) -> Vec<u8> {
     VmGetVcpuStates { first, count, pad: 0 }.as_bytes().to_vec()
 }
 
-pub(super) const VM_GET_VCPU_STATES: Command = Command::new::<{ msg::VM_GET_VCPU_STATES }>(
+const VM_GET_VCPU_STATES: Command = Command::new::<{ msg::VM_GET_VCPU_STATES }>(
     "conformance::vm_get_vcpu_states",
     || states(0, 1),
     &[
@@ -452,11 +452,9 @@ pub(super) const VM_GET_VCPU_STATES: Command = Command::new::<{ msg::VM_GET_VCPU
         }),
         there(About::Works, "lifecycle::vcpu_states"),
     ],
-)
-.replying(size_of::<VcpuRunState>())
-.padded(4..8);
+);
 
-pub(super) const VM_RELEASE: Command = Command::new::<{ msg::VM_RELEASE }>(
+const VM_RELEASE: Command = Command::new::<{ msg::VM_RELEASE }>(
     "conformance::vm_release",
     Vec::new,
     &[
