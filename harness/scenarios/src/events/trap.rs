@@ -220,13 +220,14 @@ fn registers_and_crash(context: &mut Context) -> Result<(), Failure> {
     vm.guest.write(regs.rsp, &regs.rip.to_le_bytes())?;
     regs.rip = vm.guest.field(0, field!(target))?;
     let slot = kvmi_guests::Slot::field_gpa(0, 0);
-    let rdi = std::mem::replace(&mut regs.rdi, slot);
+    // The target counts where RDI says: it would not, had RDI not been set.
+    check!(regs.rdi != slot, "RDI is what it is to be set to");
+    regs.rdi = slot;
     wire.set_registers(0, &regs)?;
     wire.reply(&trap, CONTINUE)?;
     vm.wait_for_exceptions(context, 1)?;
     check_eq!(vm.exception()?.rip, regs.rip, "RIP that the exception found");
     context.wait_for("the target to run", || Ok(vm.guest.field(0, field!(target_runs))? == 1))?;
-    check!(rdi != slot || wire.registers(0)?.regs.rdi == slot, "RDI was not set");
     context.stage("crash", Duration::from_secs(10));
     check_eq!(
         wire.inject(0, UNDEFINED as u8, 0, 0)?,
