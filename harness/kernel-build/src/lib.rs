@@ -300,7 +300,13 @@ pub fn build_variant(shop: &Workshop, choice: &Choice, variant: Variant) -> Resu
     let parts = Parts::of(shop, choice, variant)?;
     let key = key(shop, &parts)?;
     let modules = shop.cache.entry("modules", &key, |into| {
-        let Warned { tree, warnings, _lock } = build_into(shop, &parts, into)?;
+        // The objects of one kind fit no other one.
+        let kind = if parts.sources.introspection {
+            variant.suffix()
+        } else {
+            "-plain"
+        };
+        let Warned { tree, warnings, _lock } = build_into(shop, &parts, kind, into)?;
         if !warnings.is_empty() {
             let warnings = warnings.join("\n");
             if parts.sources.own.is_none() {
@@ -322,7 +328,8 @@ pub fn build_variant(shop: &Workshop, choice: &Choice, variant: Variant) -> Resu
 /// compiler warns of. `shop.checkout` is a copy of the checkout that has the fault.
 pub fn build_faulty(shop: &Workshop, choice: &Choice, into: &Path) -> Result<Built> {
     let parts = Parts::of(shop, choice, Variant::PLAIN)?;
-    build_into(shop, &parts, into)?;
+    // In a tree that others leave as it is: what a fault does not change has been compiled there.
+    build_into(shop, &parts, "-faulty", into)?;
     Ok(parts.built(into.to_owned()))
 }
 
@@ -366,7 +373,7 @@ struct Warned {
 }
 
 /// Builds the modules in the tree of their kind, of which only what has changed is compiled anew.
-fn build_into(shop: &Workshop, parts: &Parts, into: &Path) -> Result<Warned> {
+fn build_into(shop: &Workshop, parts: &Parts, kind: &str, into: &Path) -> Result<Warned> {
     let Parts {
         kernel,
         sources,
@@ -386,12 +393,6 @@ fn build_into(shop: &Workshop, parts: &Parts, into: &Path) -> Result<Warned> {
         // Kbuild wants to know how an object came to be; this one is made by cargo.
         fs::write(command, "")?;
     }
-    // The objects of one kind fit no other one.
-    let kind = if sources.introspection {
-        variant.suffix()
-    } else {
-        "-plain"
-    };
     let tree = shop.cache.work(&format!("{}{kind}", tree_name(&kernel.version)))?;
     tree::sync(&fresh, &tree)?;
     let warnings = modules::build(shop, kernel, *variant, tools, &tree, into, &task)?;

@@ -1,8 +1,8 @@
 // SPDX-License-Identifier: MIT OR Apache-2.0
 //! Do the scenarios notice faults? Mutations of the kernel side, one at a time, each with the scenario that must not pass then.
 //!
-//! A mutation is applied to a copy of the checkout, never to the checkout. Modules are built in the tree of ordinary builds, so that
-//! only what a mutation changes is compiled. Images and snapshots are kept apart from those that people work with.
+//! A mutation is applied to a copy of the checkout, never to the checkout. Modules are built in a tree that all mutations have, so that
+//! only what one changes is compiled. Images and snapshots are kept apart from those that people work with.
 
 mod copy;
 mod table;
@@ -114,7 +114,7 @@ pub fn run(shop: &Workshop, wanted: &Arguments, seed: u64, json: bool) -> Result
                 mutations.len(),
                 mutation.name,
                 found.word(),
-                short(found.text())
+                found.text().trim_end()
             ));
             // What was noticed leaves its verdict in the table, and modules and logs of no use.
             if matches!(found, Found::Caught(_)) {
