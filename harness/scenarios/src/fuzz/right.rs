@@ -86,12 +86,7 @@ impl Generator {
             ),
             msg::VCPU_CONTROL_CR => payload.extend([self.pick(&[0, 3, 4]), enable]),
             msg::VCPU_SET_XSAVE => payload.resize(8 + 4096, 0),
-            msg::VCPU_GET_MTRR_TYPE => payload.extend(self.range(1).to_ne_bytes()),
-            msg::VCPU_TRANSLATE_GVA => {
-                payload.extend(self.range(1).to_ne_bytes());
-                payload.extend(layout::ROOT.to_ne_bytes());
-                payload.push(enable);
-            }
+            msg::VCPU_GET_MTRR_TYPE | msg::VCPU_TRANSLATE_GVA => payload.extend(self.range(1).to_ne_bytes()),
             msg::VCPU_CONTROL_MSR => {
                 payload.extend(u32::from(enable).to_ne_bytes());
                 let any = self.pick(&[0, 0xc000_0000]) + self.below(0x2000) as u32;
