@@ -15,7 +15,7 @@ use clap::{Parser, Subcommand};
 use kvmi_lab::e2e::{self, Slice, Wanted};
 use kvmi_lab::filter::Filter;
 use kvmi_lab::{hardware, kernels, list, parity, repro, scenarios_page, shell, summary};
-use kvmi_lab_checks::{bench, endure, explore, planted, twice};
+use kvmi_lab_checks::{bench, endure, explore, mutants, planted, twice};
 use kvmi_lab_control::Lane;
 use kvmi_lab_environment::finding::Finding;
 use kvmi_lab_environment::workshop::Workshop;
@@ -23,7 +23,7 @@ use kvmi_lab_environment::{apt, complain, exit, output, show};
 use kvmi_lab_kernel::{self as kernel, Choice};
 use kvmi_source_checks::{check, ci, contract, doctor, series, tidy};
 
-const EXIT_CODES: &str = "Exit codes: 0 all well, 1 could not do it, 2 wrong usage, 10 a scenario or planted failure did not end as it should (e2e, bench, planted, twice, explore, kernels run), 11 ci, check, tidy, endure, kernels take or build found something, 12 doctor found something lacking, 13 repro came to another verdict";
+const EXIT_CODES: &str = "Exit codes: 0 all well, 1 could not do it, 2 wrong usage, 10 a scenario or planted failure did not end as it should (e2e, bench, planted, twice, explore, kernels run), 11 ci, check, tidy, endure, mutants, kernels take or build found something, 12 doctor found something lacking, 13 repro came to another verdict";
 
 /// Where random numbers start when nobody says otherwise: every run is the same.
 const SEED: u64 = 1;
@@ -83,6 +83,8 @@ enum Command {
         /// A part of scenarios' names, or the whole name of one
         filter: Option<String>,
     },
+    /// Put faults into the kernel side, one at a time, and look whether the scenario that is named for each does not pass
+    Mutants(mutants::Arguments),
     /// List the scenarios, where they run, or the kernels
     List {
         /// A part of scenarios' names, or the whole name of one, as for e2e
@@ -259,6 +261,7 @@ fn run(shop: &Workshop, arguments: &Arguments) -> Result<u8> {
             };
             twice::run(shop, &wanted)
         }
+        Command::Mutants(wanted) => mutants::run(shop, wanted, SEED, arguments.json),
         Command::List { filter, why, kernels } => {
             let filter = Filter::of(filter.as_deref())?;
             if *kernels {

@@ -14,7 +14,7 @@ pub(crate) const USAGE: u8 = 2;
 /// `e2e`, `bench`, `kernels run`: everything was set up, and at least one scenario did not pass.
 pub const SCENARIO_FAILED: u8 = 10;
 
-/// `ci`: a step found something to mend; `tidy`: something is untidy; `endure`: something was left; `kernels take` and `build`: a kernel does not fit.
+/// `ci`: a step found something to mend; `tidy`: something is untidy; `endure`: something was left; `mutants`: a fault was not noticed; `kernels take` and `build`: a kernel does not fit.
 pub const CHECK_FAILED: u8 = 11;
 
 /// `repro`: the scenario ran and ended otherwise than the bundle says.

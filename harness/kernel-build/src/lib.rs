@@ -27,7 +27,7 @@ use std::{fmt, fs};
 use anyhow::{Context, Result, bail};
 use kvmi_lab_environment::apt::{self, Archive};
 use kvmi_lab_environment::workshop::Workshop;
-use kvmi_lab_machine::cache::Key;
+use kvmi_lab_machine::cache::{Key, Lock};
 use kvmi_lab_machine::emulator::quoted;
 
 pub use dependencies::DEPENDENCIES;
@@ -250,14 +250,14 @@ fn some_of(names: &[String]) -> String {
 }
 
 /// Everything that decides what the modules will be.
-fn key(
-    shop: &Workshop,
-    kernel: &Kernel,
-    sources: &Sources,
-    variant: Variant,
-    tools: &Toolchain,
-    with_core: bool,
-) -> Result<Key> {
+fn key(shop: &Workshop, parts: &Parts) -> Result<Key> {
+    let Parts {
+        kernel,
+        sources,
+        variant,
+        tools,
+        with_core,
+    } = parts;
     let version = &kernel.version;
     let mut key = Key::of("modules 4")
         .text("kernel", &format!("{} {}", version.package, version.release()))
@@ -273,14 +273,14 @@ fn key(
             key = key.file(&format!("own {name}"), &path)?;
         }
     }
-    if variant != Variant::PLAIN {
+    if *variant != Variant::PLAIN {
         key = key.text("variant", &variant.arguments().join(" "));
     }
     if !sources.introspection {
         return Ok(key.text("introspection", "none").finish());
     }
     key = key.tree("kernel", &shop.path("kernel"), |name| !name.ends_with(".md"))?;
-    if with_core {
+    if *with_core {
         key = key
             .tree("uapi", &shop.path("uapi"), |name| !name.ends_with(".md"))?
             .text("rustc", &rust_core::compiler()?)
@@ -299,51 +299,110 @@ pub fn build(shop: &Workshop, choice: &Choice) -> Result<Built> {
 
 /// Builds a variant of the modules, unless the cache has it.
 pub fn build_variant(shop: &Workshop, choice: &Choice, variant: Variant) -> Result<Built> {
-    let (kernel, sources, tools) = sources(shop, choice)?;
-    let introspection = sources.introspection;
-    let with_core = introspection && uses_rust_core(shop)?;
-    let modules = shop.cache.entry(
-        "modules",
-        &key(shop, &kernel, &sources, variant, &tools, with_core)?,
-        |into| {
-            let task = shop
-                .progress
-                .task(format!("build the modules for kernel {}{variant}", kernel.version));
-            let _lock = shop.cache.lock("kernel-tree")?;
-            let fresh = tempfile_dir(shop)?;
-            tree::make(shop, &sources, &fresh, &task)?;
-            if with_core {
-                let [object, command] = rust_core::shipped(&fresh);
-                rust_core::build(shop, &flags::Config::parse(&kernel.config()?), &object, &task)?;
-                // Kbuild wants to know how an object came to be; this one is made by cargo.
-                fs::write(command, "")?;
+    let parts = Parts::of(shop, choice, variant)?;
+    let key = key(shop, &parts)?;
+    let modules = shop.cache.entry("modules", &key, |into| {
+        // The objects of one kind fit no other one.
+        let kind = if parts.sources.introspection {
+            variant.suffix()
+        } else {
+            "-plain"
+        };
+        let Warned { tree, warnings, _lock } = build_into(shop, &parts, kind, into)?;
+        if !warnings.is_empty() {
+            let warnings = warnings.join("\n");
+            if parts.sources.own.is_none() {
+                // A second run would not compile the same files again, and so not warn again.
+                fs::remove_dir_all(&tree)?;
+                bail!("the modules build with warnings, which are not accepted:\n{warnings}");
             }
-            // The objects of one kind fit no other one.
-            let kind = if introspection { variant.suffix() } else { "-plain" };
-            let tree = shop.cache.work(&format!("{}{kind}", tree_name(&kernel.version)))?;
-            tree::sync(&fresh, &tree)?;
-            let warnings = modules::build(shop, &kernel, variant, &tools, &tree, into, &task)?;
-            if !warnings.is_empty() {
-                let warnings = warnings.join("\n");
-                if sources.own.is_none() {
-                    // A second run would not compile the same files again, and so not warn again.
-                    fs::remove_dir_all(&tree)?;
-                    bail!("the modules build with warnings, which are not accepted:\n{warnings}");
-                }
-                // Whether they are accepted is for the owner of the tree to say.
-                shop.progress
-                    .say(format!("the modules build with warnings:\n{warnings}"));
-            }
-            task.done();
-            anyhow::Ok(())
-        },
-    )?;
+            // Whether they are accepted is for the owner of the tree to say.
+            shop.progress
+                .say(format!("the modules build with warnings:\n{warnings}"));
+        }
+        anyhow::Ok(())
+    })?;
     shop.cache.prune("modules", KEPT_MODULES)?;
-    Ok(Built {
+    Ok(parts.built(modules))
+}
+
+/// Builds the modules of a kernel side that is wrong on purpose: into a folder of the caller's and not into the cache, whatever the
+/// compiler warns of. `shop.checkout` is a copy of the checkout that has the fault.
+pub fn build_faulty(shop: &Workshop, choice: &Choice, into: &Path) -> Result<Built> {
+    let parts = Parts::of(shop, choice, Variant::PLAIN)?;
+    // In a tree that others leave as it is: what a fault does not change has been compiled there.
+    build_into(shop, &parts, "-faulty", into)?;
+    Ok(parts.built(into.to_owned()))
+}
+
+/// All that modules are made of and with.
+struct Parts {
+    kernel: Kernel,
+    sources: Sources,
+    variant: Variant,
+    tools: Toolchain,
+    with_core: bool,
+}
+
+impl Parts {
+    fn of(shop: &Workshop, choice: &Choice, variant: Variant) -> Result<Self> {
+        let (kernel, sources, tools) = sources(shop, choice)?;
+        let with_core = sources.introspection && uses_rust_core(shop)?;
+        Ok(Self {
+            kernel,
+            sources,
+            variant,
+            tools,
+            with_core,
+        })
+    }
+
+    fn built(self, modules: PathBuf) -> Built {
+        Built {
+            kernel: self.kernel,
+            modules,
+            introspection: self.sources.introspection,
+            tools: self.tools,
+        }
+    }
+}
+
+/// Where modules were built, and what was warned of. Nobody else builds there as long as this lives.
+struct Warned {
+    tree: PathBuf,
+    warnings: Vec<String>,
+    _lock: Lock,
+}
+
+/// Builds the modules in the tree of their kind, of which only what has changed is compiled anew.
+fn build_into(shop: &Workshop, parts: &Parts, kind: &str, into: &Path) -> Result<Warned> {
+    let Parts {
         kernel,
-        modules,
-        introspection,
+        sources,
+        variant,
         tools,
+        with_core,
+    } = parts;
+    let task = shop
+        .progress
+        .task(format!("build the modules for kernel {}{variant}", kernel.version));
+    let lock = shop.cache.lock("kernel-tree")?;
+    let fresh = tempfile_dir(shop)?;
+    tree::make(shop, sources, &fresh, &task)?;
+    if *with_core {
+        let [object, command] = rust_core::shipped(&fresh);
+        rust_core::build(shop, &flags::Config::parse(&kernel.config()?), &object, &task)?;
+        // Kbuild wants to know how an object came to be; this one is made by cargo.
+        fs::write(command, "")?;
+    }
+    let tree = shop.cache.work(&format!("{}{kind}", tree_name(&kernel.version)))?;
+    tree::sync(&fresh, &tree)?;
+    let warnings = modules::build(shop, kernel, *variant, tools, &tree, into, &task)?;
+    task.done();
+    Ok(Warned {
+        tree,
+        warnings,
+        _lock: lock,
     })
 }
 

@@ -6,5 +6,6 @@
 pub mod bench;
 pub mod endure;
 pub mod explore;
+pub mod mutants;
 pub mod planted;
 pub mod twice;

@@ -14,7 +14,7 @@ use kvmi_lab_control::Lane;
 use kvmi_lab_environment::apt;
 use kvmi_lab_environment::tools::NEXTEST;
 use kvmi_lab_environment::workshop::Workshop;
-use kvmi_lab_kernel::{self as kernel, Choice};
+use kvmi_lab_kernel::{self as kernel, Built, Choice};
 use kvmi_lab_machine::boot::Boot;
 use kvmi_lab_machine::bundle::{self, Source};
 use kvmi_lab_machine::lab_run::{LabRun, VARIABLE};
@@ -162,6 +162,34 @@ pub fn run_quietly(shop: &Workshop, wanted: &Wanted, mut ended: impl FnMut(&Reco
     run_by(shop, wanted, |tests| run_tests_quietly(tests, &mut ended))
 }
 
+/// What runs are done with, and what stays the same from one to the next.
+pub struct Equipment {
+    fetched: Fetched,
+    runner: PathBuf,
+}
+
+/// Sets up all that a run on emulated lanes needs, but for the modules.
+pub fn equip(shop: &Workshop) -> Result<Equipment> {
+    apt::require_debian()?;
+    apt::install_needed(shop)?;
+    let fetched = emulators::fetch(shop)?;
+    let runner = NEXTEST.program(shop)?;
+    compile_tests(shop, &runner)?;
+    Ok(Equipment { fetched, runner })
+}
+
+/// Runs scenarios on `wanted.lanes`, which are emulated ones, with modules that the caller has built; quietly, as [`run_quietly`].
+pub fn run_built_quietly(
+    shop: &Workshop,
+    wanted: &Wanted,
+    built: &Built,
+    equipment: &Equipment,
+) -> Result<(Vec<Record>, LabRun)> {
+    let filter = Filter::of(wanted.filter.as_deref())?;
+    let quietly = |tests: &Tests<'_>| run_tests_quietly(tests, |_| {});
+    run_built(shop, wanted, &filter, &wanted.lanes, built, equipment, quietly)
+}
+
 fn run_by(
     shop: &Workshop,
     wanted: &Wanted,
@@ -194,10 +222,24 @@ fn run_by(
     let chosen = lanes(shop, wanted, &facts)?;
     let runner = NEXTEST.program(shop)?;
     compile_tests(shop, &runner)?;
+    let equipment = Equipment { fetched, runner };
+    run_built(shop, wanted, &filter, &chosen, &built, &equipment, run_tests)
+}
+
+/// Boots L1 with these modules on each lane and runs the scenarios.
+fn run_built(
+    shop: &Workshop,
+    wanted: &Wanted,
+    filter: &Filter,
+    chosen: &[Lane],
+    built: &Built,
+    Equipment { fetched, runner }: &Equipment,
+    run_tests: impl FnOnce(&Tests<'_>) -> Result<Option<i32>>,
+) -> Result<(Vec<Record>, LabRun)> {
     let folder = shop.runs.new_folder()?;
-    let boot = images::boot(shop, &built)?;
-    let source = source(shop, &boot, Pace::Host, &built.kernel.version.release(), &fetched);
-    let lanes = points::prepare(shop, &chosen, Pace::Host, &boot, &fetched, &folder)?;
+    let boot = images::boot(shop, built)?;
+    let source = source(shop, &boot, Pace::Host, &built.kernel.version.release(), fetched);
+    let lanes = points::prepare(shop, chosen, Pace::Host, &boot, fetched, &folder)?;
     let run = LabRun {
         folder,
         seed: wanted.seed,
@@ -209,8 +251,8 @@ fn run_by(
     let status = run_tests(&Tests {
         shop,
         wanted,
-        selection: filter::selection(&filter, wanted.choice.without_introspection, &chosen),
-        runner: &runner,
+        selection: filter::selection(filter, wanted.choice.without_introspection, chosen),
+        runner,
         run: &run,
         run_file: &file,
     })?;
@@ -224,7 +266,7 @@ fn run_by(
     match status {
         Some(0) => {}
         Some(nextest::TESTS_FAILED) if !records.is_empty() => {}
-        Some(nextest::NO_TESTS) => bail!(filter::nothing_matches(&filter, wanted.choice.without_introspection)),
+        Some(nextest::NO_TESTS) => bail!(filter::nothing_matches(filter, wanted.choice.without_introspection)),
         other => bail!("the test runner ended with {other:?}; its output says why"),
     }
     Ok((records, run))

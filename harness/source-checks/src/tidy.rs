@@ -12,6 +12,7 @@ use std::path::Path;
 
 use anyhow::{Context, Result};
 use kvmi_lab::{parity, scenarios_page};
+use kvmi_lab_checks::mutants;
 use kvmi_lab_environment::finding::{Finding, finding};
 use kvmi_lab_machine::cache::files_below;
 
@@ -54,7 +55,14 @@ const SAFE_CRATES: &[&str] = &["uapi/src/lib.rs", "kernel/core/src/lib.rs", "use
 const MAX_LINES: usize = 500;
 
 /// Files that may be longer: tables, texts of others, and documents that are read by section.
-const LONG: &[&str] = &["Cargo.lock", "LICENSES/", "kernel/patches/", "docs/", "uapi/include/"];
+const LONG: &[&str] = &[
+    "Cargo.lock",
+    "LICENSES/",
+    "kernel/patches/",
+    "docs/",
+    "uapi/include/",
+    "harness/lab-checks/mutations.toml",
+];
 
 /// The only place that crates come from.
 const REGISTRY: &str = "registry+https://github.com/rust-lang/crates.io-index";
@@ -100,6 +108,7 @@ pub fn findings(checkout: &Path, refusal: Refusal) -> Result<Vec<Finding>> {
     findings.extend(contract::findings(checkout)?);
     findings.extend(series::findings(checkout)?);
     findings.extend(parity::findings(checkout)?);
+    findings.extend(mutants::findings(checkout)?);
     findings.extend(scenarios_page::findings(checkout));
     Ok(findings)
 }
