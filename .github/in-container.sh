@@ -8,7 +8,7 @@ if [ -e /dev/kvm ]; then device=(--device=/dev/kvm); fi
 summary=${GITHUB_STEP_SUMMARY:-/dev/null}
 status=0
 docker run --rm "${device[@]}" \
-  --volume "$PWD:$PWD" --workdir "$PWD" --env KVMI_CACHE --env CARGO_HOME \
+  --volume "$PWD:$PWD" --workdir "$PWD" --env CI --env KVMI_CACHE --env CARGO_HOME \
   --env GIT_CONFIG_COUNT=1 --env GIT_CONFIG_KEY_0=safe.directory --env "GIT_CONFIG_VALUE_0=$PWD" \
   --volume "$summary:/summary" --env GITHUB_STEP_SUMMARY=/summary \
   rust:1.95.0-bookworm "$@" || status=$?

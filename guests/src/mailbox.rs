@@ -142,6 +142,10 @@ numbered! {
         /// Executes in ring 3 the instruction that argument 0, a [`StoreOp`], names; the result is what it stores, or 0 after #GP, which is
         /// counted.
         StoreInRing3 = 24,
+        /// Executes an instruction of a hypervisor's that has an operand in memory; argument 0 is a [`crate::Operand`], 1 an address.
+        HypervisorOperand = 25,
+        /// As [`Op::Hypercall`], with interrupts off before an STI right before it: in the shadow of that.
+        ShadowedHypercall = 26,
         /// Accesses memory; argument 0 is an [`crate::Access`], 1 an address, the others what it says.
         Access = 40,
         /// Calls the [`crate::Routine`] that argument 0 names, with argument 1; its result.

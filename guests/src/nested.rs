@@ -23,6 +23,35 @@ numbered! {
 }
 
 numbered! {
+    /// What [`crate::Op::HypervisorOperand`] executes, once, with memory at argument 1, the start of a page; it is argument 0.
+    pub enum Operand {
+        /// Nothing: fills the page with what the others read there. On Intel the address of a VMCS, and zeros behind it; on AMD a VMCB. The
+        /// result is the first word.
+        Prepare = 0,
+        /// VMPTRST; the result is the address of the current VMCS.
+        Vmptrst = 1,
+        /// VMPTRLD.
+        Vmptrld = 2,
+        /// VMCLEAR.
+        Vmclear = 3,
+        /// VMREAD; the result is what the field holds.
+        Vmread = 4,
+        /// VMWRITE; the result is what the field holds afterwards.
+        Vmwrite = 5,
+        /// INVEPT of all contexts.
+        Invept = 6,
+        /// INVVPID of all contexts.
+        Invvpid = 7,
+        /// VMSAVE.
+        Vmsave = 20,
+        /// VMLOAD.
+        Vmload = 21,
+        /// VMRUN of a guest that makes its hypercall; 1 if it did.
+        Vmrun = 22,
+    }
+}
+
+numbered! {
     /// Who does it; argument 2 of [`crate::Op::Nested`].
     pub enum Level {
         /// The program itself.

@@ -13,7 +13,8 @@ use core::fmt::{self, Write};
 use core::sync::atomic::Ordering::{Acquire, Relaxed, Release};
 
 pub use instructions::{
-    Vendor, cpuid, hypercall, int3, mark, read_cr, send_ipi, software_interrupt, vendor, write_cr, write_cr_or_fault,
+    Vendor, cpuid, hypercall, int3, mark, read_cr, send_ipi, shadowed_hypercall, software_interrupt, vendor, write_cr,
+    write_cr_or_fault,
 };
 pub use legacy::{lmsw_or_fault, read_by_pae};
 pub use ring_3::{enable_ring_3, store_in_ring_3};

@@ -29,10 +29,9 @@
 static_assert(ACCESS_ALL == BIT(BITS_PER_GFN) - 1);
 static_assert(GFNS_PER_WORD * BITS_PER_GFN < BITS_PER_XA_VALUE);
 
-void kvm_introspection_vm_init(struct kvm *kvm)
+void kvmi_access_init(struct kvm *kvm)
 {
-	xa_init_flags(&kvm->introspection_memory.denied, XA_FLAGS_ACCOUNT);
-	init_waitqueue_head(&kvm->introspection_memory.stepper_wq);
+	xa_init_flags(&kvm->arch.introspection.denied, XA_FLAGS_ACCOUNT);
 }
 
 static unsigned long word_index(u16 view, gfn_t gfn)
@@ -47,7 +46,7 @@ static unsigned int word_shift(gfn_t gfn)
 
 static unsigned long load_word(struct kvm *kvm, u16 view, gfn_t gfn)
 {
-	void *word = xa_load(&kvm->introspection_memory.denied, word_index(view, gfn));
+	void *word = xa_load(&kvm->arch.introspection.denied, word_index(view, gfn));
 
 	return word ? xa_to_value(word) : 0;
 }
@@ -63,7 +62,7 @@ static bool denies_any(struct kvm *kvm, u16 view, gfn_t start, gfn_t end)
 {
 	unsigned long index = word_index(view, start);
 
-	return xa_find(&kvm->introspection_memory.denied, &index, word_index(view, end - 1),
+	return xa_find(&kvm->arch.introspection.denied, &index, word_index(view, end - 1),
 		       XA_PRESENT);
 }
 
@@ -143,7 +142,7 @@ static bool is_nowhere(struct kvm *kvm, u16 view, gfn_t gfn)
 
 static int store_word(struct kvm_introspection *session, unsigned long index, unsigned long word)
 {
-	struct xarray *denied = &session->kvm->introspection_memory.denied;
+	struct xarray *denied = &session->kvm->arch.introspection.denied;
 	struct mem_cgroup *old;
 	void *entry;
 
@@ -214,7 +213,7 @@ int kvmi_glue_set_page_access(struct kvm_introspection *session, u16 view, u64 g
 	if (new == old)
 		return 0;
 
-	WRITE_ONCE(kvm->introspection_memory.used, true);
+	WRITE_ONCE(kvm->arch.introspection.restricts, true);
 	r = store_word(session, word_index(view, gfn), new);
 	if (r)
 		return r;
@@ -238,14 +237,28 @@ int kvmi_glue_page_access(struct kvm_introspection *session, u16 view, u64 gfn, 
 	return 0;
 }
 
+static void zap_all(struct kvm *kvm)
+{
+	mutex_lock(&kvm->slots_lock);
+	kvm_mmu_zap_all_fast(kvm);
+	mutex_unlock(&kvm->slots_lock);
+}
+
+/* A session has taken the map over; what was mapped while there was none is to go. */
+void kvmi_access_inherit(struct kvm *kvm)
+{
+	if (kvm->arch.introspection.restricts)
+		zap_all(kvm);
+}
+
 /* The session has ended: nothing is denied any more, and no page table of its making stays. */
 void kvmi_access_end(struct kvm *kvm)
 {
-	struct xarray *denied = &kvm->introspection_memory.denied;
+	struct xarray *denied = &kvm->arch.introspection.denied;
 	unsigned long index;
 	void *word;
 
-	if (!kvm->introspection_memory.used)
+	if (!kvm->arch.introspection.restricts)
 		return;
 
 	xa_for_each(denied, index, word) {
@@ -253,8 +266,6 @@ void kvmi_access_end(struct kvm *kvm)
 		cond_resched();
 	}
 
-	mutex_lock(&kvm->slots_lock);
-	kvm_mmu_zap_all_fast(kvm);
-	mutex_unlock(&kvm->slots_lock);
-	kvm->introspection_memory.used = false;
+	zap_all(kvm);
+	kvm->arch.introspection.restricts = false;
 }

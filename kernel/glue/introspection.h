@@ -1,7 +1,7 @@
 /* SPDX-License-Identifier: GPL-2.0-only */
 /*
  * What KVM's own code calls for introspection.  Everything is behind a static
- * key that is off until the first HOOK, and behind vcpu->introspection.
+ * key that is off until the first HOOK, and behind vcpu->arch.introspection.vi.
  */
 #ifndef KVM_INTROSPECTION_H
 #define KVM_INTROSPECTION_H
@@ -12,7 +12,7 @@
 
 #include "kvmi.h"
 
-/* vcpu->introspection_intercepts: the tool's share of what the hardware intercepts. */
+/* vcpu->arch.introspection.intercepts: the tool's share of what the hardware intercepts. */
 #define KVM_INTROSPECT_BP	BIT(0)
 #define KVM_INTROSPECT_CR0	BIT(1)
 #define KVM_INTROSPECT_CR3	BIT(2)
@@ -33,8 +33,7 @@ DECLARE_STATIC_KEY_FALSE(kvm_introspection_hooked);
 
 /* Lifecycle (session.c) */
 bool kvm_is_introspection_enabled(void);
-bool kvm_is_introspection_ioctl(unsigned int ioctl);
-long kvm_vm_ioctl_introspection(struct kvm *kvm, unsigned int ioctl, void __user *argp);
+void kvm_introspection_vm_init(struct kvm *kvm);
 void kvm_introspection_vm_destroy(struct kvm *kvm);
 void kvm_introspection_vmm_exit(struct kvm *kvm);
 int kvm_introspection_vcpu_create(struct kvm_vcpu *vcpu);
@@ -55,7 +54,6 @@ void __kvm_introspection_instruction_ends(struct kvm_vcpu *vcpu);
 bool __kvm_introspection_holds_interrupts(struct kvm_vcpu *vcpu);
 
 /* Page access (access.c, let_through.c) */
-void kvm_introspection_vm_init(struct kvm *kvm);
 bool kvm_introspection_tells_walks(void);
 bool kvm_introspection_has_execute_only(void);
 int __kvm_introspection_max_level(struct kvm *kvm, gfn_t gfn, int level);
@@ -65,6 +63,9 @@ bool __kvm_introspection_page_fault(struct kvm_vcpu *vcpu, gpa_t gpa, u64 error_
 bool __kvm_introspection_emulates(struct kvm_vcpu *vcpu, gpa_t gpa, gva_t gva, bool write);
 bool __kvm_introspection_emulates_virt(struct kvm_vcpu *vcpu, gva_t gva, unsigned int bytes,
 				       bool write);
+bool __kvm_introspection_handles_virt(struct kvm_vcpu *vcpu, gva_t gva, unsigned int bytes,
+				      bool write);
+bool __kvm_introspection_handles_phys(struct kvm_vcpu *vcpu, gpa_t gpa, bool write);
 void __kvm_introspection_round_ends(struct kvm_vcpu *vcpu);
 
 /* Event sites (sites.c) */
@@ -72,6 +73,7 @@ bool __kvm_introspection_hypercall(struct kvm_vcpu *vcpu, int *r);
 bool __kvm_introspection_defer_cr(struct kvm_vcpu *vcpu, int cr,
 				  unsigned long old, unsigned long new);
 void __kvm_introspection_void_event(struct kvm_vcpu *vcpu);
+void __kvm_introspection_vmm_writes(struct kvm_vcpu *vcpu);
 bool kvm_introspection_breakpoint(struct kvm_vcpu *vcpu, u8 insn_len);
 bool kvm_introspection_owns_debugging(struct kvm_vcpu *vcpu, u32 control);
 int kvm_guest_write_cr(struct kvm_vcpu *vcpu, int cr, unsigned long val);
@@ -86,7 +88,14 @@ enum kvm_introspection_wrmsr __kvm_introspection_wrmsr(struct kvm_vcpu *vcpu, u3
 static __always_inline bool kvm_is_introspected(struct kvm_vcpu *vcpu)
 {
 	return static_branch_unlikely(&kvm_introspection_hooked) &&
-	       rcu_access_pointer(vcpu->introspection);
+	       rcu_access_pointer(vcpu->arch.introspection.vi);
+}
+
+/* In the run loop nothing else waits for the VMM. */
+static __always_inline bool kvm_introspection_is_half_way(struct kvm_vcpu *vcpu)
+{
+	return static_branch_unlikely(&kvm_introspection_hooked) &&
+	       vcpu->arch.complete_userspace_io;
 }
 
 /*
@@ -96,14 +105,17 @@ static __always_inline bool kvm_is_introspected(struct kvm_vcpu *vcpu)
  */
 static inline int kvm_introspection_work(struct kvm_vcpu *vcpu)
 {
-	return kvm_is_introspected(vcpu) ? __kvm_introspection_work(vcpu) : 1;
+	/* What a session has left half-way (emulated.c) is to be ended, and the next waited for. */
+	return kvm_is_introspected(vcpu) || kvm_introspection_is_half_way(vcpu) ||
+	       READ_ONCE(vcpu->kvm->arch.introspection.stopped) ?
+		__kvm_introspection_work(vcpu) : 1;
 }
 
 /* By which level a gfn may be mapped, its pages being restricted one by one. */
 static inline int kvm_introspection_max_level(struct kvm *kvm, gfn_t gfn, int level)
 {
 	if (!static_branch_unlikely(&kvm_introspection_hooked) ||
-	    xa_empty(&kvm->introspection_memory.denied))
+	    xa_empty(&kvm->arch.introspection.denied))
 		return level;
 	return __kvm_introspection_max_level(kvm, gfn, level);
 }
@@ -114,7 +126,7 @@ static inline unsigned int kvm_introspection_pte_access(struct kvm_vcpu *vcpu,
 							 gfn_t gfn, unsigned int access)
 {
 	if (!static_branch_unlikely(&kvm_introspection_hooked) ||
-	    xa_empty(&vcpu->kvm->introspection_memory.denied))
+	    xa_empty(&vcpu->kvm->arch.introspection.denied))
 		return access;
 	return __kvm_introspection_pte_access(vcpu, role, gfn, access);
 }
@@ -129,7 +141,7 @@ static inline bool kvm_introspection_page_fault(struct kvm_vcpu *vcpu, gpa_t gpa
 static inline bool kvm_introspection_emulates(struct kvm_vcpu *vcpu, gpa_t gpa, gva_t gva,
 					      bool write)
 {
-	return kvm_is_introspected(vcpu) && !xa_empty(&vcpu->kvm->introspection_memory.denied) &&
+	return kvm_is_introspected(vcpu) && !xa_empty(&vcpu->kvm->arch.introspection.denied) &&
 	       __kvm_introspection_emulates(vcpu, gpa, gva, write);
 }
 
@@ -137,8 +149,23 @@ static inline bool kvm_introspection_emulates(struct kvm_vcpu *vcpu, gpa_t gpa, 
 static inline bool kvm_introspection_emulates_virt(struct kvm_vcpu *vcpu, gva_t gva,
 						   unsigned int bytes, bool write)
 {
-	return kvm_is_introspected(vcpu) && !xa_empty(&vcpu->kvm->introspection_memory.denied) &&
+	return kvm_is_introspected(vcpu) && !xa_empty(&vcpu->kvm->arch.introspection.denied) &&
 	       __kvm_introspection_emulates_virt(vcpu, gva, bytes, write);
+}
+
+/* True when an exit handler has to return before it accesses a memory operand. */
+static inline bool kvm_introspection_handles_virt(struct kvm_vcpu *vcpu, gva_t gva,
+						  unsigned int bytes, bool write)
+{
+	return kvm_is_introspected(vcpu) && !xa_empty(&vcpu->kvm->arch.introspection.denied) &&
+	       __kvm_introspection_handles_virt(vcpu, gva, bytes, write);
+}
+
+/* The same for one in the page at gpa. */
+static inline bool kvm_introspection_handles_phys(struct kvm_vcpu *vcpu, gpa_t gpa, bool write)
+{
+	return kvm_is_introspected(vcpu) && !xa_empty(&vcpu->kvm->arch.introspection.denied) &&
+	       __kvm_introspection_handles_phys(vcpu, gpa, write);
 }
 
 /* The emulator is through with an instruction, or with a round of a REP instruction. */
@@ -151,7 +178,13 @@ static inline void kvm_introspection_round_ends(struct kvm_vcpu *vcpu)
 /* The vCPU is to execute one instruction and no more. */
 static __always_inline bool kvm_introspection_is_stepping(struct kvm_vcpu *vcpu)
 {
-	return static_branch_unlikely(&kvm_introspection_hooked) && vcpu->introspection_stepping;
+	return static_branch_unlikely(&kvm_introspection_hooked) && vcpu->arch.introspection.stepping;
+}
+
+/* Interrupts, NMIs and SMIs wait until that instruction is through. */
+static inline bool kvm_introspection_holds_events(struct kvm_vcpu *vcpu)
+{
+	return kvm_introspection_is_stepping(vcpu) && vcpu->arch.introspection.step_holds_events;
 }
 
 /* After each call of vcpu_enter_guest(). */
@@ -164,15 +197,14 @@ static inline void kvm_introspection_step_end(struct kvm_vcpu *vcpu)
 /* An instruction ends that KVM has carried out for the guest. */
 static inline void kvm_introspection_instruction_ends(struct kvm_vcpu *vcpu)
 {
-	if (static_branch_unlikely(&kvm_introspection_hooked) && vcpu->introspection_singlestep)
+	if (static_branch_unlikely(&kvm_introspection_hooked) && vcpu->arch.introspection.singlestep)
 		__kvm_introspection_instruction_ends(vcpu);
 }
 
-/* While the tool steps the vCPU. */
+/* While the tool steps the vCPU, or has let an access of its next instruction through. */
 static inline bool kvm_introspection_holds_interrupts(struct kvm_vcpu *vcpu)
 {
-	return static_branch_unlikely(&kvm_introspection_hooked) &&
-	       vcpu->introspection_singlestep && __kvm_introspection_holds_interrupts(vcpu);
+	return kvm_is_introspected(vcpu) && __kvm_introspection_holds_interrupts(vcpu);
 }
 
 /* True when the hypercall is the tool's: *r is what the exit handler returns. */
@@ -191,15 +223,15 @@ static inline bool kvm_introspection_defer_cr(struct kvm_vcpu *vcpu, int cr,
 /* Whether the hardware has to intercept writes of an MSR for the tool. */
 static inline bool kvm_introspection_watches_msr(struct kvm_vcpu *vcpu, u32 msr)
 {
-	return (vcpu->introspection_intercepts & KVM_INTROSPECT_MSR) &&
+	return (vcpu->arch.introspection.intercepts & KVM_INTROSPECT_MSR) &&
 	       __kvm_introspection_watches_msr(vcpu, msr);
 }
 
 /* False for intercepts that a session left: which MSRs they are about went with it. */
 static inline bool kvm_introspection_knows_msrs(struct kvm_vcpu *vcpu)
 {
-	return rcu_access_pointer(vcpu->introspection) ||
-	       !(vcpu->introspection_intercepts & KVM_INTROSPECT_MSR);
+	return rcu_access_pointer(vcpu->arch.introspection.vi) ||
+	       !(vcpu->arch.introspection.intercepts & KVM_INTROSPECT_MSR);
 }
 
 /* *data becomes what is to be written, to be checked like the guest's value. */
@@ -233,7 +265,17 @@ static inline void kvm_introspection_inject_page_fault(struct kvm_vcpu *vcpu,
 					  vcpu, fault, true);
 }
 
-/* The VMM writes this vCPU's registers; vcpu->mutex is held. */
+/*
+ * Before the VMM writes this vCPU's registers; vcpu->mutex is held.  Should they
+ * differ afterwards, the event that is open is void.
+ */
+static inline void kvm_introspection_vmm_writes(struct kvm_vcpu *vcpu)
+{
+	if (kvm_is_introspected(vcpu))
+		__kvm_introspection_vmm_writes(vcpu);
+}
+
+/* The vCPU is reset. */
 static inline void kvm_introspection_void_event(struct kvm_vcpu *vcpu)
 {
 	if (kvm_is_introspected(vcpu))

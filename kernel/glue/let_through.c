@@ -9,8 +9,9 @@
  * that the instruction offends is told in turn, so that an instruction takes as
  * many turns as it has accesses that are denied, and happens in the last.
  *
- * The root of the vCPU that is let through is shared by all that are, one at a
- * time: the stepper.  It is so for one step (step.c), and waits for no tool.
+ * That root belongs to the vCPU alone (kvm_mmu_page.stepping_vcpu), so that no vCPU
+ * waits for another one's step (step.c).  The MMU makes it at need, keeps it with
+ * what was mapped beside what was let through, and drops it with the session.
  */
 #include <linux/uaccess.h>
 
@@ -49,10 +50,10 @@ void kvmi_take_back(struct kvm_vcpu_introspection *vi)
 	struct kvm_vcpu *vcpu = vi->vcpu;
 	unsigned int i;
 
-	if (vcpu->introspection_let_through) {
+	if (vcpu->arch.introspection.let_through) {
 		write_lock(&vcpu->kvm->mmu_lock);
 		for (i = 0; i < vi->let_through_count; i++)
-			kvm_tdp_mmu_zap_stepping(vcpu->kvm, vi->let_through[i].gfn);
+			kvm_tdp_mmu_zap_stepping(vcpu, vi->let_through[i].gfn);
 		write_unlock(&vcpu->kvm->mmu_lock);
 	}
 	vi->let_through_count = 0;
@@ -101,14 +102,15 @@ static u8 access_kind(u64 error_code)
 }
 
 /* True when the access is let through; else it waits for the tool, or was not to be. */
-bool kvmi_tell_access(struct kvm_vcpu_introspection *vi, const struct kvmi_occurrence *pf)
+bool kvmi_tell_access(struct kvm_vcpu_introspection *vi, const struct kvmi_occurrence *pf,
+		      enum kvmi_accessor accessor)
 {
 	if (kvmi_site(vi->vcpu, pf) == KVMI_SITE_PASS) {
 		let_through(vi, gpa_to_gfn(pf->a), pf->detail, 0);
 		return true;
 	}
 	vi->told = *pf;
-	vi->told_emulator = false;
+	vi->told_of = accessor;
 	return false;
 }
 
@@ -119,10 +121,20 @@ int kvmi_complete_access(struct kvm_vcpu_introspection *vi, bool changed)
 
 	if (goes_on)
 		let_through(vi, gpa_to_gfn(vi->told.a), vi->told.detail, 0);
-	if (vi->told_emulator && !changed)
-		return kvmi_emulate_anew(vi, goes_on);
-	/* The CPU executes the instruction again, stepped with what is let through, or as it is. */
-	return 1;
+	/* With other registers it is another instruction, or has other operands. */
+	if (changed) {
+		kvmi_forget_half_way(vi->vcpu);
+		return 1;
+	}
+	switch (vi->told_of) {
+	case KVMI_EMULATOR:
+		return kvmi_emulate_anew(vi->vcpu, goes_on);
+	case KVMI_EXIT_HANDLER:
+		return goes_on ? kvmi_handle_exit(vi->vcpu) : 1;
+	default:
+		/* The CPU executes the instruction again, stepped or as it is. */
+		return 1;
+	}
 }
 
 /*
@@ -205,7 +217,7 @@ bool __kvm_introspection_page_fault(struct kvm_vcpu *vcpu, gpa_t gpa, u64 error_
 	    !(kvmi_denied_access(vcpu->kvm, KVMI_VIEW, gfn) & kind) ||
 	    !kvm_is_visible_gfn(vcpu->kvm, gfn))
 		return false;
-	if (vcpu->introspection_let_through &&
+	if (vcpu->arch.introspection.let_through &&
 	    vi->let_through_rip == kvm_rip_read(vcpu) &&
 	    (kvmi_let_through_access(vcpu, gfn) & kind))
 		return false;
@@ -217,67 +229,39 @@ bool __kvm_introspection_page_fault(struct kvm_vcpu *vcpu, gpa_t gpa, u64 error_
 
 	pf.detail = kind;
 	pf.b = kvm_x86_call(introspection_fault_gva)(vcpu);
-	kvmi_tell_access(vi, &pf);
+	kvmi_tell_access(vi, &pf, KVMI_CPU);
 	return true;
 }
 
-/* Whether what is let through is still about the instruction that comes next. */
-bool kvmi_wants_let_through(struct kvm_vcpu_introspection *vi)
+/* Whether what is let through is about the instruction that comes next. */
+static bool is_about_next(struct kvm_vcpu_introspection *vi)
 {
 	struct kvm_vcpu *vcpu = vi->vcpu;
 
-	if (!vi->let_through_count)
-		return false;
-	if (kvm_rip_read(vcpu) != vi->let_through_rip || kvm_is_exception_pending(vcpu) ||
-	    is_guest_mode(vcpu) || is_smm(vcpu)) {
+	return vi->let_through_count && kvm_rip_read(vcpu) == vi->let_through_rip &&
+	       !kvm_is_exception_pending(vcpu) && !is_guest_mode(vcpu) && !is_smm(vcpu);
+}
+
+/* Whether the vCPU is to execute such an instruction next. */
+bool kvmi_has_let_through(struct kvm_vcpu_introspection *vi)
+{
+	struct kvm_vcpu *vcpu = vi->vcpu;
+
+	return is_about_next(vi) && vcpu->arch.mp_state == KVM_MP_STATE_RUNNABLE &&
+	       !vcpu->arch.apf.halted;
+}
+
+/* The same, and what was for another instruction is let through no more. */
+bool kvmi_wants_let_through(struct kvm_vcpu_introspection *vi)
+{
+	if (vi->let_through_count && !is_about_next(vi))
 		kvmi_take_back(vi);
-		return false;
-	}
-	return vcpu->arch.mp_state == KVM_MP_STATE_RUNNABLE && !vcpu->arch.apf.halted;
-}
-
-bool kvmi_become_stepper(struct kvm_vcpu *vcpu)
-{
-	struct kvm_vcpu *other = cmpxchg(&vcpu->kvm->introspection_memory.stepper, NULL, vcpu);
-
-	return !other || other == vcpu;
-}
-
-bool kvmi_is_stepper(struct kvm_vcpu *vcpu)
-{
-	return READ_ONCE(vcpu->kvm->introspection_memory.stepper) == vcpu;
-}
-
-static bool stepper_wait_is_over(struct kvm_vcpu_introspection *vi)
-{
-	if (READ_ONCE(vi->session->closing) ||
-	    !READ_ONCE(vi->vcpu->kvm->introspection_memory.stepper))
-		return true;
-	return !READ_ONCE(vi->session->lost) &&
-	       (!list_empty_careful(&vi->jobs) || atomic_read(&vi->pauses));
-}
-
-/* Until this vCPU can be the stepper, or has a command, or the session ends; or -EINTR. */
-int kvmi_wait_for_stepper(struct kvm_vcpu_introspection *vi)
-{
-	return wait_event_interruptible(vi->vcpu->kvm->introspection_memory.stepper_wq,
-					stepper_wait_is_over(vi)) ? -EINTR : 0;
-}
-
-void kvmi_leave_stepper(struct kvm_vcpu *vcpu)
-{
-	struct kvm_introspection_memory *memory = &vcpu->kvm->introspection_memory;
-
-	smp_store_release(&memory->stepper, NULL);
-	/* Pairs with the barrier of whoever goes to sleep. */
-	smp_mb();
-	if (waitqueue_active(&memory->stepper_wq))
-		wake_up_all(&memory->stepper_wq);
+	return kvmi_has_let_through(vi);
 }
 
 static void set_let_through(struct kvm_vcpu *vcpu, bool let_through)
 {
-	vcpu->introspection_let_through = let_through;
+	vcpu->arch.introspection.let_through = let_through;
 	/* Another role, and so another root; loading it flushes. */
 	kvm_mmu_reset_context(vcpu);
 }
@@ -301,7 +285,7 @@ static void map_let_through(struct kvm_vcpu_introspection *vi)
 	}
 }
 
-/* site, as stepper: the step is to be on the root of its own. */
+/* site: the step is to be on the root of its own. */
 int kvmi_enter_let_through(struct kvm_vcpu_introspection *vi)
 {
 	int r;
@@ -313,7 +297,7 @@ int kvmi_enter_let_through(struct kvm_vcpu_introspection *vi)
 	return r;
 }
 
-/* The stepper's step is over; vi is NULL when the session has ended meanwhile. */
+/* Such a step is over; vi is NULL when the session has ended meanwhile. */
 void kvmi_leave_let_through(struct kvm_vcpu *vcpu, struct kvm_vcpu_introspection *vi)
 {
 	unsigned int count;
@@ -323,9 +307,8 @@ void kvmi_leave_let_through(struct kvm_vcpu *vcpu, struct kvm_vcpu_introspection
 		count = vi->let_through_count;
 		kvmi_take_back(vi);
 		/* Not through yet: the entry was for something else. */
-		if (!vcpu->introspection_stepped && kvm_rip_read(vcpu) == vi->let_through_rip)
+		if (!vcpu->arch.introspection.stepped && kvm_rip_read(vcpu) == vi->let_through_rip)
 			vi->let_through_count = count;
 	}
 	set_let_through(vcpu, false);
-	kvmi_leave_stepper(vcpu);
 }

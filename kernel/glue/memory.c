@@ -12,7 +12,8 @@
 static int find_page(struct kvm *kvm, u64 gpa, struct kvm_memory_slot **slot, unsigned long *hva)
 {
 	*slot = gfn_to_memslot(kvm, gpa_to_gfn(gpa));
-	if (!*slot || ((*slot)->flags & KVM_MEMSLOT_INVALID))
+	/* KVM's own slots (APIC access page, TSS, identity map) are not guest memory. */
+	if (!kvm_is_visible_memslot(*slot))
 		return -KVM_ENOENT;
 
 	*hva = __gfn_to_hva_memslot(*slot, gpa_to_gfn(gpa)) + offset_in_page(gpa);

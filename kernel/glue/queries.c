@@ -6,6 +6,7 @@
 
 #include "session.h"
 #include "cpuid.h"
+#include "kvm_cache_regs.h"
 #include "mmu.h"
 #include "x86.h"
 
@@ -73,20 +74,59 @@ int kvmi_glue_set_xsave(struct kvm_vcpu_introspection *vi, const u8 *state)
 	return r ? -KVM_EINVAL : 0;
 }
 
-u64 kvmi_glue_translate(struct kvm_vcpu_introspection *vi, u64 gva)
+void kvmi_glue_get_control(struct kvm_vcpu_introspection *vi, struct kvmi_control *out)
 {
 	struct kvm_vcpu *vcpu = vi->vcpu;
-	struct x86_exception ignored;
-	u64 gpa;
-	int idx;
+	int i, idx;
 
-	/* Bits that the guest's paging does not look at. */
-	if (is_long_mode(vcpu) ? is_noncanonical_address(gva, vcpu, 0) : gva > U32_MAX)
-		return INVALID_GPA;
+	*out = (struct kvmi_control) {
+		.cr0 = kvm_read_cr0(vcpu),
+		.cr3 = kvm_read_cr3(vcpu),
+		.cr4 = kvm_read_cr4(vcpu),
+		.efer = vcpu->arch.efer,
+		.rflags = kvm_get_rflags(vcpu),
+		.physical_bits = cpuid_maxphyaddr(vcpu),
+		.long_code = is_64_bit_mode(vcpu),
+	};
+	if (!is_pae_paging(vcpu))
+		return;
+
+	/* On SVM they may have to be read from the guest's memory. */
+	idx = srcu_read_lock(&vcpu->kvm->srcu);
+	for (i = 0; i < ARRAY_SIZE(out->pdptrs); i++)
+		out->pdptrs[i] = kvm_pdptr_read(vcpu, i);
+	srcu_read_unlock(&vcpu->kvm->srcu, idx);
+}
+
+/* Within SRCU: of a guest's guest behind nested paging the addresses are others. */
+static gpa_t guest_gpa(struct kvm_vcpu *vcpu, u64 gpa)
+{
+	struct x86_exception ignored;
+
+	return kvm_translate_gpa(vcpu, vcpu->arch.walk_mmu, gpa, 0, &ignored);
+}
+
+int kvmi_glue_read_table(struct kvm_vcpu_introspection *vi, u64 gpa, u8 *out, size_t len)
+{
+	struct kvm_vcpu *vcpu = vi->vcpu;
+	int idx, r = -KVM_ENOENT;
+	gpa_t at;
 
 	idx = srcu_read_lock(&vcpu->kvm->srcu);
-	gpa = kvm_mmu_gva_to_gpa_system(vcpu, gva, &ignored);
+	at = guest_gpa(vcpu, gpa);
+	if (at != INVALID_GPA && !kvm_vcpu_read_guest(vcpu, at, out, len))
+		r = 0;
 	srcu_read_unlock(&vcpu->kvm->srcu, idx);
 
-	return gpa;
+	return r;
+}
+
+u64 kvmi_glue_guest_gpa(struct kvm_vcpu_introspection *vi, u64 gpa)
+{
+	struct kvm_vcpu *vcpu = vi->vcpu;
+	int idx = srcu_read_lock(&vcpu->kvm->srcu);
+	gpa_t at = guest_gpa(vcpu, gpa);
+
+	srcu_read_unlock(&vcpu->kvm->srcu, idx);
+	return at;
 }

@@ -4,20 +4,21 @@
  * commands and replies to events are handed to their vCPU.  It never waits for
  * a vCPU that does not run.
  */
+#include <linux/cgroup.h>
 #include <linux/kthread.h>
 #include <linux/module.h>
 #include <linux/sched/signal.h>
 
 #include "session.h"
 
-/* For a reader to end that nobody keeps: what is left of it after that may take as long as it likes. */
+/* How long UNHOOK waits for a reader that somebody keeps. */
 #define READER_PATIENCE	HZ
 
 /* While the reader carries out a message the session cannot be detached. */
 static struct kvm_vcpu_introspection *reader_vcpu(struct kvm_introspection *session,
 						  struct kvm_vcpu *vcpu)
 {
-	return rcu_dereference_check(vcpu->introspection, lockdep_is_held(&session->conn->lock));
+	return rcu_dereference_check(vcpu->arch.introspection.vi, lockdep_is_held(&session->conn->lock));
 }
 
 static struct kvm_vcpu_introspection *session_vcpu(struct kvm_introspection *session, u16 idx)
@@ -100,8 +101,11 @@ static int reader(void *data)
 	struct kvmi_connection *conn = data;
 	size_t bytes;
 
-	/* So that session_end() gets it out of a page fault that nobody serves. */
-	allow_signal(SIGKILL);
+	/*
+	 * So that session_end() gets it out of a page fault that nobody serves.  A
+	 * SIGKILL of a process's is ignored, as by any thread of the kernel's.
+	 */
+	allow_kernel_signal(SIGKILL);
 
 	while (!READ_ONCE(conn->hung_up) && !kvmi_receive(conn, &bytes) &&
 	       !carry_out(conn, bytes))
@@ -130,6 +134,15 @@ int kvmi_reader_create(struct kvm_introspection *session)
 	if (IS_ERR(task))
 		return -ENOMEM;
 
+	/*
+	 * Its CPU time is the caller's, as far as cgroups let a kernel thread be moved:
+	 * those of version 2 have no call for it.  Memory is charged by session->memcg.
+	 */
+	if (cgroup_attach_task_all(current, task)) {
+		kthread_stop(task);
+		return -ENOMEM;
+	}
+
 	conn->session = session;
 	conn->reader = get_task_struct(task);
 	kref_get(&conn->ref);
@@ -145,10 +158,11 @@ void kvmi_reader_start(struct kvmi_connection *conn)
 }
 
 /*
- * The session has ended.  The reader is on its way out, unless somebody keeps
- * the socket's lock: then it goes on alone.
+ * The session has ended.  The reader is on its way out, unless somebody keeps the
+ * socket's lock.  patient: wait for it, though not for long, and not if the caller
+ * is killed.  It goes on alone in any case.
  */
-void kvmi_reader_stop(struct kvmi_connection *conn)
+void kvmi_reader_stop(struct kvmi_connection *conn, bool patient)
 {
 	if (!conn->reader)
 		return;
@@ -157,10 +171,31 @@ void kvmi_reader_stop(struct kvmi_connection *conn)
 		kthread_stop(conn->reader);
 		kvmi_connection_put(conn);
 		module_put(THIS_MODULE);
-	} else if (wait_for_completion_timeout(&conn->reader_gone, READER_PATIENCE)) {
+	} else if (patient &&
+		   wait_for_completion_killable_timeout(&conn->reader_gone,
+							READER_PATIENCE) > 0) {
 		kthread_stop(conn->reader);
 	}
 	put_task_struct(conn->reader);
+}
+
+void kvmi_glue_vcpu_state(struct kvm_introspection *session, u16 vcpu_idx,
+			  struct kvmi_vcpu_run_state *out)
+{
+	struct kvm_vcpu_introspection *vi = session_vcpu(session, vcpu_idx);
+
+	if (vi)
+		kvmi_run_state(vi, out);
+}
+
+void kvmi_glue_release(struct kvm_introspection *session)
+{
+	struct kvm_vcpu *vcpu;
+	unsigned long i;
+
+	WRITE_ONCE(session->stopped, false);
+	kvm_for_each_vcpu(i, vcpu, session->kvm)
+		kvmi_vcpu_kick(reader_vcpu(session, vcpu));
 }
 
 u32 kvmi_glue_vcpu_count(struct kvm_introspection *session)

@@ -104,6 +104,6 @@ void kvmi_glue_intercepts_changed(struct kvm_vcpu_introspection *vi)
 		intercepts |= KVM_INTROSPECT_DESC;
 
 	kvmi_singlestep_changed(vi, kvmi_wants_singlestep(vi->state));
-	WRITE_ONCE(vi->vcpu->introspection_intercepts, intercepts);
+	WRITE_ONCE(vi->vcpu->arch.introspection.intercepts, intercepts);
 	kvm_introspection_recalc_intercepts(vi->vcpu);
 }

@@ -10,7 +10,7 @@
  *           vcpu->mutex; exclusive use of that vCPU's state; may sleep
  *   site    as vcpu, but inside an exit handler: SRCU held, must not sleep
  *           for anything but memory that KVM itself may fault in there
- *   ioctl   a VM ioctl, kvm->introspection_lock held
+ *   ioctl   a VM ioctl, kvm->arch.introspection.lock held
  *
  * The VM's state is shared between contexts: it consists of atomics alone.
  * The vCPU's state is plain data and belongs to the vcpu context.
@@ -96,6 +96,9 @@ enum kvmi_verdict kvmi_vcpu_message(struct kvmi_vm_state *vm,
 				    struct kvm_vcpu_introspection *vcpu,
 				    const u8 *msg, size_t msg_bytes,
 				    u8 *out, size_t *out_len);
+
+/* vcpu, site: where the current page tables map gva, as VCPU_TRANSLATE_GVA; all ones: nowhere */
+u64 kvmi_translate(struct kvm_vcpu_introspection *vcpu, u64 gva);
 
 /* An occurrence in the guest, recorded by an event site. */
 struct kvmi_occurrence {
@@ -190,6 +193,7 @@ bool kvmi_wants_msr_write(const struct kvmi_vcpu_state *state, u32 msr);
 bool kvmi_wants_any_msr(const struct kvmi_vcpu_state *state);
 bool kvmi_wants_descriptor(const struct kvmi_vcpu_state *state);
 bool kvmi_wants_singlestep(const struct kvmi_vcpu_state *state);
+bool kvmi_steps_with_interrupts(const struct kvmi_vcpu_state *state);
 
 /* ---- C, called by Rust ------------------------------------------------- */
 /* Errors are 0 or a negated KVM_E* of protocol.md 3.4 unless said otherwise. */
@@ -213,6 +217,12 @@ int  kvmi_glue_set_page_access(struct kvm_introspection *session, u16 view, u64 
 void kvmi_glue_page_access_set(struct kvm_introspection *session);
 /* 0 or -KVM_EINVAL (no slot) */
 int  kvmi_glue_page_access(struct kvm_introspection *session, u16 view, u64 gfn, u8 *access);
+/* vcpu index < count is checked by the caller: what that vCPU is doing, 8 bytes */
+struct kvmi_vcpu_run_state;
+void kvmi_glue_vcpu_state(struct kvm_introspection *session, u16 vcpu_idx,
+			  struct kvmi_vcpu_run_state *out);
+/* VM_RELEASE: vCPUs that HOOK keeps stopped go on */
+void kvmi_glue_release(struct kvm_introspection *session);
 /* any: @10 of GET_VERSION's features: bits 0..3 as P20; @8: single-step available */
 u8   kvmi_glue_access_bits(void);
 u8   kvmi_glue_singlestep(void);
@@ -231,8 +241,19 @@ u64  kvmi_glue_xcr0(struct kvm_vcpu_introspection *vcpu);
 /* 4096: struct kvm_xsave; 0, -KVM_EOPNOTSUPP (the vCPU may have more), setting also -KVM_EINVAL */
 int  kvmi_glue_get_xsave(struct kvm_vcpu_introspection *vcpu, u8 *out);
 int  kvmi_glue_set_xsave(struct kvm_vcpu_introspection *vcpu, const u8 *state);
-/* as a supervisor's read; all ones: no translation */
-u64  kvmi_glue_translate(struct kvm_vcpu_introspection *vcpu, u64 gva);
+/* What says how page tables are read, and which registers the vCPU can have. */
+struct kvmi_control {
+	u64 cr0, cr3, cr4, efer, rflags;
+	u64 pdptrs[4];		/* with PAE paging */
+	u8  physical_bits;
+	u8  long_code;		/* 1 in 64-bit mode */
+	u8  pad[6];
+};
+void kvmi_glue_get_control(struct kvm_vcpu_introspection *vcpu, struct kvmi_control *out);
+/* of a page table, which may be one of the guest's guest; 0 or -KVM_ENOENT */
+int  kvmi_glue_read_table(struct kvm_vcpu_introspection *vcpu, u64 gpa, u8 *out, size_t len);
+/* what such tables give, as an address of the guest's own; all ones: nowhere */
+u64  kvmi_glue_guest_gpa(struct kvm_vcpu_introspection *vcpu, u64 gpa);
 /* before watching it: 0 or -KVM_EPERM (the VMM's MSR filter denies the write) */
 int  kvmi_glue_msr_write_allowed(struct kvm_vcpu_introspection *vcpu, u32 index);
 /* before switching the event: 0 or -KVM_EOPNOTSUPP */

@@ -4,35 +4,39 @@
  *
  * Locking, outermost first:
  *
- *	kvm->introspection_lock		mutex: HOOK, UNHOOK, the other ioctls, end of VM
+ *	kvm->arch.introspection.lock		mutex: HOOK, UNHOOK, the other ioctls, end of VM
  *	  conn->lock			mutex: the reader carries out a message
  *	  kvm->lock			publishing and detaching; vCPU creation
- *	  connections_lock		mutex: which sockets are in use
+ *	    arch.introspection.end_lock	spinlock: kvm->arch.introspection.session, for who may not wait
+ *	  connections_lock		spinlock: which sockets are in use
  *	  kvm->slots_lock		the end of a session takes restrictions off
  *	vcpu->mutex			a vCPU's event and its Rust state
  *	  session->tx_lock		mutex: one writer; numbers events in the order of sending
  *	    vi->lock			spinlock: a vCPU's queue
  *
- * tx_lock is also taken under introspection_lock (PREUNHOOK) and, by the reader,
- * under conn->lock, as are kvm->srcu, kvm->mmu_lock and the VMM's mmap_lock.  The
- * stepper (let_through.c) is one with vcpu->mutex and whatever KVM takes for an
- * entry; the wait to be it is outside of SRCU and interruptible.  Nothing waits for
- * a vCPU or for the tool with vi->lock held.  A vCPU waits for the tool with
- * nothing held but its own vcpu->mutex, outside SRCU, interruptibly, on a
- * reference to its vi.
+ * tx_lock is also taken under arch.introspection.lock (PREUNHOOK) and, by the reader,
+ * under conn->lock, as are kvm->srcu, kvm->mmu_lock and the VMM's mmap_lock.
+ * Nothing waits for a vCPU or for the tool with vi->lock held.  A vCPU waits for
+ * the tool with nothing held but its own vcpu->mutex, outside SRCU, interruptibly,
+ * on a reference to its vi.
  *
- * kvm->introspection and vcpu->introspection are written under kvm->lock.
- * vcpu->introspection is read under kvm->srcu; whoever keeps it beyond that
+ * kvm->arch.introspection.session is written under kvm->lock and arch.introspection.end_lock;
+ * vcpu->arch.introspection.vi under kvm->lock.
+ * vcpu->arch.introspection.vi is read under kvm->srcu; whoever keeps it beyond that
  * takes a reference.  The reader needs neither while it carries out a message,
  * with conn->lock held: a session that ends takes that lock before the pointers
  * go.  The session holds no reference on the VM: it is gone before the VM is.
  *
  * While it receives, the reader has nothing but its connection.  The socket has
  * locks of its own, and a process that shares it may hold them for as long as
- * it likes (it receives into memory whose fault nobody serves).  So whoever ends
- * the session never waits for them: the reader is left with the connection,
- * whose last reference it drops when it gets loose, and with a reference on
- * this module.
+ * it likes (it receives into memory whose fault nobody serves).  So the end of a
+ * session does not depend on them: the reader is left with the connection, whose
+ * last reference it drops when it gets loose, and with a reference on this module.
+ * UNHOOK alone gives it a second to end, so that as a rule nothing is left.
+ *
+ * The end of the VMM (the MMU notifier's release) waits for nothing at all: all
+ * notifier users of the host share one SRCU.  It tells everybody that the session
+ * ends, and leaves the end itself to a work item, or to the end of the VM.
  */
 #ifndef KVMI_SESSION_H
 #define KVMI_SESSION_H
@@ -59,6 +63,11 @@
  * pages, which is the most.  What touches more, a gather say, goes on where it was.
  */
 #define KVMI_MAX_LET_THROUGH	128
+/*
+ * A vCPU that the tool holds for longer is told so by its clock (protocol.md, 7).  Far
+ * below what a guest's watchdog takes for a lockup.
+ */
+#define KVMI_HELD_LONG_NS	(250 * NSEC_PER_MSEC)
 /* Nothing of an event reply beyond this is ever looked at, nor kept. */
 #define KVMI_REPLY_KEPT_BYTES	64
 
@@ -88,6 +97,7 @@ struct kvm_introspection {
 	bool closing;			/* UNHOOK has begun: every wait ends */
 	bool lost;			/* the connection is no more */
 	bool leaving;			/* PREUNHOOK was sent: what follows is no loss */
+	bool stopped;			/* vCPUs wait for VM_RELEASE */
 
 	struct mutex tx_lock;
 	u32 last_event_seq;
@@ -113,11 +123,37 @@ struct kvmi_job {
 	u8 msg[];
 };
 
+/* Who makes an access for the guest, and so how it is made once it is let through. */
+enum kvmi_accessor {
+	KVMI_CPU,		/* the instruction is stepped (let_through.c) */
+	KVMI_EMULATOR,		/* it is emulated anew (emulated.c) */
+	KVMI_EXIT_HANDLER,	/* its exit is handled again: a hypervisor's own instruction */
+};
+
 /* An access that the tool lets through, once. */
 struct kvmi_let_through {
 	gfn_t gfn;
 	u8 access;
 	u8 walk;			/* for the CPU's walk, which cannot be told from the rest there */
+};
+
+/* An exception or interrupt that the vCPU is to take. */
+struct kvmi_pending {
+	bool pending;
+	u8 vector;
+	u32 error_code;
+};
+
+/* What of a vCPU the VMM can write, as it was. */
+struct kvmi_snapshot {
+	struct kvm_regs regs;
+	struct kvm_sregs sregs;
+	struct kvmi_pending exception, exception_vmexit, interrupt;
+	int external_vector;
+	u32 mp_state;
+	u32 shadow;
+	bool nmi_injected, nmi_masked;
+	bool guest_mode, smm;
 };
 
 struct kvm_vcpu_introspection {
@@ -138,7 +174,13 @@ struct kvm_vcpu_introspection {
 	atomic_t pauses;
 
 	/* The vcpu context alone: */
+	bool is_new;			/* created in this session: CREATE_VCPU is to come */
+	u32 seq;			/* of the event that was sent last */
+	u64 shown;			/* for other threads: SHOWN_* in vcpu.c */
 	bool writing_cr;		/* inside kvm_guest_write_cr() */
+	u64 held_since;			/* ns; 0: it is not held */
+	bool vmm_writes;		/* before is valid: the VMM has written since */
+	struct kvmi_snapshot before;
 	bool owes_rest;			/* its message was cut short: see to the rest */
 	size_t unsent;			/* bytes of a reply in tx that is still to be sent */
 	size_t rx_dirty;
@@ -149,21 +191,24 @@ struct kvm_vcpu_introspection {
 	gpa_t marked_entry;		/* of the guest's page tables, last seen accessed by that walk */
 	unsigned long marked_rip;	/* for the instruction there */
 	struct kvmi_occurrence told;	/* the last access that was told */
-	bool told_emulator;		/* and who has to make it: the emulator rather than the CPU */
-	bool told_half_way;		/* in an instruction that the VMM has given something for */
+	enum kvmi_accessor told_of;	/* and who makes it */
 	struct kvmi_vcpu_state *state;
 };
 
 /* Within kvm->srcu read side, or with kvm->lock. */
 static inline struct kvm_vcpu_introspection *kvmi_vcpu(struct kvm_vcpu *vcpu)
 {
-	return srcu_dereference_check(vcpu->introspection, &vcpu->kvm->srcu,
+	return srcu_dereference_check(vcpu->arch.introspection.vi, &vcpu->kvm->srcu,
 				      lockdep_is_held(&vcpu->kvm->lock));
 }
 
 bool kvmi_fails_open(struct kvm_introspection *session);
 bool kvmi_fails_closed(struct kvm_introspection *session);
 bool kvmi_crashes(struct kvm_introspection *session);
+bool kvmi_is_stopped(struct kvm_introspection *session);
+int  kvmi_hook(struct kvm *kvm, const struct kvm_introspection_hook *hook);
+int  kvmi_unhook(struct kvm *kvm);
+void kvmi_session_tell_end(struct kvm *kvm, bool leave_to_work);
 
 /* vcpu.c */
 struct kvm_vcpu_introspection *kvmi_vcpu_alloc(struct kvm_introspection *session,
@@ -172,6 +217,12 @@ void kvmi_vcpu_free(struct kvm_vcpu_introspection *vi);
 void kvmi_vcpu_put(struct kvm_vcpu_introspection *vi);
 void kvmi_vcpu_kick(struct kvm_vcpu_introspection *vi);
 enum kvmi_site kvmi_site(struct kvm_vcpu *vcpu, const struct kvmi_occurrence *what);
+void kvmi_run_state(struct kvm_vcpu_introspection *vi, struct kvmi_vcpu_run_state *out);
+
+int kvmi_handle_exit(struct kvm_vcpu *vcpu);
+
+/* void.c */
+void kvmi_settle(struct kvm_vcpu_introspection *vi);
 
 /* injection.c */
 bool kvmi_injection_due(struct kvm_vcpu_introspection *vi);
@@ -185,6 +236,7 @@ void kvmi_expect_reply(struct kvm_vcpu_introspection *vi, bool sent);
 
 /* transport.c */
 struct kvmi_connection *kvmi_connection_open(int fd);
+void kvmi_connection_get(struct kvmi_connection *conn);
 void kvmi_connection_put(struct kvmi_connection *conn);
 int kvmi_send(struct kvm_introspection *session, const u8 *msg, size_t bytes, bool *owes_rest);
 int kvmi_send_event(struct kvm_vcpu_introspection *vi);
@@ -198,26 +250,28 @@ u8 kvmi_decoded_insn_len(struct kvm_vcpu *vcpu);
 
 /* access.c */
 u8 kvmi_denied_access(struct kvm *kvm, u16 view, gfn_t gfn);
+void kvmi_access_init(struct kvm *kvm);
 void kvmi_access_end(struct kvm *kvm);
+void kvmi_access_inherit(struct kvm *kvm);
 
 /* let_through.c */
 u8 kvmi_let_through_access(struct kvm_vcpu *vcpu, gfn_t gfn);
 void kvmi_take_back(struct kvm_vcpu_introspection *vi);
 bool kvmi_is_let_through(struct kvm_vcpu_introspection *vi, gfn_t gfn, u8 kind);
-bool kvmi_tell_access(struct kvm_vcpu_introspection *vi, const struct kvmi_occurrence *pf);
+bool kvmi_tell_access(struct kvm_vcpu_introspection *vi, const struct kvmi_occurrence *pf,
+		      enum kvmi_accessor accessor);
+bool kvmi_has_let_through(struct kvm_vcpu_introspection *vi);
 bool kvmi_wants_let_through(struct kvm_vcpu_introspection *vi);
-bool kvmi_become_stepper(struct kvm_vcpu *vcpu);
-bool kvmi_is_stepper(struct kvm_vcpu *vcpu);
-int kvmi_wait_for_stepper(struct kvm_vcpu_introspection *vi);
-void kvmi_leave_stepper(struct kvm_vcpu *vcpu);
 int kvmi_complete_access(struct kvm_vcpu_introspection *vi, bool changed);
 int kvmi_enter_let_through(struct kvm_vcpu_introspection *vi);
 void kvmi_leave_let_through(struct kvm_vcpu *vcpu, struct kvm_vcpu_introspection *vi);
 
 /* emulated.c */
 bool kvmi_emulates_fetch(struct kvm_vcpu *vcpu);
-int kvmi_emulate_anew(struct kvm_vcpu_introspection *vi, bool goes_on);
-bool kvmi_is_left_half_way(struct kvm_vcpu_introspection *vi);
+int kvmi_emulate_anew(struct kvm_vcpu *vcpu, bool goes_on);
+bool kvmi_is_half_way(struct kvm_vcpu *vcpu);
+bool kvmi_half_way_waits(struct kvm_vcpu_introspection *vi);
+void kvmi_forget_half_way(struct kvm_vcpu *vcpu);
 
 /* step.c */
 bool kvmi_wants_step(struct kvm_vcpu_introspection *vi);
@@ -230,6 +284,6 @@ int kvmi_yield_before_step(struct kvm_vcpu *vcpu);
 /* reader.c */
 int kvmi_reader_create(struct kvm_introspection *session);
 void kvmi_reader_start(struct kvmi_connection *conn);
-void kvmi_reader_stop(struct kvmi_connection *conn);
+void kvmi_reader_stop(struct kvmi_connection *conn, bool patient);
 
 #endif

@@ -82,7 +82,6 @@ bool kvm_introspection_breakpoint(struct kvm_vcpu *vcpu, u8 insn_len)
 {
 	struct kvmi_occurrence bp = { .event = KVMI_VCPU_EVENT_BREAKPOINT };
 	struct kvm_vcpu_introspection *vi;
-	struct x86_exception ignored;
 	enum kvmi_site site = KVMI_SITE_PASS;
 
 	if (!kvm_is_introspection_enabled() || userspace_owns_breakpoint(vcpu))
@@ -91,7 +90,7 @@ bool kvm_introspection_breakpoint(struct kvm_vcpu *vcpu, u8 insn_len)
 	vi = kvmi_vcpu(vcpu);
 	if (vi && !is_guest_mode(vcpu) &&
 	    kvmi_event_wanted(vi->session->state, vi->state, bp.event, 0)) {
-		bp.a = kvm_mmu_gva_to_gpa_system(vcpu, kvm_get_linear_rip(vcpu), &ignored);
+		bp.a = kvmi_translate(vi, kvm_get_linear_rip(vcpu));
 		bp.detail = insn_len ? : kvmi_decoded_insn_len(vcpu);
 		site = kvmi_site(vcpu, &bp);
 	}
@@ -120,7 +119,7 @@ bool kvm_introspection_owns_debugging(struct kvm_vcpu *vcpu, u32 control)
 	vi = kvmi_vcpu(vcpu);
 	if (vi && !kvmi_fails_open(vi->session))
 		owns = ((control & KVM_GUESTDBG_USE_SW_BP) && kvmi_wants_breakpoint(vi->state)) ||
-		       ((control & KVM_GUESTDBG_SINGLESTEP) && vcpu->introspection_singlestep);
+		       ((control & KVM_GUESTDBG_SINGLESTEP) && vcpu->arch.introspection.singlestep);
 	srcu_read_unlock(&vcpu->kvm->srcu, idx);
 
 	return owns;
@@ -253,18 +252,3 @@ bool kvm_introspection_descriptor(struct kvm_vcpu *vcpu, u8 descriptor, bool wri
 	return site == KVMI_SITE_DEFER || site == KVMI_SITE_RETRY;
 }
 EXPORT_SYMBOL_GPL(kvm_introspection_descriptor);
-
-void __kvm_introspection_void_event(struct kvm_vcpu *vcpu)
-{
-	struct kvm_vcpu_introspection *vi;
-	int idx;
-
-	idx = srcu_read_lock(&vcpu->kvm->srcu);
-	vi = kvmi_vcpu(vcpu);
-	if (vi) {
-		kvmi_event_void(vi->state);
-		kvmi_take_back(vi);
-		vcpu->introspection_stepped = false;
-	}
-	srcu_read_unlock(&vcpu->kvm->srcu, idx);
-}

@@ -8,7 +8,7 @@
  * kvm_introspection_step_end(); nothing of it is left in between, so that there
  * is nothing to undo when a session ends.  It need not end the instruction: the
  * host may want the CPU, or a page may have to be mapped, and the next step tries
- * again.  vcpu->introspection_stepped tells that an instruction has ended, whoever
+ * again.  vcpu->arch.introspection.stepped tells that an instruction has ended, whoever
  * has carried it out: the CPU, or KVM after an exit, perhaps after the VMM has had
  * its part in it.  So does the arrival of an exception or interrupt at its
  * handler, which is a step of its own: instructions that fault do not end.
@@ -26,7 +26,7 @@ static bool singlesteps(struct kvm_vcpu_introspection *vi)
 {
 	struct kvm_introspection *session = vi->session;
 
-	return READ_ONCE(vi->vcpu->introspection_singlestep) && !READ_ONCE(session->closing) &&
+	return READ_ONCE(vi->vcpu->arch.introspection.singlestep) && !READ_ONCE(session->closing) &&
 	       !kvmi_fails_open(session) &&
 	       kvmi_event_wanted(session->state, vi->state, KVMI_VCPU_EVENT_SINGLESTEP, 0);
 }
@@ -49,7 +49,7 @@ bool kvmi_wants_step(struct kvm_vcpu_introspection *vi)
 /* Whether an instruction has ended that is to be told. */
 bool kvmi_has_step(struct kvm_vcpu_introspection *vi)
 {
-	return vi->vcpu->introspection_stepped && singlesteps(vi) &&
+	return vi->vcpu->arch.introspection.stepped && singlesteps(vi) &&
 	       is_where_the_tool_looks(vi->vcpu);
 }
 
@@ -61,7 +61,7 @@ bool kvmi_take_step(struct kvm_vcpu_introspection *vi)
 	if (!kvmi_has_step(vi))
 		return false;
 
-	vi->vcpu->introspection_stepped = false;
+	vi->vcpu->arch.introspection.stepped = false;
 	return kvmi_record(vi->session->state, vi->state, &singlestep) == KVMI_SITE_DEFER;
 }
 
@@ -71,7 +71,7 @@ void __kvm_introspection_instruction_ends(struct kvm_vcpu *vcpu)
 	if (is_smm(vcpu))
 		return;
 
-	vcpu->introspection_stepped = true;
+	vcpu->arch.introspection.stepped = true;
 	/* Nor does KVM go on to the next where it emulates many in a row. */
 	kvm_make_request(KVM_REQ_EVENT, vcpu);
 }
@@ -82,11 +82,11 @@ void kvmi_singlestep_changed(struct kvm_vcpu_introspection *vi, bool on)
 {
 	struct kvm_vcpu *vcpu = vi->vcpu;
 
-	if (vcpu->introspection_singlestep == on)
+	if (vcpu->arch.introspection.singlestep == on)
 		return;
 	/* Of what went before nobody asked. */
-	vcpu->introspection_stepped = false;
-	vcpu->introspection_singlestep = on;
+	vcpu->arch.introspection.stepped = false;
+	vcpu->arch.introspection.singlestep = on;
 }
 
 /*
@@ -96,18 +96,17 @@ void kvmi_singlestep_changed(struct kvm_vcpu_introspection *vi, bool on)
 int kvmi_step(struct kvm_vcpu_introspection *vi)
 {
 	struct kvm_vcpu *vcpu = vi->vcpu;
+	bool lets_through = kvmi_wants_let_through(vi);
 	int r = 0;
 
-	if (!kvm_x86_call(introspection_step)(vcpu, true)) {
-		r = kvmi_emulates_fetch(vcpu) ? 1 : kvm_emulate_instruction(vcpu, 0);
-		if (kvmi_is_stepper(vcpu))
-			kvmi_leave_stepper(vcpu);
-		return r;
-	}
+	vcpu->arch.introspection.step_holds_events =
+		lets_through || !kvmi_steps_with_interrupts(vi->state);
+	if (!kvm_x86_call(introspection_step)(vcpu, true))
+		return kvmi_emulates_fetch(vcpu) ? 1 : kvm_emulate_instruction(vcpu, 0);
 
-	vcpu->introspection_stepped = false;
-	vcpu->introspection_stepping = true;
-	if (kvmi_is_stepper(vcpu))
+	vcpu->arch.introspection.stepped = false;
+	vcpu->arch.introspection.stepping = true;
+	if (lets_through)
 		r = kvmi_enter_let_through(vi);
 	if (r) {
 		__kvm_introspection_step_end(vcpu);
@@ -143,8 +142,8 @@ int kvmi_yield_before_step(struct kvm_vcpu *vcpu)
 void __kvm_introspection_step_end(struct kvm_vcpu *vcpu)
 {
 	kvm_x86_call(introspection_step)(vcpu, false);
-	vcpu->introspection_stepping = false;
-	if (kvmi_is_stepper(vcpu))
+	vcpu->arch.introspection.stepping = false;
+	if (vcpu->arch.introspection.let_through)
 		kvmi_leave_let_through(vcpu, kvmi_vcpu(vcpu));
 
 	/* Interrupts were held back. */
@@ -160,7 +159,8 @@ bool __kvm_introspection_holds_interrupts(struct kvm_vcpu *vcpu)
 
 	idx = srcu_read_lock(&vcpu->kvm->srcu);
 	vi = kvmi_vcpu(vcpu);
-	holds = vi && singlesteps(vi);
+	holds = vi && (kvmi_has_let_through(vi) ||
+		       (singlesteps(vi) && !kvmi_steps_with_interrupts(vi->state)));
 	srcu_read_unlock(&vcpu->kvm->srcu, idx);
 
 	return holds;

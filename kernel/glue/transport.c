@@ -18,7 +18,7 @@
 #include "session.h"
 
 static LIST_HEAD(connections);
-static DEFINE_MUTEX(connections_lock);
+static DEFINE_SPINLOCK(connections_lock);
 
 /* P16: a connected stream, unix or vsock. */
 static bool is_acceptable(struct socket *sock)
@@ -36,12 +36,12 @@ static bool connection_add(struct kvmi_connection *conn)
 	struct kvmi_connection *other;
 	bool unique = true;
 
-	mutex_lock(&connections_lock);
+	spin_lock(&connections_lock);
 	list_for_each_entry(other, &connections, link)
 		unique &= other->sock != conn->sock;
 	if (unique)
 		list_add(&conn->link, &connections);
-	mutex_unlock(&connections_lock);
+	spin_unlock(&connections_lock);
 
 	return unique;
 }
@@ -50,14 +50,19 @@ static void connection_free(struct kref *ref)
 {
 	struct kvmi_connection *conn = container_of(ref, struct kvmi_connection, ref);
 
-	mutex_lock(&connections_lock);
+	spin_lock(&connections_lock);
 	list_del(&conn->link);
-	mutex_unlock(&connections_lock);
+	spin_unlock(&connections_lock);
 
 	if (conn->sock)
 		sockfd_put(conn->sock);
 	kfree(conn->rx);
 	kfree(conn);
+}
+
+void kvmi_connection_get(struct kvmi_connection *conn)
+{
+	kref_get(&conn->ref);
 }
 
 void kvmi_connection_put(struct kvmi_connection *conn)
@@ -238,6 +243,7 @@ int kvmi_send_event(struct kvm_vcpu_introspection *vi)
 	} else {
 		kvmi_explore(KVMI_AT_SENT);
 		session->last_event_seq = seq;
+		vi->seq = seq;
 		kvmi_event_sent(vi->state, seq);
 	}
 	mutex_unlock(&session->tx_lock);

@@ -8,8 +8,10 @@
  * the exit information outlives the wait, and no guest instruction runs in
  * between, so that nothing is seen twice.
  */
+#include <linux/bitfield.h>
 #include <linux/sched/signal.h>
 #include <linux/slab.h>
+#include <linux/wait_bit.h>
 
 #include "session.h"
 #include "mmu.h"
@@ -69,7 +71,6 @@ void kvmi_vcpu_kick(struct kvm_vcpu_introspection *vi)
 	kvm_make_request(KVM_REQ_INTROSPECTION, vi->vcpu);
 	kvm_make_request(KVM_REQ_UNBLOCK, vi->vcpu);
 	wake_up_all(&vi->wq);
-	wake_up_all(&vi->vcpu->kvm->introspection_memory.stepper_wq);
 	kvm_vcpu_kick(vi->vcpu);
 }
 
@@ -135,7 +136,7 @@ static int send_leftovers(struct kvm_vcpu_introspection *vi)
 }
 
 /* The tool is gone: end the vCPU's part as HOOK asked. */
-static void lose(struct kvm_vcpu_introspection *vi)
+static void handle_disconnect(struct kvm_vcpu_introspection *vi)
 {
 	/* The connection also ends when UNHOOK ends it, which is no loss; it says so first. */
 	smp_rmb();
@@ -162,8 +163,93 @@ static bool wait_is_over(struct kvm_vcpu_introspection *vi)
 
 static int wait_for_tool(struct kvm_vcpu_introspection *vi)
 {
+	if (!vi->held_since)
+		vi->held_since = ktime_get_ns();
 	kvmi_explore(KVMI_AT_WAIT);
 	return wait_event_interruptible(vi->wq, wait_is_over(vi)) ? -EINTR : 0;
+}
+
+/* The guest goes on: after a long hold as after a VMM's KVM_KVMCLOCK_CTRL. */
+static void tell_clock(struct kvm_vcpu_introspection *vi)
+{
+	struct kvm_vcpu *vcpu = vi->vcpu;
+
+	if (!vi->held_since)
+		return;
+	if (ktime_get_ns() - vi->held_since > KVMI_HELD_LONG_NS && vcpu->arch.pv_time.active) {
+		vcpu->arch.pvclock_set_guest_stopped_request = true;
+		kvm_make_request(KVM_REQ_CLOCK_UPDATE, vcpu);
+	}
+	vi->held_since = 0;
+}
+
+/* A vCPU that the VMM has created while the VM is hooked: true when the tool is to be told. */
+static bool take_creation(struct kvm_vcpu_introspection *vi)
+{
+	static const struct kvmi_occurrence created = { .event = KVMI_VCPU_EVENT_CREATE_VCPU };
+
+	if (!vi->is_new)
+		return false;
+	vi->is_new = false;
+	return !READ_ONCE(vi->session->lost) && kvmi_record(vi->session->state, vi->state, &created) == KVMI_SITE_DEFER;
+}
+
+static bool stop_is_over(struct kvm_vcpu_introspection *vi)
+{
+	struct kvm_introspection *session = vi->session;
+
+	return READ_ONCE(session->closing) || !kvmi_is_stopped(session) ||
+	       (!READ_ONCE(session->lost) &&
+		(!list_empty_careful(&vi->jobs) || atomic_read(&vi->pauses)));
+}
+
+/* Until VM_RELEASE, or a command or the end of the session, comes; or -EINTR. */
+static int wait_for_release(struct kvm_vcpu_introspection *vi)
+{
+	if (!vi->held_since)
+		vi->held_since = ktime_get_ns();
+	return wait_event_interruptible(vi->wq, stop_is_over(vi)) ? -EINTR : 0;
+}
+
+/* What vi->shown holds: the phase, the event's id, its seq. */
+#define SHOWN_PHASE	GENMASK_ULL(7, 0)
+#define SHOWN_EVENT	GENMASK_ULL(23, 8)
+#define SHOWN_SEQ	GENMASK_ULL(63, 32)
+
+static void show(struct kvm_vcpu_introspection *vi)
+{
+	WRITE_ONCE(vi->shown, FIELD_PREP(SHOWN_PHASE, kvmi_phase(vi->state)) |
+			      FIELD_PREP(SHOWN_EVENT, kvmi_phase_event(vi->state)) |
+			      FIELD_PREP(SHOWN_SEQ, vi->seq));
+}
+
+/* reader: what the vCPU is doing at this moment. */
+void kvmi_run_state(struct kvm_vcpu_introspection *vi, struct kvmi_vcpu_run_state *out)
+{
+	struct kvm_vcpu *vcpu = vi->vcpu;
+	u32 mp_state = READ_ONCE(vcpu->arch.mp_state);
+	u64 shown = READ_ONCE(vi->shown);
+
+	*out = (struct kvmi_vcpu_run_state) { .in_run = READ_ONCE(vcpu->wants_to_run) };
+	switch (FIELD_GET(SHOWN_PHASE, shown)) {
+	case KVMI_CRASHED:
+		out->state = KVMI_VCPU_CRASHED;
+		return;
+	case KVMI_SENT:
+		out->state = KVMI_VCPU_HELD;
+		out->event = FIELD_GET(SHOWN_EVENT, shown);
+		out->seq = FIELD_GET(SHOWN_SEQ, shown);
+		return;
+	}
+
+	if (mp_state == KVM_MP_STATE_UNINITIALIZED || mp_state == KVM_MP_STATE_INIT_RECEIVED)
+		out->state = KVMI_VCPU_UNINITIALISED;
+	else if (kvmi_is_stopped(vi->session))
+		out->state = KVMI_VCPU_STOPPED;
+	else if (mp_state == KVM_MP_STATE_HALTED)
+		out->state = KVMI_VCPU_HALTED;
+	else
+		out->state = out->in_run ? KVMI_VCPU_RUNS : KVMI_VCPU_OUT;
 }
 
 static bool take_pause(struct kvm_vcpu_introspection *vi)
@@ -190,10 +276,11 @@ static int serve(struct kvm_vcpu_introspection *vi)
 
 	for (;;) {
 		kvmi_explore(KVMI_AT_SERVE);
+		show(vi);
 		if (READ_ONCE(session->closing))
 			return 1;
 		if (READ_ONCE(session->lost))
-			lose(vi);
+			handle_disconnect(vi);
 		if (signal_pending(current))
 			return -EINTR;
 		cond_resched();
@@ -204,7 +291,8 @@ static int serve(struct kvm_vcpu_introspection *vi)
 
 		if (!READ_ONCE(session->lost)) {
 			r = send_leftovers(vi);
-			if (!r && (job = kvmi_dequeue(vi))) {
+			job = r ? NULL : kvmi_dequeue(vi);
+			if (job) {
 				kvmi_explore(KVMI_AT_JOB);
 				r = run_job(vi, job);
 				kfree(job);
@@ -227,13 +315,16 @@ static int serve(struct kvm_vcpu_introspection *vi)
 			r = wait_for_tool(vi);
 			break;
 		case KVMI_IDLE:
-			if (kvmi_take_step(vi))
+			/* The tool wants its event no more. */
+			if (kvmi_is_half_way(vi->vcpu))
+				return 1;
+			if (take_creation(vi) || kvmi_take_step(vi))
 				continue;
 			if (!READ_ONCE(session->lost) && (kvmi_inject(vi) || take_pause(vi)))
 				continue;
-			if (!kvmi_wants_let_through(vi) || kvmi_become_stepper(vi->vcpu))
+			if (!kvmi_is_stopped(session))
 				return 1;
-			r = kvmi_wait_for_stepper(vi);
+			r = wait_for_release(vi);
 			break;
 		default:
 			return 1;
@@ -243,18 +334,23 @@ static int serve(struct kvm_vcpu_introspection *vi)
 	}
 }
 
-/* What was recorded, with the reply at hand; changed: and other registers.  As an exit handler. */
-static int let_happen(struct kvm_vcpu_introspection *vi, bool changed)
+/* The exit that was recorded, once more, with the reply at hand. */
+int kvmi_handle_exit(struct kvm_vcpu *vcpu)
 {
-	int r;
+	/* A step may have left the vCPU without a root, which exit handlers rely on. */
+	int r = kvm_mmu_reload(vcpu);
 
+	return r ? r : kvm_x86_call(handle_exit)(vcpu, EXIT_FASTPATH_NONE);
+}
+
+/* What was recorded, with the reply at hand; changed: and other registers.  As an exit handler. */
+static int replay_exit(struct kvm_vcpu_introspection *vi, bool changed)
+{
 	switch (kvmi_phase_event(vi->state)) {
 	case KVMI_VCPU_EVENT_PF:
 		return kvmi_complete_access(vi, changed);
 	default:
-		/* A step may have left the vCPU without a root, which exit handlers rely on. */
-		r = kvm_mmu_reload(vi->vcpu);
-		return r ? r : kvm_x86_call(handle_exit)(vi->vcpu, EXIT_FASTPATH_NONE);
+		return kvmi_handle_exit(vi->vcpu);
 	}
 }
 
@@ -270,7 +366,15 @@ static int complete_exit(struct kvm_vcpu_introspection *vi)
 	int r = 1;
 
 	if (changed) {
+		unsigned long rflags = kvm_get_rflags(vcpu);
+
 		__set_regs(vcpu, &regs);
+		/*
+		 * The interrupt shadow belongs to the instruction that was at RIP.  VM entry
+		 * wants IF with blocking by STI, and a pending trap with TF.
+		 */
+		if (regs.rip != rip || ((regs.rflags ^ rflags) & (X86_EFLAGS_IF | X86_EFLAGS_TF)))
+			kvm_x86_call(set_interrupt_shadow)(vcpu, 0);
 		/* It is not the tool's to swallow an exception that is on its way. */
 		vcpu->arch.exception.pending = pending;
 		vcpu->arch.exception_vmexit.pending = pending_vmexit;
@@ -280,8 +384,10 @@ static int complete_exit(struct kvm_vcpu_introspection *vi)
 	 * A tool that moved RIP has dealt with the instruction: to complete it
 	 * would skip or fault on another one.
 	 */
-	if (kvmi_completes_exit(vi->state) && kvm_rip_read(vcpu) == rip)
-		r = let_happen(vi, changed);
+	if (kvm_rip_read(vcpu) != rip)
+		kvmi_forget_half_way(vcpu);
+	else if (kvmi_completes_exit(vi->state))
+		r = replay_exit(vi, changed);
 	kvmi_event_done(vi->state);
 
 	return r;
@@ -292,9 +398,22 @@ static bool has_work(struct kvm_vcpu_introspection *vi)
 {
 	return !list_empty_careful(&vi->jobs) || atomic_read(&vi->pauses) || vi->unsent ||
 	       vi->owes_rest || kvmi_phase(vi->state) != KVMI_IDLE || kvmi_injection_due(vi) ||
+	       vi->is_new || kvmi_is_stopped(vi->session) ||
 	       (READ_ONCE(vi->session->lost) && kvmi_crashes(vi->session)) ||
 	       (vi->let_through_count && kvmi_wants_let_through(vi)) ||
-	       (vi->vcpu->introspection_singlestep && (kvmi_wants_step(vi) || kvmi_has_step(vi)));
+	       (vi->vcpu->arch.introspection.singlestep && (kvmi_wants_step(vi) || kvmi_has_step(vi)));
+}
+
+/* One session has ended and the next, which takes it over, is not there yet. */
+static int wait_for_session(struct kvm_vcpu *vcpu)
+{
+	bool *stopped = &vcpu->kvm->arch.introspection.stopped;
+	int r;
+
+	kvm_vcpu_srcu_read_unlock(vcpu);
+	r = wait_var_event_interruptible(stopped, !READ_ONCE(*stopped));
+	kvm_vcpu_srcu_read_lock(vcpu);
+	return r ? -EINTR : 1;
 }
 
 int __kvm_introspection_work(struct kvm_vcpu *vcpu)
@@ -306,6 +425,16 @@ int __kvm_introspection_work(struct kvm_vcpu *vcpu)
 	while (r > 0) {
 		/* Looked up anew each time: it may have gone while SRCU was not held. */
 		vi = kvmi_vcpu(vcpu);
+		if (vi)
+			kvmi_settle(vi);
+		if (kvmi_is_half_way(vcpu) && !kvmi_half_way_waits(vi)) {
+			r = kvmi_emulate_anew(vcpu, true);
+			continue;
+		}
+		if (!vi && READ_ONCE(vcpu->kvm->arch.introspection.stopped)) {
+			r = wait_for_session(vcpu);
+			continue;
+		}
 		if (!vi || READ_ONCE(vi->session->closing) || !has_work(vi))
 			return 1;
 
@@ -314,24 +443,25 @@ int __kvm_introspection_work(struct kvm_vcpu *vcpu)
 		kvm_vcpu_srcu_read_unlock(vcpu);
 		r = serve(vi);
 		kvm_vcpu_srcu_read_lock(vcpu);
+		/* Messages and the state that they move were in the L1 data cache. */
+		vcpu->arch.l1tf_flush_l1d = true;
 		if (!r)
 			vcpu->run->exit_reason = KVM_EXIT_SHUTDOWN;
+		if (r > 0)
+			tell_clock(vi);
 		kvmi_explore(KVMI_AT_COMPLETE);
 		is_current = r > 0 && vi == kvmi_vcpu(vcpu);
-		if (r > 0 && kvmi_is_left_half_way(vi))
-			r = kvmi_emulate_anew(vi, true);
-		else if (is_current && kvmi_phase(vi->state) == KVMI_REPLY_HERE)
+		if (is_current && kvmi_phase(vi->state) == KVMI_REPLY_HERE)
 			r = complete_exit(vi);
-		else if (is_current && (kvmi_is_stepper(vcpu) || kvmi_wants_step(vi)))
+		else if (is_current && !kvmi_is_half_way(vcpu) &&
+			 (kvmi_wants_let_through(vi) || kvmi_wants_step(vi)))
 			r = kvmi_step(vi);
-		else if (kvmi_is_stepper(vcpu))
-			kvmi_leave_stepper(vcpu);
 		kvmi_vcpu_put(vi);
 
-		if (vcpu->introspection_stepping) {
+		if (vcpu->arch.introspection.stepping) {
 			r = kvmi_yield_before_step(vcpu);
 			/* On -EINTR it has been said already how KVM_RUN ends. */
-			if (r <= 0 || vcpu->introspection_stepping)
+			if (r <= 0 || vcpu->arch.introspection.stepping)
 				return r;
 		}
 	}

@@ -1,37 +1,37 @@
 // SPDX-License-Identifier: (GPL-2.0 WITH Linux-syscall-note) OR MIT
 //! Error values. A reply carries them negated; they do not depend on the operating system at either end.
 
-/// Not allowed by the VMM.
-pub const EPERM: i32 = 1;
-/// No such thing: command, event, page.
-pub const ENOENT: i32 = 2;
-/// Too much.
-pub const E2BIG: i32 = 7;
-/// The vCPU is not initialised yet; the same command may succeed later.
-pub const EAGAIN: i32 = 11;
-/// Out of memory.
-pub const ENOMEM: i32 = 12;
-/// Bad address.
-pub const EFAULT: i32 = 14;
-/// Taken, or too many waiting.
-pub const EBUSY: i32 = 16;
-/// Malformed or out of range.
-pub const EINVAL: i32 = 22;
-/// This CPU, or this moment, does not offer it.
-pub const EOPNOTSUPP: i32 = 95;
-/// The kernel does not know the message.
-pub const ENOSYS: i32 = 1000;
+macro_rules! errors {
+    ($( $(#[doc = $doc:literal])* $name:ident = $value:literal; )*) => {
+        $( $(#[doc = $doc])* pub const $name: i32 = $value; )*
 
-/// Every error value with its name.
-pub const ALL: &[(i32, &str)] = &[
-    (EPERM, "EPERM"),
-    (ENOENT, "ENOENT"),
-    (E2BIG, "E2BIG"),
-    (EAGAIN, "EAGAIN"),
-    (ENOMEM, "ENOMEM"),
-    (EFAULT, "EFAULT"),
-    (EBUSY, "EBUSY"),
-    (EINVAL, "EINVAL"),
-    (EOPNOTSUPP, "EOPNOTSUPP"),
-    (ENOSYS, "ENOSYS"),
-];
+        /// Every error value with its name.
+        pub const ALL: &[(i32, &str)] = &[$( ($name, stringify!($name)) ),*];
+
+        /// What each is answered for, in the same order.
+        pub const ANSWERS: &[&str] = &[$( concat!($($doc, "\n"),*) ),*];
+    };
+}
+
+errors! {
+    /// The VMM does not allow the command or the event; the memory slot is read-only.
+    EPERM = 1;
+    /// No such command or event in this kernel; no memory there.
+    ENOENT = 2;
+    /// Nothing so far.
+    E2BIG = 7;
+    /// The vCPU is not initialised: an AP before its INIT. The same command may succeed later.
+    EAGAIN = 11;
+    /// The kernel has no memory for a command that is to wait for its vCPU; it was not carried out.
+    ENOMEM = 12;
+    /// Nothing so far.
+    EFAULT = 14;
+    /// Somebody else has it, or too much is waiting already.
+    EBUSY = 16;
+    /// Padding that is not zero, a value out of range, a message too short.
+    EINVAL = 22;
+    /// Not on this CPU, in this VM or at this moment.
+    EOPNOTSUPP = 95;
+    /// This kernel does not carry out a command of this id.
+    ENOSYS = 1000;
+}

@@ -12,7 +12,8 @@
 //! | vCPU event | [`EventHdr`], [`VcpuEvent`], event data |
 //! | reply to a vCPU event | [`VcpuHdr`], [`VcpuEventReply`], event reply data |
 //!
-//! The C view of the same bytes is `include/kvmi.h`; [`layout`] ties the two together.
+//! [`table`] has one row for each command and each event. From it, and from the descriptions of [`layout`], come the C view
+//! of the same bytes, `include/kvmi.h`, and the tables of docs/protocol.md: `cargo xtask docs` writes both.
 
 #![no_std]
 #![forbid(unsafe_code)]
@@ -24,41 +25,19 @@ mod handshake;
 mod header;
 pub mod ioctl;
 pub mod layout;
+pub mod limits;
 pub mod msg;
+mod row;
+pub mod table;
 mod vcpu_command;
 mod vm_command;
 
-pub use arch::{Dtable, MsrEntry, MsrsHdr, Regs, Segment, Sregs, VcpuEventArch, Xsave};
-pub use handshake::{ToolHandshake, VmmHandshake};
-pub use header::{ErrorCode, EventHdr, MsgHdr, VcpuEvent, VcpuEventReply, VcpuHdr};
-pub use vcpu_command::{
-    VcpuControlCr, VcpuControlEvents, VcpuControlMsr, VcpuControlSinglestep, VcpuGetCpuid, VcpuGetCpuidReply,
-    VcpuGetInfoReply, VcpuGetMtrrType, VcpuGetMtrrTypeReply, VcpuGetRegisters, VcpuGetRegistersReply, VcpuGetXcr,
-    VcpuGetXcrReply, VcpuInjectException, VcpuTranslateGva, VcpuTranslateGvaReply,
+pub use arch::{Dtable, MsrEntry, MsrsHdr, Regs, Segment, Sregs, Xsave};
+pub use handshake::{Char, ToolHandshake, VmmHandshake};
+pub use header::{ErrorCode, EventHdr, MsgHdr, VcpuEvent, VcpuEventArch, VcpuEventReply, VcpuHdr};
+pub use limits::{
+    EXTENSION_LEVEL, MAX_MESSAGE, MAX_MSRS, MAX_OTHER_MSRS, MAX_PAGE_ACCESS_ENTRIES, MAX_PAYLOAD, MAX_PHYSICAL,
+    MAX_QUEUED_BYTES, MAX_QUEUED_COMMANDS, MAX_VCPU_STATES, VERSION,
 };
-pub use vm_command::{
-    Features, GetVersionReply, PageAccessEntry, VmCheckCommand, VmCheckEvent, VmControlCleanup, VmControlEvents,
-    VmGetInfoReply, VmPageAccess, VmPauseVcpu, VmReadPhysical, VmWritePhysical,
-};
-
-/// What GET_VERSION and `KVM_CHECK_EXTENSION(KVM_CAP_INTROSPECTION)` answer.
-pub const VERSION: u32 = 1;
-/// Largest payload of a message, in bytes; GET_VERSION's `max_msg_size`.
-pub const MAX_PAYLOAD: usize = 8184;
-/// Largest message, header included, in bytes.
-pub const MAX_MESSAGE: usize = 8192;
-/// Feature byte "extension level" of this protocol (P20); plain v12 has 0.
-pub const EXTENSION_LEVEL: u8 = 1;
-/// Most commands that wait for one vCPU (P15).
-pub const MAX_QUEUED_COMMANDS: u32 = 1024;
-/// Most bytes of commands that wait for one vCPU (P15).
-pub const MAX_QUEUED_BYTES: usize = 1 << 20;
-/// Most bytes that VM_READ_PHYSICAL and VM_WRITE_PHYSICAL move, all within one page.
-pub const MAX_PHYSICAL: usize = 4096;
-/// Most MSRs of one VCPU_GET_REGISTERS: what fits into the largest reply.
-pub const MAX_MSRS: usize =
-    (MAX_PAYLOAD - core::mem::size_of::<ErrorCode>() - core::mem::size_of::<VcpuGetRegistersReply>())
-        / core::mem::size_of::<MsrEntry>();
-/// Most entries of one VM_SET_PAGE_ACCESS or VM_GET_PAGE_ACCESS.
-pub const MAX_PAGE_ACCESS_ENTRIES: usize =
-    (MAX_PAYLOAD - core::mem::size_of::<VmPageAccess>()) / core::mem::size_of::<PageAccessEntry>();
+pub use vcpu_command::*;
+pub use vm_command::*;

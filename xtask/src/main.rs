@@ -1,62 +1,30 @@
 // SPDX-License-Identifier: MIT OR Apache-2.0
 //! Every command a person or CI types.
 //!
-//! Exit codes are listed in `exit.rs` and in `cargo xtask --help`.
+//! Exit codes are listed in `harness/environment/src/exit.rs` and in `cargo xtask --help`.
 
 #![forbid(unsafe_code)]
 
-mod apt;
-mod bare_metal;
-mod bench;
-mod busybox;
-mod ci;
-mod differential;
-mod doctor;
-mod e2e;
-mod emulators;
-mod endure;
-mod exit;
-mod explore;
-mod filter;
-mod gdb;
-mod hardware;
-mod kernel;
-mod kernels;
-mod lab;
-mod list;
-mod lockfile;
-mod nextest;
-mod output;
-mod parity;
-mod planted;
-mod points;
-mod repro;
-mod runs;
 mod screen;
-mod selftests;
-mod series;
-mod shell;
-mod summary;
-mod table;
-mod tidy;
-mod transcript;
-mod twice;
-mod workshop;
 
 use std::path::PathBuf;
 use std::process::ExitCode;
 
 use anyhow::Result;
 use clap::{Parser, Subcommand};
+use kvmi_lab::e2e::{self, Slice, Wanted};
+use kvmi_lab::filter::Filter;
+use kvmi_lab::{hardware, kernels, list, parity, repro, scenarios_page, shell, summary};
+use kvmi_lab_checks::{bench, endure, explore, mutants, planted, twice};
 use kvmi_lab_control::Lane;
+use kvmi_lab_environment::finding::Finding;
+use kvmi_lab_environment::workshop::Workshop;
+use kvmi_lab_environment::{apt, complain, exit, output, show};
+use kvmi_lab_kernel::{self as kernel, Choice};
+use kvmi_lab_selftests::{command as selftests, record as selftests_record};
+use kvmi_source_checks::{check, ci, contract, doctor, series, tidy};
 
-use crate::e2e::{Slice, Wanted};
-use crate::filter::Filter;
-use crate::kernel::Choice;
-use crate::output::{complain, show};
-use crate::workshop::Workshop;
-
-const EXIT_CODES: &str = "Exit codes: 0 all well, 1 could not do it, 2 wrong usage, 10 a scenario or planted failure did not end as it should (e2e, bench, planted, twice, explore, kernels run), 11 ci, check, tidy, endure, kernels take or build found something, 12 doctor found something lacking, 13 repro came to another verdict";
+const EXIT_CODES: &str = "Exit codes: 0 all well, 1 could not do it, 2 wrong usage, 10 a scenario, planted failure or selftest did not end as it should (e2e, bench, planted, twice, explore, selftests, kernels run), 11 ci, check, tidy, endure, mutants, kernels take or build found something, 12 doctor found something lacking, 13 repro came to another verdict";
 
 /// Where random numbers start when nobody says otherwise: every run is the same.
 const SEED: u64 = 1;
@@ -70,6 +38,9 @@ struct Arguments {
     /// Where runs have their folders, in place of target/lab: those of endure are not to sweep a person's last ones away
     #[arg(long, global = true, hide = true, value_name = "DIR")]
     logs: Option<PathBuf>,
+    /// Install the Debian packages that are missing, without a question; so does CI=true in the environment
+    #[arg(long, global = true)]
+    install: bool,
     #[command(subcommand)]
     command: Command,
 }
@@ -113,6 +84,8 @@ enum Command {
         /// A part of scenarios' names, or the whole name of one
         filter: Option<String>,
     },
+    /// Put faults into the kernel side, one at a time, and look whether the scenario that is named for each does not pass
+    Mutants(mutants::Arguments),
     /// Run KVM's own selftests in L1 with our KVM, and compare how each ends with how it ends with stock KVM
     Selftests(selftests::Arguments),
     /// List the scenarios, where they run, or the kernels
@@ -131,8 +104,12 @@ enum Command {
     Kernels(kernels::Arguments),
     /// Everything that a push must pass: format, lints, tests, tidiness, bare-metal builds, scenarios on the lanes of e2e
     Ci,
-    /// The part of ci that boots nothing
-    Check,
+    /// The part of ci that needs Rust by rustup and nothing else: format, lints, tests, documentation, licences, tidiness
+    Check {
+        /// Check what runs in the kernel as well: build the modules and the guests, checkpatch, sparse
+        #[arg(long)]
+        kernel: bool,
+    },
     /// Look for what is untidy in the sources; the part of ci that takes no time
     Tidy,
     /// Write those tables of the documents anew that follow from the sources, and from what runs have shown
@@ -159,19 +136,7 @@ enum Command {
         seed: u64,
     },
     /// Count what introspection costs when it is off or idle, against the stock modules
-    Bench {
-        /// Measure the lab instead: how long until the first scenario has run, and where the time of each goes, on each lane
-        #[arg(long)]
-        harness: bool,
-        /// With --harness: on this lane only
-        #[arg(long, requires = "harness")]
-        lane: Option<Lane>,
-        /// With --harness: how often a scenario runs
-        #[arg(long, requires = "harness", default_value_t = 50)]
-        runs: u32,
-        #[command(flatten)]
-        choice: Choice,
-    },
+    Bench(Choice),
 }
 
 #[derive(Debug, clap::Args)]
@@ -197,7 +162,7 @@ struct E2eArguments {
 fn main() -> ExitCode {
     let arguments = Arguments::parse();
     let progress = screen::progress(arguments.json);
-    let ran = Workshop::open(progress, arguments.logs.as_deref()).and_then(|shop| {
+    let ran = Workshop::open(progress, arguments.logs.as_deref(), arguments.install).and_then(|shop| {
         let code = run(&shop, &arguments)?;
         if code == exit::OK {
             shop.runs.passed()?;
@@ -291,7 +256,6 @@ fn run(shop: &Workshop, arguments: &Arguments) -> Result<u8> {
             };
             planted::run(shop, &wanted)
         }
-        Command::Selftests(wanted) => selftests::run(shop, wanted, arguments.json),
         Command::Explore(wanted) => explore::run(shop, wanted, arguments.json),
         Command::Twice { lane, filter } => {
             let wanted = Wanted {
@@ -303,6 +267,8 @@ fn run(shop: &Workshop, arguments: &Arguments) -> Result<u8> {
             };
             twice::run(shop, &wanted)
         }
+        Command::Mutants(wanted) => mutants::run(shop, wanted, SEED, arguments.json),
+        Command::Selftests(wanted) => selftests::run(shop, wanted, arguments.json),
         Command::List { filter, why, kernels } => {
             let filter = Filter::of(filter.as_deref())?;
             if *kernels {
@@ -321,12 +287,12 @@ fn run(shop: &Workshop, arguments: &Arguments) -> Result<u8> {
                 json: arguments.json,
                 ..Wanted::default()
             };
-            Ok(show_count(arguments, ci::run(shop, &wanted)?))
+            Ok(show_count(arguments, ci::run(shop, &wanted, refusal)?))
         }
-        Command::Check => Ok(show_count(arguments, ci::check(shop)?)),
+        Command::Check { kernel } => Ok(show_count(arguments, check::run(shop, refusal, *kernel)?)),
         Command::Tidy => {
-            let findings = tidy::findings(&shop.checkout)?;
-            for tidy::Finding { at, what } in &findings {
+            let findings = tidy::findings(&shop.checkout, refusal)?;
+            for Finding { at, what } in &findings {
                 if arguments.json {
                     show!("{}", serde_json::json!({ "event": "untidy", "at": at, "what": what }));
                 } else {
@@ -343,9 +309,14 @@ fn run(shop: &Workshop, arguments: &Arguments) -> Result<u8> {
             })
         }
         Command::Docs { results, selftests } => {
-            let series = series::write(&shop.checkout)?;
-            let selftests = selftests::write(&shop.checkout, selftests)?;
-            let changed = parity::write(&shop.checkout, results)? || series || selftests;
+            let written = [
+                contract::write(&shop.checkout)?,
+                series::write(&shop.checkout)?,
+                scenarios_page::write(&shop.checkout)?,
+                parity::write(&shop.checkout, results)?,
+                selftests_record::write(&shop.checkout, selftests)?,
+            ];
+            let changed = written.contains(&true);
             if arguments.json {
                 show!("{}", serde_json::json!({ "event": "docs", "changed": changed }));
             } else {
@@ -388,23 +359,7 @@ fn run(shop: &Workshop, arguments: &Arguments) -> Result<u8> {
             }
             Ok(if is_well { exit::OK } else { exit::CHECK_FAILED })
         }
-        Command::Bench {
-            harness: true,
-            lane,
-            runs,
-            choice,
-        } => {
-            let wanted = bench::harness::Wanted {
-                lane: *lane,
-                runs: *runs,
-                choice: choice.clone(),
-                seed: SEED,
-                json: arguments.json,
-            };
-            bench::harness::run(shop, &wanted)?;
-            Ok(exit::OK)
-        }
-        Command::Bench { choice, .. } => {
+        Command::Bench(choice) => {
             // Only Bochs counts exactly.
             let (filter, lanes) = (Some(bench::GROUP.to_owned()), vec![Lane::VmxBochs]);
             let wanted = Wanted {
@@ -421,8 +376,14 @@ fn run(shop: &Workshop, arguments: &Arguments) -> Result<u8> {
     }
 }
 
+/// Why these arguments are refused, for those who look through commands that nobody has typed yet.
+fn refusal(words: &[&str]) -> Option<String> {
+    let error = Arguments::try_parse_from(["cargo xtask"].iter().chain(words)).err()?;
+    Some(error.to_string().lines().next().unwrap_or_default().to_owned())
+}
+
 /// The closing line of ci, and the exit code.
-fn show_count(arguments: &Arguments, count: ci::Count) -> u8 {
+fn show_count(arguments: &Arguments, count: check::Count) -> u8 {
     if arguments.json {
         show!(
             "{}",
@@ -443,10 +404,22 @@ mod tests {
     use super::*;
 
     #[test]
+    fn commands_that_there_are_not_are_refused() {
+        assert_eq!(refusal(&["check"]), None);
+        assert_eq!(refusal(&["e2e", "lab::", "--lane", "svm-tcg"]), None);
+        let refused = refusal(&["e2e", "--lane", "no-lane"]).unwrap();
+        assert!(
+            refused.starts_with("error: ") && refused.contains("no-lane"),
+            "{refused}"
+        );
+        assert!(refusal(&["no-such"]).is_some());
+    }
+
+    #[test]
     fn what_holds_for_all_commands_has_a_name_of_its_own() {
         for line in [
             "xtask explore a::b --runs 3 --logs /l",
-            "xtask bench --harness --runs 3 --logs /l",
+            "xtask endure --moments 3 --logs /l",
             "xtask e2e --logs /l a::b --seed 3",
         ] {
             let parsed = Arguments::try_parse_from(line.split(' ')).unwrap();

@@ -8,9 +8,8 @@ use std::thread;
 use std::time::{Duration, Instant};
 
 use indicatif::{MultiProgress, ProgressBar, ProgressStyle};
+use kvmi_lab_environment::complain;
 use kvmi_lab_machine::progress::{Event, Progress, Watch};
-
-use crate::output::complain;
 
 /// Work that is done sooner leaves no trace on the screen.
 const WORTH_A_LINE: Duration = Duration::from_secs(2);

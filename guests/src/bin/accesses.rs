@@ -5,7 +5,7 @@
 
 use core::arch::asm;
 
-use kvmi_guests::runtime::{Cpu, enable_avx, read_cr};
+use kvmi_guests::runtime::{Cpu, enable_avx, read_cr, write_msr_or_fault};
 use kvmi_guests::{Access, COUNTED_VECTOR, MARK_PORT, Op, layout};
 
 kvmi_guests::guest!(program);
@@ -15,6 +15,10 @@ fn program(cpu: Cpu) -> ! {
     cpu.serve(|op, args| match op {
         Op::Access => access(args),
         Op::ReadCr => Some(read_cr(args[0])),
+        Op::WriteMsr => {
+            write_msr_or_fault(&cpu, args[0] as u32, args[1], false);
+            Some(0)
+        }
         _ => None,
     })
 }

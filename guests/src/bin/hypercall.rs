@@ -5,7 +5,7 @@
 use core::sync::atomic::Ordering::Relaxed;
 
 use kvmi_guests::Op;
-use kvmi_guests::runtime::{Cpu, count, hypercall, vendor};
+use kvmi_guests::runtime::{Cpu, count, hypercall, shadowed_hypercall, vendor};
 
 kvmi_guests::guest!(program);
 
@@ -18,6 +18,7 @@ fn program(cpu: Cpu) -> ! {
             count(&cpu.slot.hypercalls);
             Some(result)
         }
+        Op::ShadowedHypercall => Some(shadowed_hypercall(vendor, [rax, rdi, rsi])),
         _ => None,
     })
 }

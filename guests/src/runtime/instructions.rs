@@ -60,6 +60,22 @@ pub fn hypercall(vendor: Vendor, mut rax: u64, mut rdi: u64, rsi: u64) -> [u64; 
     [rax, rdi]
 }
 
+/// The same in the shadow of an STI; RAX after it. Interrupts are on in the end.
+pub fn shadowed_hypercall(vendor: Vendor, [mut rax, rdi, rsi]: [u64; 3]) -> u64 {
+    // SAFETY: as above; nothing happens with interrupts off.
+    unsafe {
+        match vendor {
+            Vendor::Intel => {
+                asm!("cli", "sti", "vmcall", "sti", inout("rax") rax, in("rdi") rdi, in("rsi") rsi, in("rcx") 0, in("rdx") 0)
+            }
+            Vendor::Amd => {
+                asm!("cli", "sti", "vmmcall", "sti", inout("rax") rax, in("rdi") rdi, in("rsi") rsi, in("rcx") 0, in("rdx") 0)
+            }
+        }
+    }
+    rax
+}
+
 /// Executes int3.
 pub fn int3() {
     // SAFETY: the #BP handler returns behind it and keeps all registers.

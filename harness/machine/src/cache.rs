@@ -10,6 +10,7 @@ use std::io;
 use std::path::{Path, PathBuf};
 
 use sha2::{Digest, Sha256};
+use walkdir::WalkDir;
 
 /// How the name of an entry begins that is being made, before its key.
 const UNFINISHED: &str = ".unfinished-";
@@ -271,26 +272,16 @@ impl KeyBuilder {
 ///
 /// [`CacheError::Io`]
 pub fn files_below(dir: &Path) -> Result<Vec<(String, PathBuf)>, CacheError> {
-    fn walk(dir: &Path, prefix: &str, into: &mut Vec<(String, PathBuf)>) -> Result<(), CacheError> {
-        let entries = match fs::read_dir(dir) {
-            Err(e) if e.kind() == io::ErrorKind::NotFound => return Ok(()),
-            other => other.map_err(io_error("read", dir))?,
-        };
-        for entry in entries {
-            let entry = entry.map_err(io_error("read", dir))?;
-            let path = entry.path();
-            let name = format!("{prefix}{}", entry.file_name().to_string_lossy());
-            let kind = entry.file_type().map_err(io_error("look at", &path))?;
-            if kind.is_dir() {
-                walk(&path, &format!("{name}/"), into)?;
-            } else if kind.is_file() {
-                into.push((name, path));
-            }
-        }
-        Ok(())
-    }
     let mut files = Vec::new();
-    walk(dir, "", &mut files)?;
+    if !dir.exists() {
+        return Ok(files);
+    }
+    for entry in WalkDir::new(dir) {
+        let entry = entry.map_err(|e| io_error("read", dir)(e.into()))?;
+        if let (true, Ok(name)) = (entry.file_type().is_file(), entry.path().strip_prefix(dir)) {
+            files.push((name.to_string_lossy().into_owned(), entry.path().to_owned()));
+        }
+    }
     files.sort();
     Ok(files)
 }

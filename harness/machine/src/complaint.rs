@@ -7,9 +7,10 @@ use std::collections::BTreeSet;
 use std::fmt;
 use std::sync::LazyLock;
 
+use jiff::Timestamp;
+use jiff::civil::Date;
+use jiff::tz::TimeZone;
 use serde::{Deserialize, Serialize};
-
-use crate::date::{Date, NoDate};
 
 /// What kind of complaint it is.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, PartialOrd, Ord, Serialize, Deserialize)]
@@ -107,12 +108,14 @@ pub enum ListError {
     #[error("the allowance for {0:?} in allow.toml gives no reason")]
     NoReason(String),
     /// An allowance whose last day is none.
-    #[error("the allowance for {text:?} in allow.toml: {error}")]
+    #[error("the allowance for {text:?} in allow.toml: {until:?} is no day of the form 2027-06-30: {error}")]
     Date {
         /// The text.
         text: String,
+        /// What stands there in place of a day.
+        until: String,
         /// What is wrong with it.
-        error: NoDate,
+        error: String,
     },
     /// An allowance whose time is over.
     #[error(
@@ -144,7 +147,7 @@ const TRACE: &str = "Call Trace:";
 const END_OF_REPORT: &str = "---[ end trace";
 
 /// How long an allowance may last from the day on which it is read, in days.
-const MAX_ALLOWANCE_DAYS: i64 = 366;
+const MAX_ALLOWANCE_DAYS: i32 = 366;
 
 #[derive(Deserialize)]
 #[serde(deny_unknown_fields)]
@@ -274,11 +277,12 @@ impl Allow {
                 after: after.clone(),
             });
         }
-        let until: Date = self
-            .until
-            .parse()
-            .map_err(|error| ListError::Date { text: text(), error })?;
-        match until.days_after(today) {
+        let until: Date = self.until.parse().map_err(|error: jiff::Error| ListError::Date {
+            text: text(),
+            until: self.until.clone(),
+            error: error.to_string(),
+        })?;
+        match (until - today).get_days() {
             ..0 => Err(ListError::Expired {
                 text: text(),
                 until,
@@ -290,13 +294,19 @@ impl Allow {
     }
 }
 
+/// The present day, in UTC.
+#[must_use]
+pub fn today() -> Date {
+    TimeZone::UTC.to_datetime(Timestamp::now()).date()
+}
+
 /// The lab's own lists, as of today.
 static LISTS: LazyLock<Result<Lists, ListError>> = LazyLock::new(|| {
     let (deny, allow) = (
         include_str!("../splats/deny.toml"),
         include_str!("../splats/allow.toml"),
     );
-    Lists::parse(deny, allow, Date::today())
+    Lists::parse(deny, allow, today())
 });
 
 /// The lines in which a kernel complains, by the lab's own lists. If these cannot be used, that is what is complained of.

@@ -10,7 +10,6 @@ pub mod boot;
 pub mod bundle;
 pub mod cache;
 pub mod complaint;
-pub mod date;
 pub mod emulator;
 pub mod initrd;
 pub mod kvm_guest;

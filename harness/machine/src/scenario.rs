@@ -40,7 +40,7 @@ pub struct Request {
     pub lane: Lane,
     /// Where its random numbers start.
     pub seed: u64,
-    /// An empty folder for logs and the record; see [`run_folder`](crate::run_folder).
+    /// An empty folder for logs and the record; see [`crate::run_folder`].
     pub folder: PathBuf,
     /// Deadlines of what is no stage of the scenario.
     pub limits: Limits,

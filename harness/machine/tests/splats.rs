@@ -4,8 +4,8 @@
 use std::fs;
 use std::path::{Path, PathBuf};
 
+use jiff::civil::Date;
 use kvmi_lab_machine::complaint::{Complaint, Lists, complaints};
-use kvmi_lab_machine::date::Date;
 
 fn fixtures() -> PathBuf {
     Path::new(env!("CARGO_MANIFEST_DIR")).join("tests/splats")

@@ -1,6 +1,8 @@
 // SPDX-License-Identifier: MIT OR Apache-2.0
 //! The client library as a tool uses it, from the VMM's connection to the guest's goodbye.
 
+mod introspect;
+
 use std::io::{Read, Write};
 use std::os::fd::AsFd;
 use std::os::unix::net::UnixStream;
@@ -16,7 +18,7 @@ use crate::vmm::{Vm, field};
 use crate::{Context, Failure, Scenario, check, check_eq, scenario};
 
 pub(crate) fn scenarios() -> Vec<Scenario> {
-    vec![
+    let mut scenarios = vec![
         scenario(
             "client::handshake",
             "a VMM connects, shakes hands and hooks; the tool then speaks with the kernel",
@@ -27,7 +29,9 @@ pub(crate) fn scenarios() -> Vec<Scenario> {
             "commands and every event by the client library, to the VMM's PREUNHOOK",
             whole_session,
         ),
-    ]
+    ];
+    scenarios.extend_from_slice(introspect::SCENARIOS);
+    scenarios
 }
 
 fn handshake(context: &mut Context) -> Result<(), Failure> {

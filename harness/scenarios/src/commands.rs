@@ -90,10 +90,10 @@ fn get_version(context: &mut Context) -> Result<(), Failure> {
 }
 
 fn check_commands(context: &mut Context) -> Result<(), Failure> {
-    const COMMANDS: [u16; 25] = [
-        2, 3, 4, 5, 6, 7, 8, 9, 10, 11, 12, 13, 14, 15, 16, 17, 18, 19, 20, 21, 23, 25, 27, 29, 128,
+    const COMMANDS: [u16; 27] = [
+        2, 3, 4, 5, 6, 7, 8, 9, 10, 11, 12, 13, 14, 15, 16, 17, 18, 19, 20, 21, 23, 25, 27, 29, 128, 130, 132,
     ];
-    const EVENTS: [u16; 11] = [
+    const EVENTS: [u16; 12] = [
         event::UNHOOK,
         event::PAUSE,
         event::HYPERCALL,
@@ -105,6 +105,7 @@ fn check_commands(context: &mut Context) -> Result<(), Failure> {
         event::MSR,
         event::PF,
         event::SINGLESTEP,
+        event::CREATE_VCPU,
     ];
     let query = |id: u16| [id.to_ne_bytes(), [0; 2], [0; 2], [0; 2]].concat();
     context.stage("start", Duration::from_secs(20));
@@ -133,7 +134,7 @@ fn check_commands(context: &mut Context) -> Result<(), Failure> {
             "VM_CHECK_COMMAND of {id}"
         );
     }
-    for id in [2, 4, 6, 21, 127, 128, 129, 0xffff] {
+    for id in [2, 4, 6, 21, 127, 128, 131, 0xffff] {
         check_eq!(
             wire.vm(msg::VM_CHECK_EVENT, &query(id)[..])?,
             Err(ENOENT),

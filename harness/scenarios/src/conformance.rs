@@ -10,6 +10,8 @@ mod message;
 mod protocol_page;
 mod rows;
 
+use std::collections::{BTreeMap, BTreeSet};
+use std::sync::LazyLock;
 use std::time::Duration;
 
 use kvmi_lab_control::Backend;
@@ -28,11 +30,26 @@ pub const MARK: &str = "+ ";
 
 /// Of each command a request with which nothing is wrong.
 pub(crate) fn good_requests() -> impl Iterator<Item = (u16, &'static str, Vec<u8>)> {
-    command::COMMANDS.iter().map(command::Command::good_request)
+    command::commands().map(command::Command::good_request)
+}
+
+/// A request of a command with which nothing is wrong; empty for what is no command.
+pub(crate) fn good_request(id: u16) -> Vec<u8> {
+    command::find(id).map_or_else(Vec::new, |command| command.good_request().2)
+}
+
+/// Errors that a command is answered with by its own checks.
+pub(crate) fn own_errors(id: u16) -> BTreeSet<i32> {
+    static ALL: LazyLock<BTreeMap<u16, BTreeSet<i32>>> = LazyLock::new(|| {
+        command::commands()
+            .map(|command| (command.id, command.own_errors()))
+            .collect()
+    });
+    ALL.get(&id).cloned().unwrap_or_default()
 }
 
 pub(crate) fn scenarios() -> Vec<Scenario> {
-    let commands = command::COMMANDS.iter().map(command::Command::scenario);
+    let commands = command::commands().map(command::Command::scenario);
     commands
         .chain(event::EVENTS.iter().map(event::Event::scenario))
         .collect()

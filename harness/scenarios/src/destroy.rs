@@ -7,14 +7,13 @@ mod tool_process;
 use std::net::Shutdown;
 use std::time::Duration;
 
+use kvmi::command::{GetRegisters, GetVcpuInfo, PauseVcpu};
 use kvmi_guests::Op;
 use kvmi_uapi::event::HYPERCALL;
-use kvmi_uapi::msg;
 
 use crate::lifecycle::{GUEST_REQUEST, wait_at_hypercall};
 use crate::requests::{empty_socket, fill_socket};
 use crate::vmm::field;
-use crate::wire::vcpu_payload;
 use crate::{Context, Failure, Scenario, check, check_eq, scenario};
 
 pub(crate) use tool_process::main as tool_main;
@@ -69,9 +68,9 @@ fn vmm_killed_during_commands(context: &mut Context) -> Result<(), Failure> {
     let mut bytes = Vec::new();
     for i in 0..300u16 {
         let (_, message) = match i % 3 {
-            0 => wire.compose(msg::VCPU_GET_REGISTERS, &vcpu_payload(i % 2, &[0; 8])),
-            1 => wire.compose(msg::VCPU_GET_INFO, &vcpu_payload(i % 2, &[])),
-            _ => wire.compose(msg::VM_PAUSE_VCPU, &[0, 0, 1, 0, 0, 0, 0, 0]),
+            0 => wire.encode(&GetRegisters { vcpu: i % 2, msrs: &[] }),
+            1 => wire.encode(&GetVcpuInfo { vcpu: i % 2 }),
+            _ => wire.encode(&PauseVcpu { vcpu: 0, wait: true }),
         };
         bytes.extend(message);
     }

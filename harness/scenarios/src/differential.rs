@@ -9,9 +9,10 @@ mod named;
 
 use std::time::Duration;
 
+use kvmi::command::{CheckCommand, CheckEvent, Command, ControlEvents, GetInfo, GetVersion};
 use kvmi_guests::{Op, layout};
 use kvmi_uapi::event::{self, CONTINUE, CR, HYPERCALL, RETRY};
-use kvmi_uapi::{VcpuControlEvents, VmCheckCommand, VmCheckEvent, msg};
+use kvmi_uapi::msg;
 use zerocopy::{Immutable, IntoBytes};
 
 pub use named::{NAMED, Named};
@@ -107,6 +108,12 @@ impl<'c> Script<'c> {
         }
     }
 
+    fn ask(&mut self, name: &str, command: &impl Command) -> Result<(), Failure> {
+        let answer = self.wire.ask(command)?;
+        self.say_answer(name, &answer);
+        Ok(())
+    }
+
     fn vm<T: IntoBytes + Immutable + ?Sized>(&mut self, name: &str, id: u16, request: &T) -> Result<(), Failure> {
         let answer = self.wire.vm(id, request)?;
         self.say_answer(name, &answer);
@@ -158,31 +165,19 @@ impl<'c> Script<'c> {
 
 fn commands(context: &mut Context) -> Result<(), Failure> {
     let mut script = Script::start(context, "hypercall")?;
-    script.vm("GET_VERSION", msg::GET_VERSION, &[0u8; 0])?;
-    script.vm("VM_GET_INFO", msg::VM_GET_INFO, &[0u8; 0])?;
+    script.ask("GET_VERSION", &GetVersion)?;
+    script.ask("VM_GET_INFO", &GetInfo)?;
     for &(id, name) in msg::COMMANDS {
-        let request = VmCheckCommand {
-            id,
-            ..Default::default()
-        };
-        script.vm(&format!("VM_CHECK_COMMAND of {name}"), msg::VM_CHECK_COMMAND, &request)?;
+        script.ask(&format!("VM_CHECK_COMMAND of {name}"), &CheckCommand { id })?;
     }
     for &(id, name) in event::ALL {
-        let request = VmCheckEvent {
-            id,
-            ..Default::default()
+        script.ask(&format!("VM_CHECK_EVENT of {name}"), &CheckEvent { id })?;
+        let enable = ControlEvents {
+            vcpu: 0,
+            event: id,
+            enable: true,
         };
-        script.vm(&format!("VM_CHECK_EVENT of {name}"), msg::VM_CHECK_EVENT, &request)?;
-        let request = VcpuControlEvents {
-            event_id: id,
-            enable: 1,
-            ..Default::default()
-        };
-        script.vcpu(
-            &format!("VCPU_CONTROL_EVENTS of {name}"),
-            msg::VCPU_CONTROL_EVENTS,
-            &request,
-        )?;
+        script.ask(&format!("VCPU_CONTROL_EVENTS of {name}"), &enable)?;
     }
     // While an event is open it is sure what the vCPU does.
     let number = script.vm.command(0, Op::Hypercall, GUEST_REQUEST)?;

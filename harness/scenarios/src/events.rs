@@ -3,6 +3,7 @@
 
 mod control_registers;
 mod foreign_hypercalls;
+mod held;
 mod hypercall_and_breakpoint;
 mod hypercall_registers;
 mod legacy;
@@ -20,6 +21,7 @@ use crate::Scenario;
 
 pub(crate) fn scenarios() -> Vec<Scenario> {
     [
+        held::SCENARIOS,
         hypercall_and_breakpoint::SCENARIOS,
         hypercall_registers::SCENARIOS,
         foreign_hypercalls::SCENARIOS,

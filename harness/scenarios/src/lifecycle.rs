@@ -10,15 +10,16 @@ pub(crate) use socket_lock::readers_with;
 mod socket_timeouts;
 mod unhook;
 mod unhook_at_any_moment;
+mod vcpus;
 
 use std::time::Duration;
 
+use kvmi::command::{CheckCommand, CheckEvent, GetInfo, GetVcpuInfo, GetVersion};
 use kvmi_guests::Op;
 use kvmi_uapi::event::HYPERCALL;
 use kvmi_uapi::ioctl::{self, KVM_CAP_INTROSPECTION};
-use kvmi_uapi::{EXTENSION_LEVEL, GetVersionReply, MAX_PAYLOAD, VERSION, VmCheckCommand, VmCheckEvent, event, msg};
+use kvmi_uapi::{EXTENSION_LEVEL, GetVersionReply, MAX_PAYLOAD, VERSION, event, msg};
 
-use crate::requests::{expect_data, read_exactly};
 use crate::vmm::{Permission, Vm, field};
 use crate::wire::Wire;
 use crate::{Context, Failure, Scenario, check, check_eq, scenario};
@@ -56,6 +57,7 @@ pub(crate) fn scenarios() -> Vec<Scenario> {
         unhook_at_any_moment::SCENARIOS,
         cleanup::SCENARIOS,
         preunhook_full::SCENARIOS,
+        vcpus::SCENARIOS,
     ]
     .concat()
 }
@@ -84,8 +86,7 @@ pub(crate) fn wait_at_hypercall(context: &Context, vm: &Vm, vcpu: usize) -> Resu
 }
 
 fn check_version(wire: &mut Wire) -> Result<(), Failure> {
-    let data = expect_data(wire.vm(msg::GET_VERSION, &[0u8; 0])?, "GET_VERSION")?;
-    let reply = read_exactly::<GetVersionReply>(&data, "GET_VERSION")?;
+    let reply = wire.get(&GetVersion, size_of::<GetVersionReply>())?;
     check_eq!(reply.version, VERSION, "version");
     check_eq!(reply.max_msg_size, MAX_PAYLOAD as u32, "max_msg_size");
     check_eq!(reply.features.extension, EXTENSION_LEVEL, "extension level");
@@ -116,19 +117,11 @@ fn hook_then_unhook(context: &mut Context) -> Result<(), Failure> {
 }
 
 fn check_command(wire: &mut Wire, id: u16) -> Result<i32, Failure> {
-    let request = VmCheckCommand {
-        id,
-        ..Default::default()
-    };
-    Ok(wire.vm(msg::VM_CHECK_COMMAND, &request)?.err().unwrap_or(0))
+    Ok(wire.ask(&CheckCommand { id })?.err().unwrap_or(0))
 }
 
 fn check_event(wire: &mut Wire, id: u16) -> Result<i32, Failure> {
-    let request = VmCheckEvent {
-        id,
-        ..Default::default()
-    };
-    Ok(wire.vm(msg::VM_CHECK_EVENT, &request)?.err().unwrap_or(0))
+    Ok(wire.ask(&CheckEvent { id })?.err().unwrap_or(0))
 }
 
 fn permissions(context: &mut Context) -> Result<(), Failure> {
@@ -160,12 +153,8 @@ fn permissions(context: &mut Context) -> Result<(), Failure> {
     ] {
         check_eq!(check_command(&mut wire, id)?, EPERM, "VM_CHECK_COMMAND of {id}");
     }
-    check_eq!(wire.vm(msg::VM_GET_INFO, &[0u8; 0])?, Err(EPERM), "VM_GET_INFO");
-    check_eq!(
-        wire.vcpu(0, msg::VCPU_GET_INFO, &[0u8; 0])?,
-        Err(EPERM),
-        "VCPU_GET_INFO"
-    );
+    check_eq!(wire.ask(&GetInfo)?, Err(EPERM), "VM_GET_INFO");
+    check_eq!(wire.ask(&GetVcpuInfo { vcpu: 0 })?, Err(EPERM), "VCPU_GET_INFO");
     for id in [
         event::UNHOOK,
         event::PAUSE,
@@ -214,11 +203,7 @@ fn permissions(context: &mut Context) -> Result<(), Failure> {
         0,
         "errno of revoking VM_GET_INFO"
     );
-    check_eq!(
-        wire.vm(msg::VM_GET_INFO, &[0u8; 0])?,
-        Err(EPERM),
-        "VM_GET_INFO, revoked"
-    );
+    check_eq!(wire.ask(&GetInfo)?, Err(EPERM), "VM_GET_INFO, revoked");
     check_eq!(
         vm.permit(Permission::Event, 0, command(event::PAUSE))?,
         0,

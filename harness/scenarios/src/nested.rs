@@ -3,9 +3,10 @@
 
 use std::time::Duration;
 
-use kvmi_guests::{Deed, Level, Op, layout};
+use kvmi_guests::{Deed, Level, Op, Operand, layout};
+use kvmi_lab_control::Backend;
 use kvmi_uapi::PageAccessEntry;
-use kvmi_uapi::event::{self, CONTINUE, Cr, Msr};
+use kvmi_uapi::event::{self, CONTINUE, Cr, Msr, Pf, RETRY};
 
 use crate::vmm::Vm;
 use crate::wire::Wire;
@@ -36,6 +37,16 @@ pub(crate) const SCENARIOS: &[Scenario] = &[
         "nested::stepped_over_paging",
         "the same behind EPT or NPT of the guest's own",
         |c| stepped_over(c, Level::NestedPaging),
+    ),
+    scenario(
+        "nested::operands",
+        "memory operands of a hypervisor's own instructions, which KVM reads and writes: told, let through once, told again after RETRY",
+        operands,
+    ),
+    scenario(
+        "nested::let_through_entry",
+        "VMLAUNCH or VMRUN that is let through: the guest is not stepped afterwards",
+        let_through_entry,
     ),
     scenario(
         "nested::paused",
@@ -211,6 +222,126 @@ fn stepped_over(context: &mut Context, level: Level) -> Result<(), Failure> {
     let got = vm.carry_out(context, 0, Op::Nested, args(Deed::Nothing, 0, level))?;
     check_eq!(got, 1, "result when nobody steps");
     wire.expect_no_event()?;
+    vm.exit()
+}
+
+/// Where operands lie: a page that nothing else uses.
+const OPERANDS: u64 = layout::SCRATCH + 0x3_0000;
+
+/// What each instruction does with its operand, and where it lies in the page.
+fn operands_of(backend: Backend) -> &'static [(Operand, &'static [u8], u64)] {
+    const R: u8 = PageAccessEntry::READ;
+    const W: u8 = PageAccessEntry::WRITE;
+    match backend {
+        Backend::Vmx => &[
+            (Operand::Vmptrst, &[W], 0),
+            (Operand::Vmptrld, &[R], 0),
+            (Operand::Vmclear, &[R], 0),
+            (Operand::Vmread, &[W], 0),
+            (Operand::Vmwrite, &[R], 0),
+            (Operand::Invept, &[R], 64),
+            (Operand::Invvpid, &[R], 64),
+        ],
+        Backend::Svm => &[
+            (Operand::Vmsave, &[W], 0),
+            (Operand::Vmload, &[R], 0),
+            // What the #VMEXIT writes is told at VMRUN.
+            (Operand::Vmrun, &[R, W], 0),
+        ],
+    }
+}
+
+fn operands(context: &mut Context) -> Result<(), Failure> {
+    context.stage("start", Duration::from_secs(20));
+    let (vm, mut wire) = context.hooked_vm("nested", 1)?;
+    let command = |what: Operand| [what as u64, OPERANDS, 0, 0];
+    for &(what, kinds, offset) in operands_of(context.backend) {
+        context.stage(&format!("{what:?}"), Duration::from_secs(10));
+        wire.control_event(0, event::PF, true)?;
+        wire.restrict(&[(OPERANDS, ALL)])?;
+        let prepared = vm.carry_out(context, 0, Op::HypervisorOperand, command(Operand::Prepare))?;
+        wire.restrict(&[(OPERANDS, 0)])?;
+        let mut before = [0; 8];
+        vm.guest.read(OPERANDS, &mut before)?;
+        let number = vm.command(0, Op::HypervisorOperand, command(what))?;
+        let mut told = Vec::new();
+        for &kind in kinds {
+            // RETRY executes it anew, with what was let through before.
+            for action in [RETRY, CONTINUE] {
+                let pf = wire.expect_event(event::PF, 0)?;
+                let data = pf.data::<Pf>()?;
+                told.push((data.access, data.gpa, action));
+                let mut now = [0; 8];
+                vm.guest.read(OPERANDS, &mut now)?;
+                check_eq!(now, before, "the operand while PF of {what:?} is open");
+                check_eq!(
+                    (data.access, data.gpa),
+                    (kind, OPERANDS + offset),
+                    "access and gpa of PF of {what:?}, {told:x?}"
+                );
+                wire.reply(&pf, action)?;
+            }
+        }
+        let result = vm.finished(context, 0, number)?;
+        wire.expect_no_event()?;
+        wire.restrict(&[(OPERANDS, ALL)])?;
+        let mut bytes = [0; 8];
+        vm.guest.read(OPERANDS, &mut bytes)?;
+        let word = u64::from_ne_bytes(bytes);
+        match what {
+            Operand::Vmptrst | Operand::Vmread => check_eq!(word, result, "what {what:?} wrote"),
+            Operand::Vmwrite => check_eq!(result, prepared, "what {what:?} read"),
+            Operand::Vmrun => check_eq!(result, 1, "result of the guest's guest"),
+            _ => {}
+        }
+        context.stage(&format!("{what:?} without the event"), Duration::from_secs(10));
+        vm.carry_out(context, 0, Op::HypervisorOperand, command(Operand::Prepare))?;
+        wire.restrict(&[(OPERANDS, 0)])?;
+        wire.control_event(0, event::PF, false)?;
+        let again = vm.carry_out(context, 0, Op::HypervisorOperand, command(what))?;
+        check_eq!(again, result, "result of {what:?}");
+        wire.expect_no_event()?;
+    }
+    vm.exit()
+}
+
+/// The page of the program that holds the instruction by which the guest's guest is entered.
+fn page_of_entry(vm: &Vm, backend: Backend) -> Result<u64, Failure> {
+    let entry: &[u8] = match backend {
+        Backend::Vmx => &[0x0f, 0x01, 0xc2],
+        Backend::Svm => &[0x0f, 0x01, 0xd8],
+    };
+    let mut program = vec![0; 0x1_0000];
+    vm.guest.read(layout::PROGRAM, &mut program)?;
+    let at = program.windows(entry.len()).position(|code| code == entry);
+    let at = at.ok_or_else(|| Failure::new("the program does not enter a guest"))?;
+    Ok((layout::PROGRAM + at as u64) & !0xfff)
+}
+
+fn let_through_entry(context: &mut Context) -> Result<(), Failure> {
+    const ROUNDS: u64 = 1000;
+    const FEW: u64 = 300;
+    context.stage("start", Duration::from_secs(20));
+    // No event is on: each fetch of that page is let through silently, by a step.
+    let (vm, mut wire) = context.hooked_vm("nested", 1)?;
+    let page = page_of_entry(&vm, context.backend)?;
+    for level in [Level::Nested, Level::NestedPaging] {
+        context.stage(&format!("enter at {level:?}"), Duration::from_secs(10));
+        wire.restrict(&[(page, PageAccessEntry::READ | PageAccessEntry::WRITE)])?;
+        let before = vm.exits(0)?;
+        let got = vm.carry_out(context, 0, Op::Nested, args(Deed::Sgdt, ROUNDS, level))?;
+        check_eq!(got, layout::GDT, "result");
+        // As many as that page has instructions that were executed; were the guest's guest stepped there would be ten for each round.
+        let exits = vm.exits(0)? - before;
+        check!(exits < 5 * ROUNDS, "{exits} exits while the guest's guest runs");
+        wire.restrict(&[(page, ALL)])?;
+        context.stage(&format!("after {level:?}"), Duration::from_secs(10));
+        let before = vm.exits(0)?;
+        vm.carry_out(context, 0, Op::Nested, args(Deed::Sgdt, ROUNDS, Level::Own))?;
+        let exits = vm.exits(0)? - before;
+        check!(exits < FEW, "{exits} exits of the guest afterwards");
+        wire.expect_no_event()?;
+    }
     vm.exit()
 }
 

@@ -7,6 +7,7 @@ mod commands;
 mod delivery;
 mod emulated;
 mod end;
+mod half_way;
 mod instructions;
 mod kinds;
 mod many;
@@ -20,13 +21,12 @@ mod unserved;
 
 use std::time::Duration;
 
+use kvmi::command::{Command, GetPageAccess, SetPageAccess};
 use kvmi_guests::{Access, Op};
 use kvmi_lab_control::Backend;
 use kvmi_uapi::event::{CONTINUE, PF, Pf};
-use kvmi_uapi::{MAX_PAGE_ACCESS_ENTRIES, PageAccessEntry, VmPageAccess, msg};
-use zerocopy::{FromBytes, IntoBytes};
+use kvmi_uapi::{MAX_PAGE_ACCESS_ENTRIES, PageAccessEntry};
 
-use crate::requests::expect_data;
 use crate::vmm::Vm;
 use crate::wire::{Answer, Event, Wire};
 use crate::{Context, Failure, Scenario, check, check_eq};
@@ -48,6 +48,7 @@ pub(crate) fn scenarios() -> Vec<Scenario> {
         at_once::SCENARIOS,
         stepped::SCENARIOS,
         emulated::SCENARIOS,
+        half_way::SCENARIOS,
         delivery::SCENARIOS,
         others::SCENARIOS,
         memory::SCENARIOS,
@@ -70,24 +71,20 @@ fn entries(access: &[(u64, u8)]) -> Vec<PageAccessEntry> {
     access.iter().map(entry).collect()
 }
 
-/// The payload of a request.
-fn payload(entries: &[PageAccessEntry]) -> Vec<u8> {
-    let head = VmPageAccess {
-        count: entries.len() as u16,
-        ..Default::default()
-    };
-    [head.as_bytes(), entries.as_bytes()].concat()
-}
-
 /// The payload of a request about these pages.
 pub(crate) fn request(access: &[(u64, u8)]) -> Vec<u8> {
-    payload(&entries(access))
+    SetPageAccess {
+        entries: &entries(access),
+    }
+    .payload()
 }
 
 impl Wire {
     /// VM_SET_PAGE_ACCESS.
-    fn set_page_access(&mut self, access: &[(u64, u8)]) -> Result<Answer, Failure> {
-        self.vm(msg::VM_SET_PAGE_ACCESS, &payload(&entries(access))[..])
+    pub(crate) fn set_page_access(&mut self, access: &[(u64, u8)]) -> Result<Answer, Failure> {
+        self.ask(&SetPageAccess {
+            entries: &entries(access),
+        })
     }
 
     /// VM_SET_PAGE_ACCESS of as many pages as there are, which must succeed.
@@ -103,16 +100,8 @@ impl Wire {
     }
 
     /// VM_GET_PAGE_ACCESS, which must succeed: the access of each page.
-    fn page_access(&mut self, gpas: &[u64]) -> Result<Vec<u8>, Failure> {
-        let asked: Vec<_> = gpas.iter().map(|&gpa| (gpa, 0)).collect();
-        let data = expect_data(
-            self.vm(msg::VM_GET_PAGE_ACCESS, &payload(&entries(&asked))[..])?,
-            "VM_GET_PAGE_ACCESS",
-        )?;
-        let got: Vec<_> = data
-            .chunks(size_of::<PageAccessEntry>())
-            .filter_map(|bytes| PageAccessEntry::read_from_bytes(bytes).ok())
-            .collect();
+    pub(crate) fn page_access(&mut self, gpas: &[u64]) -> Result<Vec<u8>, Failure> {
+        let got = self.get(&GetPageAccess { gpas }, gpas.len() * size_of::<PageAccessEntry>())?;
         check_eq!(
             got.iter().map(|entry| entry.gpa).collect::<Vec<_>>(),
             gpas,

@@ -3,8 +3,9 @@
 
 use std::time::Duration;
 
+use kvmi::command::TranslateGva;
 use kvmi_guests::{Op, layout};
-use kvmi_uapi::error::EBUSY;
+use kvmi_uapi::error::{EBUSY, EOPNOTSUPP};
 use kvmi_uapi::event::{BREAKPOINT, CONTINUE, CR, Cr, HYPERCALL, MSR, Msr, PF, Pf, RETRY};
 use kvmi_uapi::{PageAccessEntry, Regs};
 
@@ -38,6 +39,11 @@ pub(crate) const SCENARIOS: &[Scenario] = &[
         "reset::no_injection",
         "a vCPU that waits for SIPI takes no exception, neither then nor when SIPI has come",
         no_injection,
+    ),
+    scenario(
+        "reset::no_root_without_paging",
+        "a vCPU that waits for SIPI has no paging: an address is where it lies, and page tables mean nothing",
+        no_root_without_paging,
     ),
     scenario(
         "reset::within_a_step",
@@ -265,6 +271,32 @@ fn no_injection(context: &mut Context) -> Result<(), Failure> {
     );
     vm.no_exception(AP.into())?;
     wire.expect_no_event()?;
+    vm.exit()
+}
+
+fn no_root_without_paging(context: &mut Context) -> Result<(), Failure> {
+    context.stage("start", Duration::from_secs(20));
+    let (vm, mut wire) = context.hooked_vm("resets", 2)?;
+    let by = |root: Option<u64>| TranslateGva {
+        vcpu: AP,
+        gva: layout::PROGRAM,
+        root,
+    };
+    let itself = Ok(layout::PROGRAM.to_ne_bytes().to_vec());
+    for root in [None, Some(layout::OTHER_ROOT)] {
+        check_eq!(wire.ask(&by(root))?, itself, "with paging");
+    }
+    context.stage("INIT", Duration::from_secs(10));
+    send(context, &vm, INIT)?;
+    wait_until_reset(context, &mut wire)?;
+    check_eq!(wire.ask(&by(None))?, itself, "without paging");
+    check_eq!(
+        wire.ask(&by(Some(layout::OTHER_ROOT)))?,
+        Err(EOPNOTSUPP),
+        "a root without paging"
+    );
+    context.stage("SIPI", Duration::from_secs(20));
+    start_again(context, &vm, &mut wire, |_| Ok(()))?;
     vm.exit()
 }
 

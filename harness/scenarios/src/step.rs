@@ -9,10 +9,10 @@ mod protected;
 
 use std::time::Duration;
 
+use kvmi::command::ControlSinglestep;
 use kvmi_guests::{Op, Routine};
 use kvmi_lab_control::Backend;
 use kvmi_uapi::event::{CONTINUE, HYPERCALL, SINGLESTEP, Singlestep};
-use kvmi_uapi::{VcpuControlSinglestep, msg};
 
 use crate::vmm::{Vm, field};
 use crate::wire::{Answer, Event, Wire};
@@ -33,22 +33,28 @@ const TRAP_FLAG: u64 = 1 << 8;
 
 impl Wire {
     /// VCPU_CONTROL_SINGLESTEP.
-    fn control_singlestep(&mut self, vcpu: u16, enable: u8) -> Result<Answer, Failure> {
-        let request = VcpuControlSinglestep {
+    fn control_singlestep(&mut self, vcpu: u16, enable: bool) -> Result<Answer, Failure> {
+        self.ask(&ControlSinglestep {
+            vcpu,
             enable,
-            ..Default::default()
-        };
-        self.vcpu(vcpu, msg::VCPU_CONTROL_SINGLESTEP, &request)
+            interrupts: false,
+        })
+    }
+
+    /// The same for vCPU 0, with interrupts in between; must succeed.
+    #[track_caller]
+    fn singlestep_with_interrupts(&mut self) -> Result<(), Failure> {
+        self.carry_out(&ControlSinglestep {
+            vcpu: 0,
+            enable: true,
+            interrupts: true,
+        })
     }
 
     /// The same, which must succeed.
     #[track_caller]
     pub(crate) fn singlestep(&mut self, on: bool) -> Result<(), Failure> {
-        check_eq!(
-            self.control_singlestep(0, on.into())?,
-            Ok(vec![]),
-            "VCPU_CONTROL_SINGLESTEP"
-        );
+        check_eq!(self.control_singlestep(0, on)?, Ok(vec![]), "VCPU_CONTROL_SINGLESTEP");
         Ok(())
     }
 }

@@ -5,6 +5,7 @@ mod exceptions;
 mod exits;
 mod frames;
 mod guest;
+mod hook;
 mod packet;
 mod process;
 mod request;

@@ -1,21 +1,24 @@
 // SPDX-License-Identifier: MIT OR Apache-2.0
-//! The introspection socket below the client library: messages with any content, right or wrong, and what comes back.
+//! The client library a message at a time: what comes back is looked at to the last byte of padding, in the order in which it comes.
 //!
-//! Scenarios that only do what a tool would do use the client library; those that look at the protocol itself (padding, sizes, order,
-//! sequence numbers) use this.
+//! Requests and answers are the library's own ([`Wire::ask`], [`Wire::get`], [`Wire::reply`]). What is malformed is given as bytes
+//! ([`Wire::vm`], [`Wire::send`], [`Wire::write`], [`Wire::reply_raw`]). Nothing is read before somebody waits for it, so that a tool
+//! can be one that does not read. A tool with a [`kvmi::Session`], which reads by itself: `client::*`, `step::by_the_library`, and the
+//! process that `destroy::*` kills.
 
 mod event;
 mod transcript;
 
 use std::collections::VecDeque;
-use std::io::{self, Read, Write};
+use std::io;
 use std::net::Shutdown;
 use std::os::fd::{AsFd, BorrowedFd};
 use std::os::unix::net::UnixStream;
 use std::time::Duration;
 
-use kvmi::Direction;
-use kvmi_uapi::{ErrorCode, MAX_PAYLOAD, MsgHdr, VcpuEventReply, VcpuHdr, msg};
+use kvmi::command::{Command, GetVersion};
+use kvmi::{CloseReason, Direction, Message, RawConnection, message};
+use kvmi_uapi::{ErrorCode, GetVersionReply, VcpuEventReply, VcpuHdr, msg};
 use zerocopy::{FromBytes, Immutable, IntoBytes};
 
 pub use event::Event;
@@ -26,34 +29,14 @@ use crate::{Failure, check, check_eq};
 /// How long a read may wait, in L1's time. The stage's deadline comes first; this only ends a wait that L0 could not.
 const PATIENCE: Duration = Duration::from_secs(300);
 
-/// The most that is read at once.
-const CHUNK_BYTES: usize = 16 * 1024;
-
-/// Any message from the kernel.
-#[derive(Clone, Debug, PartialEq, Eq)]
-pub struct Message {
-    /// Its id.
-    pub id: u16,
-    /// Its sequence number.
-    pub seq: u32,
-    /// What follows the header.
-    pub payload: Vec<u8>,
-}
-
 /// What a command was answered with: data, or a positive value of [`kvmi_uapi::error`].
 pub type Answer = Result<Vec<u8>, i32>;
 
 /// A tool's end of an introspection socket.
 #[derive(Debug)]
 pub struct Wire {
-    socket: UnixStream,
+    connection: RawConnection,
     next_seq: u32,
-    /// Bytes that came and are not taken yet.
-    input: Vec<u8>,
-    /// How many of them are taken.
-    taken: usize,
-    /// Where the next ones come to. Kept, because to clear so much for each read would take longer than the read.
-    chunk: Box<[u8]>,
     replies: Vec<Message>,
     events: VecDeque<Event>,
     last_event_seq: u32,
@@ -67,13 +50,11 @@ impl Wire {
     ///
     /// Those of setsockopt(2).
     pub fn new(socket: UnixStream) -> io::Result<Self> {
-        socket.set_read_timeout(Some(PATIENCE))?;
+        let connection = RawConnection::from(socket);
+        connection.set_timeout(Some(PATIENCE))?;
         Ok(Self {
-            socket,
+            connection,
             next_seq: 1000,
-            input: Vec::new(),
-            taken: 0,
-            chunk: vec![0; CHUNK_BYTES].into(),
             replies: Vec::new(),
             events: VecDeque::new(),
             last_event_seq: 0,
@@ -84,7 +65,7 @@ impl Wire {
     /// The socket, to be shut down or kept open by another process.
     #[must_use]
     pub fn socket(&self) -> BorrowedFd<'_> {
-        self.socket.as_fd()
+        self.connection.as_fd()
     }
 
     /// Shuts one or both directions down.
@@ -93,7 +74,7 @@ impl Wire {
     ///
     /// Those of shutdown(2).
     pub fn shutdown(&self, how: Shutdown) -> io::Result<()> {
-        self.socket.shutdown(how)
+        self.connection.shutdown(how)
     }
 
     /// Writes bytes as they are.
@@ -102,19 +83,74 @@ impl Wire {
     ///
     /// Those of write(2): a closed connection is `BrokenPipe` or `ConnectionReset`.
     pub fn write(&mut self, bytes: &[u8]) -> io::Result<()> {
-        self.socket.write_all(bytes)
+        self.connection.send(bytes)
     }
 
     /// A message as bytes, with the next sequence number, and that number.
     pub fn compose(&mut self, id: u16, payload: &[u8]) -> (u32, Vec<u8>) {
         let seq = self.next_seq;
         self.next_seq += 1;
-        let header = MsgHdr {
-            id,
-            size: payload.len() as u16,
-            seq,
-        };
-        (seq, [header.as_bytes(), payload].concat())
+        (seq, message::encode(id, seq, payload))
+    }
+
+    /// A command as bytes, with the next sequence number, and that number: to be sent with others in one go.
+    pub fn encode(&mut self, command: &impl Command) -> (u32, Vec<u8>) {
+        self.compose(command.id(), &command.payload())
+    }
+
+    /// Sends a command; its sequence number.
+    ///
+    /// # Errors
+    ///
+    /// Those of write(2).
+    pub fn submit(&mut self, command: &impl Command) -> Result<u32, Failure> {
+        self.send(command.id(), &command.payload())
+    }
+
+    /// A command and its answer, whose data the library has to be able to read.
+    ///
+    /// # Errors
+    ///
+    /// A connection that closes, a message that breaks the protocol.
+    pub fn ask(&mut self, command: &impl Command) -> Result<Answer, Failure> {
+        let seq = self.submit(command)?;
+        let reply = self.reply_to(seq)?;
+        let answer = parse_answer(&reply)?;
+        if answer.is_ok() {
+            command.reply(&reply)?;
+        }
+        Ok(answer)
+    }
+
+    /// A command that must succeed, and its reply, whose data must be so many bytes.
+    ///
+    /// # Errors
+    ///
+    /// As [`Wire::ask`], or another answer.
+    #[track_caller]
+    pub fn get<C: Command>(&mut self, command: &C, bytes: usize) -> Result<C::Reply, Failure> {
+        let seq = self.submit(command)?;
+        let reply = self.reply_to(seq)?;
+        let id = command.id();
+        let name = msg::COMMANDS
+            .iter()
+            .find(|(known, _)| *known == id)
+            .map_or("?", |(_, name)| *name);
+        match parse_answer(&reply)? {
+            Ok(data) => check_eq!(data.len(), bytes, "bytes that {name} returned"),
+            Err(errno) => return Err(Failure::new(format!("{name} was answered with error {errno}"))),
+        }
+        Ok(command.reply(&reply)?)
+    }
+
+    /// A command that must succeed and has nothing to return.
+    ///
+    /// # Errors
+    ///
+    /// As [`Wire::get`].
+    #[track_caller]
+    pub fn carry_out<C: Command<Reply = ()>>(&mut self, command: &C) -> Result<(), Failure> {
+        self.get(command, 0)
     }
 
     /// Sends a command of any content; its sequence number.
@@ -124,12 +160,11 @@ impl Wire {
     /// Those of write(2).
     pub fn send(&mut self, id: u16, payload: &[u8]) -> Result<u32, Failure> {
         let (seq, bytes) = self.compose(id, payload);
-        transcript::record(Direction::Sent, id, seq, payload);
-        self.write(&bytes)?;
+        self.write_recorded(&bytes)?;
         Ok(seq)
     }
 
-    /// A VM command and its answer.
+    /// A VM command of any content, and its answer.
     ///
     /// # Errors
     ///
@@ -139,7 +174,7 @@ impl Wire {
         self.answer(seq)
     }
 
-    /// A vCPU command and its answer.
+    /// A vCPU command of any content, and its answer.
     ///
     /// # Errors
     ///
@@ -160,9 +195,13 @@ impl Wire {
     ///
     /// As [`Wire::vm`].
     pub fn answer(&mut self, seq: u32) -> Result<Answer, Failure> {
+        parse_answer(&self.reply_to(seq)?)
+    }
+
+    fn reply_to(&mut self, seq: u32) -> Result<Message, Failure> {
         loop {
-            if let Some(at) = self.replies.iter().position(|reply| reply.seq == seq) {
-                return parse_answer(&self.replies.remove(at));
+            if let Some(at) = self.replies.iter().position(|reply| reply.hdr.seq == seq) {
+                return Ok(self.replies.remove(at));
             }
             self.receive()?;
         }
@@ -178,7 +217,7 @@ impl Wire {
             self.receive()?;
         }
         let reply = self.replies.remove(0);
-        Ok((reply.seq, reply.id, parse_answer(&reply)?))
+        Ok((reply.hdr.seq, reply.hdr.id, parse_answer(&reply)?))
     }
 
     /// The next event. Sequence numbers of events are checked as they come: each is one more than the last.
@@ -233,10 +272,7 @@ impl Wire {
     ///
     /// As [`Wire::vm`].
     pub fn expect_version(&mut self) -> Result<(), Failure> {
-        match self.vm(msg::GET_VERSION, &[0u8; 0])? {
-            Ok(_) => Ok(()),
-            Err(errno) => Err(Failure::new(format!("GET_VERSION was answered with error {errno}"))),
-        }
+        self.get(&GetVersion, size_of::<GetVersionReply>()).map(drop)
     }
 
     /// Answers an event.
@@ -254,12 +290,8 @@ impl Wire {
     ///
     /// Those of write(2).
     pub fn reply_with(&mut self, event: &Event, action: u8, data: &[u8]) -> Result<(), Failure> {
-        let reply = VcpuEventReply {
-            action,
-            event: event.id as u8,
-            ..Default::default()
-        };
-        self.reply_raw(event.seq, event.vcpu, &reply, data)
+        let bytes = message::encode_event_reply(event.vcpu, event.seq, event.id as u8, action, data);
+        self.write_recorded(&bytes)
     }
 
     /// Answers anything with anything.
@@ -268,15 +300,13 @@ impl Wire {
     ///
     /// Those of write(2).
     pub fn reply_raw(&mut self, seq: u32, vcpu: u16, reply: &VcpuEventReply, data: &[u8]) -> Result<(), Failure> {
-        let payload = vcpu_payload(vcpu, &[reply.as_bytes(), data].concat());
-        let header = MsgHdr {
-            id: msg::VCPU_EVENT,
-            size: payload.len() as u16,
-            seq,
-        };
-        transcript::record(Direction::Sent, msg::VCPU_EVENT, seq, &payload);
-        self.write(&[header.as_bytes(), &payload].concat())?;
-        Ok(())
+        let content = [reply.as_bytes(), data].concat();
+        self.write_recorded(&message::encode_vcpu(msg::VCPU_EVENT, seq, vcpu, &content))
+    }
+
+    fn write_recorded(&mut self, bytes: &[u8]) -> Result<(), Failure> {
+        transcript::record(Direction::Sent, bytes);
+        Ok(self.write(bytes)?)
     }
 
     /// Waits until the kernel has closed the connection; what it still said before is kept.
@@ -333,10 +363,13 @@ impl Wire {
         let Some(message) = self.message()? else {
             return Ok(false);
         };
-        transcript::record(Direction::Received, message.id, message.seq, &message.payload);
+        transcript::record(
+            Direction::Received,
+            &[message.hdr.as_bytes(), &message.payload].concat(),
+        );
         // Refusals carry the id of what is refused, 0 and 1 included: id 1 with no more than an error code, id 0 with a negative number
         // where an event has its id and zeros.
-        let is_refusal = match message.id {
+        let is_refusal = match message.hdr.id {
             msg::VM_EVENT => ErrorCode::read_from_prefix(&message.payload).is_ok_and(|(code, _)| code.err < 0),
             msg::VCPU_EVENT => message.payload.len() <= size_of::<ErrorCode>(),
             _ => true,
@@ -358,43 +391,11 @@ impl Wire {
     }
 
     fn message(&mut self) -> Result<Option<Message>, Failure> {
-        let header_bytes = size_of::<MsgHdr>();
-        loop {
-            let there = &self.input[self.taken..];
-            if let Ok((header, rest)) = MsgHdr::read_from_prefix(there) {
-                let size = usize::from(header.size);
-                check!(size <= MAX_PAYLOAD, "the kernel sent a payload of {size} bytes");
-                if rest.len() >= size {
-                    let payload = rest[..size].to_vec();
-                    self.taken += header_bytes + size;
-                    let (id, seq) = (header.id, header.seq);
-                    return Ok(Some(Message { id, seq, payload }));
-                }
-            }
-            if !self.fill()? {
-                let whole = self.taken == self.input.len();
-                check!(
-                    whole || self.may_be_cut,
-                    "the kernel closed the socket within a message"
-                );
-                return Ok(None);
-            }
-        }
-    }
-
-    /// Reads what there is; false at the end.
-    fn fill(&mut self) -> Result<bool, Failure> {
-        self.input.drain(..self.taken);
-        self.taken = 0;
-        match self.socket.read(&mut self.chunk) {
-            Ok(0) => Ok(false),
-            Ok(n) => {
-                self.input.extend_from_slice(&self.chunk[..n]);
-                Ok(true)
-            }
-            // The other end closed with commands of ours unread.
-            Err(e) if e.kind() == io::ErrorKind::ConnectionReset => Ok(false),
-            Err(e) => Err(e.into()),
+        match self.connection.receive() {
+            Ok(message) => Ok(Some(message)),
+            Err(CloseReason::There) => Ok(None),
+            Err(CloseReason::Cut(_)) if self.may_be_cut => Ok(None),
+            Err(reason) => Err(reason.into()),
         }
     }
 }
@@ -414,14 +415,14 @@ fn parse_answer(reply: &Message) -> Result<Answer, Failure> {
         let bytes = reply.payload.len();
         return Err(Failure::new(format!(
             "a reply to command {} of {bytes} bytes has no error code",
-            reply.id
+            reply.hdr.id
         )));
     };
     check_eq!(
         code.pad,
         0,
         "padding of the error code in the reply to command {}",
-        reply.id
+        reply.hdr.id
     );
     if code.err == 0 {
         return Ok(Ok(data.to_vec()));
@@ -429,9 +430,13 @@ fn parse_answer(reply: &Message) -> Result<Answer, Failure> {
     check!(
         code.err < 0,
         "command {} was answered with error {}",
-        reply.id,
+        reply.hdr.id,
         code.err
     );
-    check!(data.is_empty(), "an error reply to command {} carries data", reply.id);
+    check!(
+        data.is_empty(),
+        "an error reply to command {} carries data",
+        reply.hdr.id
+    );
     Ok(Err(-code.err))
 }

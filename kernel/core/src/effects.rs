@@ -1,6 +1,8 @@
 // SPDX-License-Identifier: GPL-2.0-only
 //! What the core asks of KVM.
 
+use kvmi_uapi::VcpuRunState;
+
 /// Bytes of struct kvm_regs.
 pub(crate) const REGS_BYTES: usize = 144;
 /// Bytes of struct kvm_sregs.
@@ -13,6 +15,30 @@ pub(crate) const ARCH_BYTES: usize = 536;
 /// A value of [`kvmi_uapi::error`]; a reply carries it negated.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub struct KvmError(pub i32);
+
+/// What of a vCPU says which registers it can have, and how its page tables are read.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
+#[repr(C)]
+pub struct Control {
+    /// CR0.
+    pub cr0: u64,
+    /// CR3.
+    pub cr3: u64,
+    /// CR4.
+    pub cr4: u64,
+    /// EFER.
+    pub efer: u64,
+    /// RFLAGS.
+    pub rflags: u64,
+    /// The page directory pointers that the CPU has loaded, where PAE paging is on.
+    pub pdptrs: [u64; 4],
+    /// Bits of a physical address.
+    pub physical_bits: u8,
+    /// 1 in 64-bit mode.
+    pub long_code: u8,
+    /// Nothing.
+    pub pad: [u8; 6],
+}
 
 /// What the receive thread can do to the VM.
 pub trait VmEffects {
@@ -59,6 +85,12 @@ pub trait VmEffects {
     /// EINVAL where there is no memory slot and no restriction.
     fn page_access(&mut self, view: u16, gfn: u64) -> Result<u8, KvmError>;
 
+    /// What a vCPU (of an index below the count) is doing.
+    fn vcpu_state(&mut self, vcpu: u16) -> VcpuRunState;
+
+    /// Lets vCPUs go that HOOK keeps stopped.
+    fn release(&mut self);
+
     /// Which page access restrictions can be expressed: bits of [`kvmi_uapi::Features`].
     fn access_bits(&mut self) -> u8;
 
@@ -67,6 +99,9 @@ pub trait VmEffects {
 }
 
 /// What a vCPU thread can do to its vCPU.
+///
+/// Implemented three times: by `kernel/module`, and by the tests of this crate and of the client library. A method that the
+/// last can do without may have a default here, which answers EOPNOTSUPP.
 pub trait VcpuEffects {
     /// The vCPU's index.
     fn index(&mut self) -> u16;
@@ -113,8 +148,18 @@ pub trait VcpuEffects {
     /// EINVAL for what KVM does not accept, EOPNOTSUPP as [`Self::xsave`].
     fn set_xsave(&mut self, state: &[u8; XSAVE_BYTES]) -> Result<(), KvmError>;
 
-    /// The guest physical address that a supervisor's read of `gva` goes to; all ones when there is none.
-    fn translate(&mut self, gva: u64) -> u64;
+    /// What says how page tables are read, and which registers the vCPU can have.
+    fn control(&mut self) -> Control;
+
+    /// Reads 4 or 8 bytes of a page table that the vCPU would look into at this address.
+    ///
+    /// # Errors
+    /// ENOENT where there is no memory.
+    fn read_table(&mut self, gpa: u64, out: &mut [u8]) -> Result<(), KvmError>;
+
+    /// What an address that page tables give is in the introspected guest: itself, unless it is that of a guest of the
+    /// guest's behind nested paging.
+    fn guest_gpa(&mut self, gpa: u64) -> Option<u64>;
 
     /// Whether the VMM lets the guest write this MSR.
     ///

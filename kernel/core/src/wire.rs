@@ -4,7 +4,7 @@
 use kvmi_uapi::{ErrorCode, MAX_PAYLOAD, MsgHdr};
 use zerocopy::{FromBytes, Immutable, IntoBytes};
 
-use crate::KvmError;
+use crate::effects::KvmError;
 
 /// Bytes before a reply's data: header and error code.
 pub(crate) const REPLY_HEAD: usize = 16;

@@ -4,7 +4,7 @@
 mod fake;
 
 use fake::{FakeVcpu, FakeVm};
-use kvmi_core::{KvmError, VcpuState, VmState, vcpu_message, vm_message};
+use kvmi_core::{KvmError, VcpuState, VcpuVerdict, VmState, VmVerdict, vcpu_message, vm_message};
 use kvmi_uapi::error::EINVAL;
 use proptest::{collection::vec, prelude::*};
 
@@ -20,13 +20,25 @@ proptest! {
         let _ = kvmi_core::header_ok(&bytes);
         let _ = kvmi_core::is_event_reply(&bytes);
         let _ = kvmi_core::build_error_reply(&bytes, KvmError(EINVAL), &mut out);
-        let _ = vm_message(&vm, &mut FakeVm::default(), &bytes, &mut out);
-        let _ = vcpu_message(&vm, &mut state, &mut FakeVcpu::default(), &bytes, &mut out);
+        // An answer lies in the buffer.
+        let fits = |out: &mut [u8], state: &mut VcpuState, bytes: &[u8]| {
+            let answers = [
+                match vm_message(&vm, &mut FakeVm::default(), bytes, out) {
+                    VmVerdict::Answered(bytes) => bytes,
+                    VmVerdict::Queue(_) | VmVerdict::Close => 0,
+                },
+                match vcpu_message(&vm, state, &mut FakeVcpu::default(), bytes, out).verdict {
+                    VcpuVerdict::Answered(bytes) => bytes,
+                    VcpuVerdict::Replied | VcpuVerdict::Close => 0,
+                },
+            ];
+            answers.iter().all(|&bytes| bytes <= room)
+        };
+        prop_assert!(fits(&mut out, &mut state, &bytes));
         let mut sized = bytes.clone();
         if let (Some(size), Ok(announced)) = (sized.get_mut(2..4), u16::try_from(bytes.len().saturating_sub(8))) {
             size.copy_from_slice(&announced.to_ne_bytes());
-            let _ = vm_message(&vm, &mut FakeVm::default(), &sized, &mut out);
-            let _ = vcpu_message(&vm, &mut state, &mut FakeVcpu::default(), &sized, &mut out);
+            prop_assert!(fits(&mut out, &mut state, &sized));
         }
     }
 }

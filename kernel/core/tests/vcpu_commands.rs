@@ -6,7 +6,7 @@ mod fake;
 use fake::{Guest, NO_MSR, message, vcpu_bytes};
 use kvmi_core::{KvmError, Occurrence, VcpuVerdict};
 use kvmi_uapi::{
-    MAX_MSRS, MsrEntry, Regs, VcpuControlCr, VcpuControlEvents, VcpuControlMsr, VcpuControlSinglestep,
+    MAX_MSRS, MAX_OTHER_MSRS, MsrEntry, Regs, VcpuControlCr, VcpuControlEvents, VcpuControlMsr, VcpuControlSinglestep,
     VcpuGetRegisters, VcpuGetRegistersReply,
     error::{EBUSY, EINVAL, EOPNOTSUPP, EPERM},
     event, msg,
@@ -123,7 +123,12 @@ fn stepping_is_switched() {
     assert_eq!(switch(&mut guest, padded(0)), (-EPERM, false, false));
     guest.vm.allow_event(1, event::SINGLESTEP.into()).unwrap();
     assert_eq!(switch(&mut guest, step(2)), (-EINVAL, false, false));
-    for at in 0..7 {
+    let with_interrupts = |enable, interrupts| VcpuControlSinglestep {
+        interrupts,
+        ..step(enable)
+    };
+    assert_eq!(switch(&mut guest, with_interrupts(1, 2)), (-EINVAL, false, false));
+    for at in 0..6 {
         assert_eq!(switch(&mut guest, padded(at)), (-EINVAL, false, false));
     }
     for enable in [0, 1] {
@@ -137,7 +142,12 @@ fn stepping_is_switched() {
     // It is ours already, so nobody is asked.
     guest.fake_vcpu.singlestep_answer = Err(KvmError(EBUSY));
     assert_eq!(switch(&mut guest, step(1)), (0, false, true));
-    assert_eq!(switch(&mut guest, step(0)), (0, true, false));
+    assert!(!guest.state.steps_with_interrupts());
+    // What the CPU is told changes with the kind of steps.
+    assert_eq!(switch(&mut guest, with_interrupts(1, 1)), (0, true, true));
+    assert!(guest.state.steps_with_interrupts());
+    assert_eq!(switch(&mut guest, with_interrupts(0, 1)), (0, true, false));
+    assert!(!guest.state.steps_with_interrupts());
 }
 
 #[test]
@@ -190,12 +200,8 @@ fn msrs_are_switched() {
         ..Default::default()
     };
     for bad in [
-        msr(0x2000, 1),
-        msr(0x4000_0000, 0),
-        msr(0xbfff_ffff, 1),
-        msr(0xc000_2000, 1),
-        msr(u32::MAX, 0),
         msr(0x174, 2),
+        msr(0x4000_0000, 2),
         VcpuControlMsr {
             pad1: 1,
             ..msr(0x174, 1)
@@ -219,6 +225,16 @@ fn msrs_are_switched() {
     assert_eq!(guest.vcpu_call(msg::VCPU_CONTROL_EVENTS, &control(event::MSR, 1)).0, 0);
     assert!(guest.state.wants_msr_write(0x174) && guest.state.wants_any_msr());
     assert_eq!(switch(&mut guest, 0x174, 1), (0, false));
+    // Of those that the hardware cannot be told of one by one there is room for so many.
+    for other in 0..MAX_OTHER_MSRS as u32 {
+        assert_eq!(switch(&mut guest, 0x4000_0000 + other, 1), (0, true));
+    }
+    assert_eq!(switch(&mut guest, 0x4b56_4d00, 1), (-EBUSY, false));
+    assert!(guest.state.wants_msr_write(0x4000_0000) && !guest.state.wants_msr_write(0x4b56_4d00));
+    for other in 0..MAX_OTHER_MSRS as u32 {
+        assert_eq!(switch(&mut guest, 0x4000_0000 + other, 0), (0, true));
+    }
+    assert_eq!(switch(&mut guest, 0x4b56_4d00, 0), (0, false));
     // What the VMM denies is not watched, and can be let go.
     guest.fake_vcpu.msr_answer = Err(KvmError(EPERM));
     assert_eq!(switch(&mut guest, 0xc000_0080, 1), (-EPERM, false));
@@ -298,11 +314,47 @@ fn registers_that_cannot_be_read_are_refused() {
     );
 }
 
+const ZERO: Regs = zerocopy::transmute!([0u8; size_of::<Regs>()]);
+/// Registers that a vCPU can have.
+const POSSIBLE: Regs = Regs { rflags: 2, ..ZERO };
+
+#[test]
+fn registers_that_a_cpu_cannot_have_are_refused_before_the_moment_is_looked_at() {
+    let mut guest = Guest::default();
+    let bad = [
+        Regs {
+            rip: 1 << 47,
+            ..POSSIBLE
+        },
+        Regs { rflags: 0, ..POSSIBLE },
+        Regs {
+            rflags: 2 | 1 << 17,
+            ..POSSIBLE
+        },
+        Regs {
+            rflags: 2 | 1 << 22,
+            ..POSSIBLE
+        },
+    ];
+    for regs in bad {
+        assert_eq!(guest.vcpu_call(msg::VCPU_SET_REGISTERS, &regs).0, -EINVAL, "{regs:x?}");
+    }
+    guest.send_event(Occurrence::Pause, 1);
+    assert_eq!(guest.vcpu_call(msg::VCPU_SET_REGISTERS, &POSSIBLE).0, 0);
+    for regs in bad {
+        assert_eq!(guest.vcpu_call(msg::VCPU_SET_REGISTERS, &regs).0, -EINVAL, "{regs:x?}");
+    }
+    // What was kept before stays.
+    assert_eq!(guest.reply(1, event::PAUSE, event::CONTINUE, &[]), VcpuVerdict::Replied);
+    assert_eq!(guest.state.take_registers(), Some(POSSIBLE));
+}
+
 #[test]
 fn registers_are_set_during_an_event() {
     let mut guest = Guest::default();
     let set = |rip| Regs {
         rip,
+        rflags: 2,
         ..Default::default()
     };
     assert_eq!(guest.vcpu_call(msg::VCPU_SET_REGISTERS, &set(1)).0, -EOPNOTSUPP);
@@ -327,7 +379,7 @@ fn registers_do_not_outlive_their_event() {
     for end in end {
         let mut guest = Guest::default();
         guest.send_event(Occurrence::Pause, 1);
-        assert_eq!(guest.vcpu_call(msg::VCPU_SET_REGISTERS, &Regs::default()).0, 0);
+        assert_eq!(guest.vcpu_call(msg::VCPU_SET_REGISTERS, &POSSIBLE).0, 0);
         end(&mut guest);
         assert_eq!(guest.state.take_registers(), None);
     }

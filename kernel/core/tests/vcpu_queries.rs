@@ -6,7 +6,7 @@ mod fake;
 use fake::Guest;
 use kvmi_core::KvmError;
 use kvmi_uapi::{
-    VcpuGetCpuid, VcpuGetMtrrType, VcpuGetXcr, VcpuTranslateGva,
+    VcpuGetCpuid, VcpuGetMtrrType, VcpuGetXcr,
     error::{EINVAL, ENOENT, EOPNOTSUPP},
     msg,
 };
@@ -54,15 +54,6 @@ fn extended_state_is_moved_whole() {
     guest.fake_vcpu.xsave_answer = Err(KvmError(EOPNOTSUPP));
     assert_eq!(guest.vcpu_call(msg::VCPU_GET_XSAVE, &[0u8; 0]), (-EOPNOTSUPP, vec![]));
     assert_eq!(guest.vcpu_call(msg::VCPU_SET_XSAVE, &[0u8; 4096]).0, -EOPNOTSUPP);
-}
-
-#[test]
-fn addresses_are_translated() {
-    let mut guest = Guest::default();
-    for (gva, gpa) in [(0, 0x1000), (8191, 0x2fff), (8192, u64::MAX)] {
-        let answer = guest.vcpu_call(msg::VCPU_TRANSLATE_GVA, &VcpuTranslateGva { gva });
-        assert_eq!(answer, (0, gpa.to_ne_bytes().to_vec()));
-    }
 }
 
 const CAP: u32 = 0xfe;

@@ -112,7 +112,13 @@ static void svm_step_hold_events(struct vcpu_svm *svm)
 {
 	struct vmcb_control_area *control = &svm->vmcb->control;
 
-	svm->step.held_nmi = is_vnmi_enabled(svm) ? control->int_ctl & V_NMI_PENDING_MASK : 0;
+	svm->step.held_nmi = 0;
+	svm->step.shadowed = false;
+	if (!svm->vcpu.arch.introspection.step_holds_events)
+		return;
+
+	if (is_vnmi_enabled(svm))
+		svm->step.held_nmi = control->int_ctl & V_NMI_PENDING_MASK;
 	control->int_ctl &= ~svm->step.held_nmi;
 
 	svm->step.shadowed = kvm_vcpu_apicv_active(&svm->vcpu) &&
@@ -162,7 +168,7 @@ void svm_step_disarm(struct vcpu_svm *svm)
 
 	if (!svm->step.armed) {
 		/* The event that was injected has arrived, unless something came between. */
-		vcpu->introspection_stepped = !(control->exit_int_info & SVM_EXITINTINFO_VALID);
+		vcpu->arch.introspection.stepped = !(control->exit_int_info & SVM_EXITINTINFO_VALID);
 		return;
 	}
 	svm->step.armed = false;
@@ -184,7 +190,7 @@ void svm_step_disarm(struct vcpu_svm *svm)
 		save->dr6 &= ~DR6_BS;
 
 	if (stepped)
-		vcpu->introspection_stepped = true;
+		vcpu->arch.introspection.stepped = true;
 	else if (svm->step.shadowed)
 		control->int_state &= ~SVM_INTERRUPT_SHADOW_MASK;
 }
@@ -235,7 +241,7 @@ bool svm_step_exit(struct kvm_vcpu *vcpu, u32 exit_code, int *r)
 	}
 
 	if (vector == DB_VECTOR)
-		return vcpu->introspection_stepped && !svm->step.guest_tf &&
+		return vcpu->arch.introspection.stepped && !svm->step.guest_tf &&
 		       !(svm->vmcb->save.dr6 & DR_TRAP_BITS);
 	/* Another vCPU has written SYSRET where something else was. */
 	if (vector == UD_VECTOR && !svm->step.by_sysret && svm->step.guest_sce) {

@@ -14,11 +14,37 @@
 
 #include "introspection/introspection.h"
 
+/* Whether interrupts come without asking KVM; for tests, as if they did (Kbuild). */
+static bool takes_virtual_interrupts(struct kvm_vcpu *vcpu)
+{
+	return IS_ENABLED(KVMI_APICV_STEPS) || kvm_vcpu_apicv_active(vcpu);
+}
+
+/*
+ * Hold them back by blocking by STI, where VM entry allows that ("Checks on Guest
+ * Non-Register State"): with IF, and not beside MOV SS.  While events are so blocked a
+ * pending single-step trap has to be there exactly if TF is.  With TF set there is none
+ * as a rule, and with TF clear there is one behind the POPF that has cleared it.  Any
+ * pending debug exception is delivered first, and is the step.
+ */
+static void hold_virtual_interrupts(struct vcpu_vmx *vmx)
+{
+	unsigned long rflags = vmx_get_rflags(&vmx->vcpu);
+	u32 blocked = vmcs_read32(GUEST_INTERRUPTIBILITY_INFO);
+
+	if (!(rflags & X86_EFLAGS_IF) || (rflags & X86_EFLAGS_TF) ||
+	    (blocked & (GUEST_INTR_STATE_MOV_SS | GUEST_INTR_STATE_STI)) ||
+	    vmcs_readl(GUEST_PENDING_DBG_EXCEPTIONS))
+		return;
+
+	vmx->step_shadowed = true;
+	vmcs_write32(GUEST_INTERRUPTIBILITY_INFO, blocked | GUEST_INTR_STATE_STI);
+}
+
 /* One instruction, or the delivery of one event; false where the CPU cannot do that. */
 bool vmx_introspection_step(struct kvm_vcpu *vcpu, bool step)
 {
 	struct vcpu_vmx *vmx = to_vmx(vcpu);
-	unsigned long rflags;
 	u32 blocked;
 
 	if (!step) {
@@ -28,7 +54,7 @@ bool vmx_introspection_step(struct kvm_vcpu *vcpu, bool step)
 		else
 			exec_controls_clearbit(vmx, CPU_BASED_MONITOR_TRAP_FLAG);
 		/* An instruction that has ended took the shadow with it. */
-		if (vmx->step_shadowed && !vcpu->introspection_stepped && !is_guest_mode(vcpu)) {
+		if (vmx->step_shadowed && !vcpu->arch.introspection.stepped && !is_guest_mode(vcpu)) {
 			blocked = vmcs_read32(GUEST_INTERRUPTIBILITY_INFO);
 			vmcs_write32(GUEST_INTERRUPTIBILITY_INFO, blocked & ~GUEST_INTR_STATE_STI);
 		}
@@ -42,20 +68,8 @@ bool vmx_introspection_step(struct kvm_vcpu *vcpu, bool step)
 	vmx_clear_hlt(vcpu);
 
 	/* The delivery of an event is a step, which nothing may block. */
-	if (!kvm_vcpu_apicv_active(vcpu) || kvm_event_needs_reinjection(vcpu))
-		return true;
-
-	/*
-	 * Else a virtual interrupt that the APIC holds would come before the
-	 * instruction.  (With TF set, VM entry would want a pending #DB as well.)
-	 */
-	rflags = vmx_get_rflags(vcpu);
-	if ((rflags & X86_EFLAGS_IF) && !(rflags & X86_EFLAGS_TF)) {
-		blocked = vmcs_read32(GUEST_INTERRUPTIBILITY_INFO);
-		if (!(blocked & (GUEST_INTR_STATE_MOV_SS | GUEST_INTR_STATE_STI))) {
-			vmx->step_shadowed = true;
-			vmcs_write32(GUEST_INTERRUPTIBILITY_INFO, blocked | GUEST_INTR_STATE_STI);
-		}
-	}
+	if (vcpu->arch.introspection.step_holds_events && takes_virtual_interrupts(vcpu) &&
+	    !kvm_event_needs_reinjection(vcpu))
+		hold_virtual_interrupts(vmx);
 	return true;
 }

@@ -68,6 +68,7 @@ impl COccurrence {
                 new: self.b,
             },
             (event::SINGLESTEP, _) => Occurrence::Singlestep,
+            (event::CREATE_VCPU, _) => Occurrence::CreateVcpu,
             _ => return None,
         })
     }
@@ -278,6 +279,7 @@ mod tests {
                 },
             ),
             (event::SINGLESTEP, 9, Occurrence::Singlestep),
+            (event::CREATE_VCPU, 9, Occurrence::CreateVcpu),
             (event::MSR, 9, Occurrence::Msr { msr: 7, old: 5, new: 6 }),
             (
                 event::PF,

@@ -1,7 +1,8 @@
 // SPDX-License-Identifier: GPL-2.0-only
 //! What the core asks of KVM, asked of the C side.
 
-use kvmi_core::{KvmError, VcpuEffects, VmEffects};
+use kvmi_core::{Control, KvmError, VcpuEffects, VmEffects};
+use kvmi_uapi::VcpuRunState;
 
 use crate::{
     abi::{Session, Vcpu, outcome},
@@ -60,6 +61,18 @@ impl VmEffects for SessionEffects {
         // SAFETY: promise 4; `access` outlives the call.
         outcome(unsafe { glue::kvmi_glue_page_access(self.0, view, gfn, &raw mut access) })?;
         Ok(access)
+    }
+
+    fn vcpu_state(&mut self, vcpu: u16) -> VcpuRunState {
+        let mut state = VcpuRunState::default();
+        // SAFETY: promise 4; the core checked the index; `state` outlives the call.
+        unsafe { glue::kvmi_glue_vcpu_state(self.0, vcpu, &raw mut state) }
+        state
+    }
+
+    fn release(&mut self) {
+        // SAFETY: promise 4.
+        unsafe { glue::kvmi_glue_release(self.0) }
     }
 
     fn access_bits(&mut self) -> u8 {
@@ -144,9 +157,22 @@ impl VcpuEffects for ThisVcpu {
         outcome(unsafe { glue::kvmi_glue_set_xsave(self.0, state.as_ptr()) })
     }
 
-    fn translate(&mut self, gva: u64) -> u64 {
+    fn control(&mut self) -> Control {
+        let mut control = Control::default();
+        // SAFETY: promise 4; `control` has the layout of struct kvmi_control and outlives the call.
+        unsafe { glue::kvmi_glue_get_control(self.0, &raw mut control) }
+        control
+    }
+
+    fn read_table(&mut self, gpa: u64, out: &mut [u8]) -> Result<(), KvmError> {
+        // SAFETY: promise 4; the C side writes no more than `len` bytes.
+        outcome(unsafe { glue::kvmi_glue_read_table(self.0, gpa, out.as_mut_ptr(), out.len()) })
+    }
+
+    fn guest_gpa(&mut self, gpa: u64) -> Option<u64> {
         // SAFETY: promise 4.
-        unsafe { glue::kvmi_glue_translate(self.0, gva) }
+        let gpa = unsafe { glue::kvmi_glue_guest_gpa(self.0, gpa) };
+        (gpa != u64::MAX).then_some(gpa)
     }
 
     fn msr_write_allowed(&mut self, index: u32) -> Result<(), KvmError> {

@@ -59,6 +59,15 @@ unsafe extern "C" fn kvmi_vcpu_message(
 }
 
 /// # Safety
+/// Promise 4.
+#[unsafe(no_mangle)]
+unsafe extern "C" fn kvmi_translate(vcpu: *mut Vcpu, gva: u64) -> u64 {
+    // SAFETY: promise 4.
+    let mut effects = unsafe { ThisVcpu::new(vcpu) };
+    kvmi_core::translate(&mut effects, gva).unwrap_or(u64::MAX)
+}
+
+/// # Safety
 /// Promises 1 and 2; `what` points to a value.
 #[unsafe(no_mangle)]
 unsafe extern "C" fn kvmi_record(vm: *mut VmState, state: *mut VcpuState, what: *const COccurrence) -> u32 {
@@ -261,4 +270,12 @@ unsafe extern "C" fn kvmi_wants_descriptor(state: *const VcpuState) -> bool {
 unsafe extern "C" fn kvmi_wants_singlestep(state: *const VcpuState) -> bool {
     // SAFETY: promises 1 and 2.
     unsafe { &*state }.wants_singlestep()
+}
+
+/// # Safety
+/// Promises 1 and 2.
+#[unsafe(no_mangle)]
+unsafe extern "C" fn kvmi_steps_with_interrupts(state: *const VcpuState) -> bool {
+    // SAFETY: promises 1 and 2.
+    unsafe { &*state }.steps_with_interrupts()
 }

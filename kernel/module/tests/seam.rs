@@ -25,6 +25,8 @@ fn rust_name(c: &str) -> String {
         "struct kvm_vcpu_introspection" => "Vcpu",
         "struct kvmi_occurrence" => "COccurrence",
         "struct kvmi_injection" => "CInjection",
+        "struct kvmi_control" => "Control",
+        "struct kvmi_vcpu_run_state" => "VcpuRunState",
         same @ ("bool" | "u8" | "u16" | "u32" | "u64") => same,
         other => panic!("type {other:?} of seam.h is not known here"),
     }

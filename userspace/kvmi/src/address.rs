@@ -13,6 +13,7 @@ use crate::Stream;
 /// With vsock the tool runs in a VM of its own and the VMM outside of it. Nothing but the parsing is covered by tests: the lab's L1 has no
 /// second VM for a tool, and not every machine has the kernel's vsock loopback.
 #[derive(Clone, Debug, PartialEq, Eq)]
+#[non_exhaustive]
 pub enum Address {
     /// A unix socket's path.
     Unix(PathBuf),
@@ -27,6 +28,7 @@ pub enum Address {
 
 /// A text that is no address.
 #[derive(Clone, Debug, PartialEq, Eq, thiserror::Error)]
+#[non_exhaustive]
 pub enum AddressError {
     /// There is nothing behind `unix:`, or nothing at all.
     #[error("an empty path, expected unix:PATH, vsock:PORT or vsock:CID:PORT")]

@@ -5,8 +5,19 @@ use std::{fmt, io, time::Duration};
 
 use kvmi_uapi::error as code;
 
-/// Why something asked of a session did not come about.
+/// Why something asked of a session did not come about. There may be further reasons later, here and in the types below,
+/// so a `match` has to provide for them:
+///
+/// ```compile_fail,E0004
+/// # fn is_closed(reason: kvmi::CloseReason) -> bool {
+/// use kvmi::CloseReason::{Broken, Cut, Here, Protocol, There};
+/// match reason {
+///     Here | There | Cut(_) | Broken(_) | Protocol(_) => true,
+/// }
+/// # }
+/// ```
 #[derive(Debug, thiserror::Error)]
+#[non_exhaustive]
 pub enum Error {
     /// The kernel refused a command.
     #[error("{command} answered {error}")]
@@ -27,10 +38,20 @@ pub enum Error {
         /// How long.
         after: Duration,
     },
+    /// The other side takes no more bytes. When a part of them was sent, the connection is closed.
+    #[error("the other side took {sent} of {bytes} bytes within {after:?}: it does not read")]
+    SendTimeout {
+        /// How many were to be sent.
+        bytes: usize,
+        /// How many it took.
+        sent: usize,
+        /// How long ([`crate::SessionOptions::send_timeout`]).
+        after: Duration,
+    },
     /// The other side does not keep to the protocol.
     #[error(transparent)]
     Protocol(#[from] ProtocolError),
-    /// Another event came than was expected.
+    /// Another event came than was expected. It is answered as one that is dropped ([`crate::Open`]).
     #[error("expected a {expected} event, got {got}")]
     UnexpectedEvent {
         /// Name of the event that was expected.
@@ -57,14 +78,15 @@ impl Error {
         matches!(self, Self::Closed(_))
     }
 
-    /// Whether nothing came in time.
+    /// Whether a time was over: nothing came, or nothing could be sent.
     pub fn is_timeout(&self) -> bool {
-        matches!(self, Self::Timeout { .. })
+        matches!(self, Self::Timeout { .. } | Self::SendTimeout { .. })
     }
 }
 
 /// How a connection came to its end.
 #[derive(Clone, Debug, PartialEq, Eq, thiserror::Error)]
+#[non_exhaustive]
 pub enum CloseReason {
     /// This side closed it.
     #[error("closed here")]
@@ -72,7 +94,10 @@ pub enum CloseReason {
     /// The other side closed it between two messages.
     #[error("closed by the other side")]
     There,
-    /// It broke, perhaps in the middle of a message.
+    /// The other side closed it in the middle of a message.
+    #[error("closed by the other side {0}")]
+    Cut(String),
+    /// It broke.
     #[error("broken: {0}")]
     Broken(String),
     /// What came was no message.
@@ -82,6 +107,7 @@ pub enum CloseReason {
 
 /// A message that the protocol does not allow.
 #[derive(Clone, Debug, PartialEq, Eq, thiserror::Error)]
+#[non_exhaustive]
 pub enum ProtocolError {
     /// A header announces more than any message holds.
     #[error("message {id} announces {size} bytes, more than {max}", max = kvmi_uapi::MAX_PAYLOAD)]
@@ -111,6 +137,9 @@ pub enum ProtocolError {
         /// Id of the reply.
         got: u16,
     },
+    /// The kernel says that there are more vCPUs than a message can name.
+    #[error("{0} vCPUs, a message can name {max}", max = u16::MAX)]
+    TooManyVcpus(u32),
     /// A request does not fit into a message.
     #[error("a request of {0} bytes does not fit into a message, the most is {max}", max = kvmi_uapi::MAX_PAYLOAD)]
     RequestTooLarge(usize),
@@ -118,6 +147,7 @@ pub enum ProtocolError {
 
 /// An error that the kernel answered ([`kvmi_uapi::error`]).
 #[derive(Clone, Copy, Debug, PartialEq, Eq, Hash)]
+#[non_exhaustive]
 pub enum KvmError {
     /// EPERM: not allowed by the VMM.
     NotPermitted,

@@ -43,6 +43,10 @@ pub struct Pause;
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub struct Hypercall;
 
+/// Data of CREATE_VCPU: none; which vCPU it is, the event says.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub struct CreateVcpu;
+
 mod sealed {
     pub trait Sealed {}
 }
@@ -105,6 +109,7 @@ kinds! {
     Msr, event::MSR, Value, prefix, |msr: &Self| Value::Continue(msr.new_value);
     Pf, event::PF, Decision, prefix, |_: &Self| Decision::Continue;
     Singlestep, event::SINGLESTEP, Proceed, prefix, |_: &Self| Proceed::Continue;
+    CreateVcpu, event::CREATE_VCPU, Proceed, |_: &[u8]| Some(CreateVcpu), |_: &Self| Proceed::Continue;
 }
 
 fn prefix<T: FromBytes>(data: &[u8]) -> Option<T> {

@@ -8,14 +8,20 @@ use kvmi_uapi::{
 };
 
 use crate::{
-    Error, Hypercall, Kind, Message, Pause, ProtocolError, Session, message, reader::VCPU_EVENT_BYTES,
-    transcript::event_name,
+    CloseReason, CreateVcpu, Error, Hypercall, Kind, Message, Pause, ProtocolError, Session, reader::VCPU_EVENT_BYTES,
+    ticket::Ticket, transcript::event_name,
 };
 
-/// A vCPU event that waits for its answer: the vCPU stands still until then, and commands to it work. Dropping it
-/// leaves it unanswered.
-#[must_use = "the vCPU stands still until the event is answered"]
-#[derive(Clone, Debug)]
+/// A vCPU event that waits for its answer: the vCPU stands still until then, and commands to it work.
+///
+/// It is answered once: each answer consumes it. Dropping it, by a `?` or a panic too, answers as [`Open::proceed`]
+/// does: CONTINUE, with the guest's own value for CR and MSR, so that everything is as without a tool. That holds for
+/// each kind. For PF it means that the access is let through; for BREAKPOINT that the guest gets its #BP, which is right
+/// for an INT3 of the guest's own and wrong for one that the tool has planted: those answer yourself, with
+/// [`Decision::Retry`](crate::Decision::Retry). RETRY is nobody's default, for where nothing has changed the same event
+/// follows at once. To keep the vCPU where it is: [`Open::hold`].
+#[must_use = "dropped, the event is answered CONTINUE"]
+#[derive(Debug)]
 pub struct Open<K> {
     /// Index of the vCPU.
     pub vcpu: u16,
@@ -25,17 +31,17 @@ pub struct Open<K> {
     pub arch: VcpuEventArch,
     /// What this kind of event carries.
     pub data: K,
-    session: Session,
+    pub(crate) ticket: Ticket,
 }
 
 impl<K: Kind> Open<K> {
     /// Answers.
     ///
     /// # Errors
-    /// [`Error::Closed`], [`Error::Io`].
+    /// [`Error::Closed`]; [`Error::SendTimeout`] and [`Error::Io`], after which the connection is closed, for the vCPU would
+    /// stand still for ever.
     pub fn reply(self, answer: K::Answer) -> Result<(), Error> {
-        let (action, data) = K::encode(answer);
-        answer_event(&self.session, self.vcpu, self.seq, K::ID, action, data)
+        self.ticket.answer(K::encode(answer))
     }
 
     /// Answers that everything is to happen as without a tool.
@@ -57,19 +63,21 @@ impl<K: Kind> Open<K> {
 
     /// The session that it belongs to.
     pub fn session(&self) -> &Session {
-        &self.session
+        self.ticket.session()
     }
 }
 
-/// The VMM is about to unhook: undo what is to be undone and close the session.
+/// The VMM is about to unhook: undo what is to be undone and close the session. It has no answer.
 #[derive(Clone, Debug)]
+#[non_exhaustive]
 pub struct Unhook {
     /// Sequence number of the event.
     pub seq: u32,
 }
 
-/// A vCPU event of a kind that this library does not know.
-#[derive(Clone, Debug)]
+/// An event of a kind that this library does not know. Dropping it answers CONTINUE, without data.
+#[derive(Debug)]
+#[non_exhaustive]
 pub struct Unknown {
     /// Event id.
     pub id: u16,
@@ -79,11 +87,27 @@ pub struct Unknown {
     pub seq: u32,
     /// Everything after the header.
     pub payload: Vec<u8>,
-    session: Session,
+    pub(crate) ticket: Option<Ticket>,
 }
 
-/// An event.
-#[derive(Clone, Debug)]
+/// An event. It is answered once, at the latest when it is dropped ([`Open`]):
+///
+/// ```compile_fail,E0382
+/// # fn twice(event: kvmi::Event) -> Result<(), kvmi::Error> {
+/// event.proceed()?;
+/// event.proceed()
+/// # }
+/// ```
+///
+/// and there are no copies of it:
+///
+/// ```compile_fail,E0599
+/// # fn copy(event: kvmi::Event) -> kvmi::Event {
+/// event.clone()
+/// # }
+/// ```
+#[must_use = "dropped, the event is answered CONTINUE"]
+#[derive(Debug)]
 #[non_exhaustive]
 #[allow(missing_docs, reason = "each is described where its data are")]
 pub enum Event {
@@ -98,6 +122,7 @@ pub enum Event {
     Msr(Open<Msr>),
     Pf(Open<Pf>),
     Singlestep(Open<Singlestep>),
+    CreateVcpu(Open<CreateVcpu>),
     Unknown(Unknown),
 }
 
@@ -115,6 +140,7 @@ macro_rules! each {
             Event::Msr($open) => $do,
             Event::Pf($open) => $do,
             Event::Singlestep($open) => $do,
+            Event::CreateVcpu($open) => $do,
             Event::Unhook($unhook) => $do_unhook,
             Event::Unknown($unknown) => $do_unknown,
         }
@@ -154,18 +180,22 @@ impl Event {
     /// Answers that everything is to happen as without a tool; nothing for a VM event.
     ///
     /// # Errors
-    /// [`Error::Closed`], [`Error::Io`].
+    /// As [`Open::reply`].
     pub fn proceed(self) -> Result<(), Error> {
         each!(self, open => open.proceed(), unhook _unhook => Ok(()),
-            unknown unknown => unknown.answer(event::CONTINUE))
+            unknown unknown => unknown.proceed())
     }
 
     /// Answers that the guest is to run no further instruction; nothing for a VM event.
     ///
     /// # Errors
-    /// [`Error::Closed`], [`Error::Io`].
+    /// As [`Open::reply`].
     pub fn crash(self) -> Result<(), Error> {
-        each!(self, open => open.crash(), unhook _unhook => Ok(()), unknown unknown => unknown.answer(event::CRASH))
+        each!(self, open => open.crash(), unhook _unhook => Ok(()), unknown unknown => unknown.crash())
+    }
+
+    pub(crate) fn set_held(&mut self, held: bool) {
+        each!(self, open => open.set_held(held), unhook _unhook => (), unknown unknown => unknown.set_held(held));
     }
 
     /// The vCPU of an event that was not read yet.
@@ -188,13 +218,18 @@ impl Event {
             (msg::VCPU_EVENT, event::MSR) => Self::Msr(open(&message, session)?),
             (msg::VCPU_EVENT, event::PF) => Self::Pf(open(&message, session)?),
             (msg::VCPU_EVENT, event::SINGLESTEP) => Self::Singlestep(open(&message, session)?),
-            (scope, id) => Self::Unknown(Unknown {
-                id,
-                vcpu: (scope == msg::VCPU_EVENT).then(|| Self::vcpu_of(&message)).flatten(),
-                seq: message.hdr.seq,
-                payload: message.payload,
-                session: session.clone(),
-            }),
+            (msg::VCPU_EVENT, event::CREATE_VCPU) => Self::CreateVcpu(open(&message, session)?),
+            (scope, id) => {
+                let seq = message.hdr.seq;
+                let vcpu = (scope == msg::VCPU_EVENT).then(|| Self::vcpu_of(&message)).flatten();
+                Self::Unknown(Unknown {
+                    id,
+                    vcpu,
+                    seq,
+                    payload: message.payload,
+                    ticket: vcpu.map(|vcpu| Ticket::new(session, vcpu, seq, id, (event::CONTINUE, None))),
+                })
+            }
         })
     }
 }
@@ -206,7 +241,7 @@ macro_rules! expectations {
             /// The event, if it is of this kind.
             ///
             /// # Errors
-            /// [`Error::UnexpectedEvent`]; the event is left unanswered.
+            /// [`Error::UnexpectedEvent`]; the event is answered as a dropped one.
             pub fn $method(self) -> Result<$data, Error> {
                 match self {
                     Self::$variant(event) => Ok(event),
@@ -229,15 +264,7 @@ expectations! {
     msr, Msr, Open<Msr>, "MSR";
     pf, Pf, Open<Pf>, "PF";
     singlestep, Singlestep, Open<Singlestep>, "SINGLESTEP";
-}
-
-impl Unknown {
-    fn answer(&self, action: u8) -> Result<(), Error> {
-        match self.vcpu {
-            Some(vcpu) => answer_event(&self.session, vcpu, self.seq, self.id, action, None),
-            None => Ok(()),
-        }
-    }
+    create_vcpu, CreateVcpu, Open<CreateVcpu>, "CREATE_VCPU";
 }
 
 /// Reads a vCPU event. Its data begin where its own size says, which a later kernel may have made larger.
@@ -250,40 +277,41 @@ fn open<K: Kind>(message: &Message, session: &Session) -> Result<Open<K>, Protoc
         got: message.payload.len(),
         needed: at + size_of::<K>(),
     };
+    let data: K = data.ok_or(short)?;
+    let unmodified = K::encode(data.unmodified());
     Ok(Open {
         vcpu: vcpu.vcpu,
         seq: message.hdr.seq,
         arch: vcpu.arch,
-        data: data.ok_or(short)?,
-        session: session.clone(),
+        data,
+        ticket: Ticket::new(session, vcpu.vcpu, message.hdr.seq, K::ID, unmodified),
     })
-}
-
-fn answer_event(
-    session: &Session,
-    vcpu: u16,
-    seq: u32,
-    event: u16,
-    action: u8,
-    data: Option<u64>,
-) -> Result<(), Error> {
-    let data = data.map(u64::to_ne_bytes);
-    let data = data.as_ref().map_or(&[][..], |bytes| &bytes[..]);
-    session.send_raw(&message::encode_event_reply(vcpu, seq, event as u8, action, data))
 }
 
 /// Events as they come; made by [`Session::events`].
 #[derive(Debug)]
 pub struct Events<'a> {
-    pub(crate) session: &'a Session,
+    session: &'a Session,
+    ended: bool,
+}
+
+impl<'a> Events<'a> {
+    pub(crate) fn new(session: &'a Session) -> Self {
+        Self { session, ended: false }
+    }
 }
 
 impl Iterator for Events<'_> {
     type Item = Result<Event, Error>;
 
     fn next(&mut self) -> Option<Self::Item> {
-        match self.session.next_event() {
-            Err(Error::Closed(_)) => None,
+        if self.ended {
+            return None;
+        }
+        let next = self.session.next_event_ever();
+        self.ended = next.is_err();
+        match next {
+            Err(Error::Closed(CloseReason::Here | CloseReason::There)) => None,
             other => Some(other),
         }
     }

@@ -31,6 +31,7 @@ pub struct Vmm {
 
 /// Why the two did not come together.
 #[derive(Debug, thiserror::Error)]
+#[non_exhaustive]
 pub enum HandshakeError {
     /// The socket failed or ended.
     #[error("handshake: {0}")]

@@ -15,9 +15,10 @@
 //! println!("{} speaks version {}", vmm.name, session.version()?.version);
 //!
 //! for vcpu in 0..session.vcpu_count()? {
-//!     session.vcpu(vcpu as u16).control_event(event::CR, true)?;
-//!     session.vcpu(vcpu as u16).control_cr(3, true)?;
+//!     session.vcpu(vcpu).control_event(event::CR, true)?;
+//!     session.vcpu(vcpu).control_cr(3, true)?;
 //! }
+//! // Events as they come, until the connection is closed.
 //! for event in session.events() {
 //!     match event? {
 //!         // The vCPU stands still until the reply; commands to it work meanwhile.
@@ -37,9 +38,12 @@
 //!
 //! - **Commands**: methods of [`Session`] and [`Vcpu`], which wait; or [`Session::submit`] with a type of [`command`],
 //!   which gives a [`Pending`] to wait for later. Any number may be under way.
-//! - **Events**: [`Session::events`], [`Session::next_event`]. Each kind has an answer type of its own, with which only
-//!   the legal answers can be expressed.
-//! - **Errors**: [`Error`]. What the kernel answered is a [`KvmError`].
+//! - **Events**: [`Session::events`], which waits for as long as the connection is there; [`Session::next_event`], which
+//!   waits for a limited time. Each kind has an answer type of its own, with which only the legal answers can be expressed.
+//!   An event is answered once, and one that is dropped lets the guest run on as without a tool ([`Open`]). To keep its
+//!   vCPU where it is, hold it ([`Open::hold`]).
+//! - **Errors**: [`Error`]. What the kernel answered is a [`KvmError`]; why the connection is closed is a [`CloseReason`],
+//!   in each error that follows and from [`Session::closed`].
 //! - **Bytes**: [`message`] builds them, [`Session::send_raw`] and [`RawConnection`] send whatever they are given.
 //! - **Transcript**: [`SessionOptions::transcript`] sees each message, which prints as one line.
 //!
@@ -55,25 +59,32 @@ mod event_open;
 pub mod handshake;
 mod listener;
 pub mod message;
+mod options;
 mod pending;
 mod raw;
 mod reader;
 mod session;
 mod stream;
+mod ticket;
 mod transcript;
 mod vcpu;
 mod vm;
+mod writer;
 
 pub use address::{Address, AddressError};
 pub use error::{CloseReason, Error, KvmError, ProtocolError};
-pub use event_kind::{Decision, Hypercall, Kind, Pause, Proceed, Value};
+pub use event_kind::{CreateVcpu, Decision, Hypercall, Kind, Pause, Proceed, Value};
 pub use event_open::{Event, Events, Open, Unhook, Unknown};
-pub use kvmi_uapi::{self as uapi, MsrEntry, PageAccessEntry, Regs, Segment, Sregs, VcpuEventArch, event, msg};
+pub use kvmi_uapi::{
+    self as uapi, MsrEntry, PageAccessEntry, Regs, Segment, Sregs, VcpuEventArch, VcpuRunState, event, msg,
+};
 pub use listener::Listener;
 pub use message::Message;
+pub use options::SessionOptions;
 pub use pending::Pending;
 pub use raw::RawConnection;
-pub use session::{Session, SessionOptions};
+pub use session::Session;
 pub use stream::Stream;
+pub use ticket::Held;
 pub use transcript::{Direction, Entry};
 pub use vcpu::{Registers, Vcpu};

@@ -79,15 +79,17 @@ impl Listener {
     /// Waits for a VMM and shakes hands; the stream is then ready for [`crate::Session::from`].
     ///
     /// # Errors
-    /// [`HandshakeError`]; a VMM that says nothing for 15 s is given up.
+    /// [`HandshakeError`]; a VMM that says or takes nothing for 15 s is given up.
     pub fn accept(&self, cookie: Option<&CookieHash>) -> Result<(Stream, Vmm), HandshakeError> {
         let stream: Stream = match &self.socket {
             Socket::Unix { socket, .. } => socket.accept()?.0.into(),
             Socket::Vsock(socket) => socket.accept()?.0.into(),
         };
         stream.set_read_timeout(Some(HANDSHAKE_TIMEOUT))?;
+        stream.set_write_timeout(Some(HANDSHAKE_TIMEOUT))?;
         let vmm = handshake::tool(&stream, cookie)?;
         stream.set_read_timeout(None)?;
+        stream.set_write_timeout(None)?;
         Ok((stream, vmm))
     }
 }

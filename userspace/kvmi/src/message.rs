@@ -8,6 +8,9 @@ use zerocopy::{FromBytes, IntoBytes};
 
 use crate::{CloseReason, ProtocolError};
 
+/// How much of a connection is read at once.
+pub(crate) const READ_AHEAD_BYTES: usize = 16 << 10;
+
 /// One message.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub struct Message {
@@ -21,15 +24,15 @@ impl Message {
     /// Reads one message; waits for it.
     ///
     /// # Errors
-    /// [`CloseReason::There`] when the stream ends before it, [`CloseReason::Broken`] when it fails or ends within it,
-    /// [`CloseReason::Protocol`] when it is too large.
+    /// [`CloseReason::There`] when the stream ends before it, [`CloseReason::Cut`] when it ends within it,
+    /// [`CloseReason::Broken`] when it fails, [`CloseReason::Protocol`] when it is too large.
     pub fn read(mut from: impl Read) -> Result<Self, CloseReason> {
         let mut hdr = [0; size_of::<MsgHdr>()];
         let mut have = 0;
         while have < hdr.len() {
             match from.read(&mut hdr[have..]) {
                 Ok(0) if have == 0 => return Err(CloseReason::There),
-                Ok(0) => return Err(CloseReason::Broken(format!("ended after {have} bytes of a header"))),
+                Ok(0) => return Err(CloseReason::Cut(format!("after {have} bytes of a header"))),
                 Ok(n) => have += n,
                 Err(error) if error.kind() == io::ErrorKind::Interrupted => {}
                 // How a unix socket says that the other side closed without reading all that it was sent.
@@ -48,7 +51,11 @@ impl Message {
         }
         let mut payload = vec![0; usize::from(hdr.size)];
         from.read_exact(&mut payload).map_err(|error| {
-            CloseReason::Broken(format!("within message {} of {} bytes: {error}", hdr.id, hdr.size))
+            let place = format!("within message {} of {} bytes", hdr.id, hdr.size);
+            match error.kind() {
+                io::ErrorKind::UnexpectedEof | io::ErrorKind::ConnectionReset => CloseReason::Cut(place),
+                _ => CloseReason::Broken(format!("{place}: {error}")),
+            }
         })?;
         Ok(Self { hdr, payload })
     }
@@ -126,7 +133,7 @@ mod tests {
         assert_eq!(Message::read(&bytes[..0]), Err(CloseReason::There));
         for cut in 1..bytes.len() {
             assert!(
-                matches!(Message::read(&bytes[..cut]), Err(CloseReason::Broken(_))),
+                matches!(Message::read(&bytes[..cut]), Err(CloseReason::Cut(_))),
                 "{cut}"
             );
         }

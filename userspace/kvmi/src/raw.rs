@@ -1,14 +1,23 @@
 // SPDX-License-Identifier: MIT OR Apache-2.0
 //! The connection without any understanding of it.
 
-use std::{io, io::Write, net::Shutdown, os::unix::net::UnixStream, time::Duration};
+use std::{
+    io::{self, BufReader, Write},
+    net::Shutdown,
+    os::{
+        fd::{AsFd, BorrowedFd},
+        unix::net::UnixStream,
+    },
+    time::Duration,
+};
 
-use crate::{CloseReason, Message, Stream};
+use crate::{CloseReason, Message, Stream, message::READ_AHEAD_BYTES};
 
-/// Sends whatever it is given and reads message by message. For trying what the kernel makes of bad input.
+/// Sends whatever it is given, and reads message by message, when it is asked to. For trying what the kernel makes of bad
+/// input, and of a tool that does not read.
 #[derive(Debug)]
 pub struct RawConnection {
-    stream: Stream,
+    stream: BufReader<Stream>,
 }
 
 impl From<UnixStream> for RawConnection {
@@ -19,6 +28,7 @@ impl From<UnixStream> for RawConnection {
 
 impl From<Stream> for RawConnection {
     fn from(stream: Stream) -> Self {
+        let stream = BufReader::with_capacity(READ_AHEAD_BYTES, stream);
         Self { stream }
     }
 }
@@ -29,7 +39,7 @@ impl RawConnection {
     /// # Errors
     /// Those of write(2).
     pub fn send(&mut self, bytes: &[u8]) -> io::Result<()> {
-        self.stream.write_all(bytes)
+        self.stream.get_mut().write_all(bytes)
     }
 
     /// Reads the next message; waits for it.
@@ -37,7 +47,7 @@ impl RawConnection {
     /// # Errors
     /// As [`Message::read`]; a timeout counts as broken.
     pub fn receive(&mut self) -> Result<Message, CloseReason> {
-        Message::read(&self.stream)
+        Message::read(&mut self.stream)
     }
 
     /// Limits how long [`Self::receive`] and [`Self::send`] wait; `None`: for ever.
@@ -45,8 +55,8 @@ impl RawConnection {
     /// # Errors
     /// Those of setsockopt(2).
     pub fn set_timeout(&self, timeout: Option<Duration>) -> io::Result<()> {
-        self.stream.set_read_timeout(timeout)?;
-        self.stream.set_write_timeout(timeout)
+        self.stream.get_ref().set_read_timeout(timeout)?;
+        self.stream.get_ref().set_write_timeout(timeout)
     }
 
     /// Closes one or both directions.
@@ -54,11 +64,13 @@ impl RawConnection {
     /// # Errors
     /// Those of shutdown(2).
     pub fn shutdown(&self, how: Shutdown) -> io::Result<()> {
-        self.stream.shutdown(how)
+        self.stream.get_ref().shutdown(how)
     }
+}
 
-    /// The socket.
-    pub fn into_inner(self) -> Stream {
-        self.stream
+/// The socket. It may have been read further than [`RawConnection::receive`] has come.
+impl AsFd for RawConnection {
+    fn as_fd(&self) -> BorrowedFd<'_> {
+        self.stream.get_ref().as_fd()
     }
 }

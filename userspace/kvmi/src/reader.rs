@@ -3,14 +3,16 @@
 
 use std::{
     collections::{HashMap, VecDeque},
-    sync::{Arc, Condvar, Mutex, MutexGuard, PoisonError, mpsc::Sender},
+    io::BufReader,
+    net::Shutdown,
+    sync::{Condvar, Mutex, MutexGuard, PoisonError, mpsc::Sender},
     time::{Duration, Instant},
 };
 
 use kvmi_uapi::{EventHdr, VcpuEvent, msg};
 use zerocopy::IntoBytes;
 
-use crate::{CloseReason, Direction, Message, Stream, session::Transcript};
+use crate::{CloseReason, Direction, Message, Stream, message::READ_AHEAD_BYTES, options::Transcript};
 
 /// Least payload of a vCPU event. What carries the same id and is shorter refuses an event reply.
 pub(crate) const VCPU_EVENT_BYTES: usize = size_of::<EventHdr>() + size_of::<VcpuEvent>();
@@ -75,6 +77,15 @@ impl Inbox {
         self.changed.notify_all();
     }
 
+    /// Waits for the end of the connection, which must have come or be near; its reason.
+    pub(crate) fn wait_closed(&self) -> CloseReason {
+        loop {
+            if let Some(Err(reason)) = self.wait(Duration::MAX, |_| None::<()>) {
+                return reason;
+            }
+        }
+    }
+
     fn deliver(&self, message: Message) {
         let mut state = self.lock();
         if is_event(&message) {
@@ -101,10 +112,12 @@ fn is_event(message: &Message) -> bool {
     }
 }
 
-/// Reads until the end of the connection.
-pub(crate) fn run(stream: &Stream, inbox: &Arc<Inbox>, transcript: Option<&Transcript>) {
+/// Reads until the end of the connection, and closes it then.
+pub(crate) fn run(stream: &Stream, inbox: &Inbox, transcript: Option<&Transcript>) {
+    let end = End { stream, inbox };
+    let mut input = BufReader::with_capacity(READ_AHEAD_BYTES, stream);
     loop {
-        match Message::read(stream) {
+        match Message::read(&mut input) {
             Ok(message) => {
                 if let Some(transcript) = transcript {
                     let bytes = [message.hdr.as_bytes(), &message.payload].concat();
@@ -112,7 +125,27 @@ pub(crate) fn run(stream: &Stream, inbox: &Arc<Inbox>, transcript: Option<&Trans
                 }
                 inbox.deliver(message);
             }
-            Err(reason) => return inbox.close(reason),
+            Err(reason) => {
+                inbox.close(reason);
+                break;
+            }
         }
+    }
+    drop(end);
+}
+
+/// The reader's end, a panic of the transcript's too: the other side is not to wait for what nobody reads any more.
+struct End<'a> {
+    stream: &'a Stream,
+    inbox: &'a Inbox,
+}
+
+impl Drop for End<'_> {
+    fn drop(&mut self) {
+        let panicked = "the thread that reads it has panicked".to_owned();
+        // Where there is a reason already, it stays.
+        self.inbox.close(CloseReason::Broken(panicked));
+        // It may be closed already.
+        let _ = self.stream.shutdown(Shutdown::Both);
     }
 }

@@ -2,12 +2,11 @@
 //! A connection to the kernel's side of one VM.
 
 use std::{
-    fmt, io,
-    io::Write,
+    io,
     net::Shutdown,
     os::unix::net::UnixStream,
     sync::{
-        Arc, Mutex, PoisonError,
+        Arc,
         atomic::{AtomicU32, Ordering},
         mpsc,
     },
@@ -18,87 +17,12 @@ use std::{
 use kvmi_uapi::MAX_PAYLOAD;
 
 use crate::{
-    CloseReason, Direction, Entry, Error, Event, Events, Message, Pending, ProtocolError, Stream, Vcpu,
+    CloseReason, Direction, Error, Event, Events, Message, Pending, ProtocolError, SessionOptions, Stream, Vcpu,
     command::Command,
     message,
     reader::{self, Inbox},
+    writer::{Unsent, Writer},
 };
-
-const DEFAULT_TIMEOUT: Duration = Duration::from_secs(30);
-
-type See = Box<dyn FnMut(Entry<'_>) + Send>;
-
-/// Who sees each message.
-#[derive(Clone)]
-pub(crate) struct Transcript(Arc<Mutex<See>>);
-
-impl Transcript {
-    pub(crate) fn tell(&self, direction: Direction, bytes: &[u8]) {
-        (self.0.lock().unwrap_or_else(PoisonError::into_inner))(Entry { direction, bytes });
-    }
-}
-
-impl fmt::Debug for Transcript {
-    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
-        f.write_str("Transcript")
-    }
-}
-
-/// How a session is to behave.
-#[derive(Clone, Debug)]
-pub struct SessionOptions {
-    timeout: Duration,
-    transcript: Option<Transcript>,
-}
-
-impl Default for SessionOptions {
-    fn default() -> Self {
-        Self {
-            timeout: DEFAULT_TIMEOUT,
-            transcript: None,
-        }
-    }
-}
-
-impl SessionOptions {
-    /// The defaults: 30 s, no transcript.
-    pub fn new() -> Self {
-        Self::default()
-    }
-
-    /// How long waiting calls that name no time wait.
-    pub fn timeout(mut self, timeout: Duration) -> Self {
-        self.timeout = timeout;
-        self
-    }
-
-    /// Calls `see` with each message that goes out or comes in. It must not use the session.
-    pub fn transcript(mut self, see: impl FnMut(Entry<'_>) + Send + 'static) -> Self {
-        self.transcript = Some(Transcript(Arc::new(Mutex::new(Box::new(see)))));
-        self
-    }
-
-    /// Starts a session on a connected socket whose other end the kernel has, or will have after HOOK.
-    pub fn start(self, stream: impl Into<Stream>) -> Session {
-        let stream = Arc::new(stream.into());
-        let inbox = Arc::new(Inbox::default());
-        let reader = thread::spawn({
-            let (stream, inbox, transcript) = (stream.clone(), inbox.clone(), self.transcript.clone());
-            move || reader::run(&stream, &inbox, transcript.as_ref())
-        });
-        let handle = Handle {
-            stream,
-            inbox,
-            reader: Some(reader),
-            writer: Mutex::new(()),
-            next_seq: AtomicU32::new(1),
-            options: self,
-        };
-        Session {
-            handle: Arc::new(handle),
-        }
-    }
-}
 
 /// One introspected VM: a handle that can be cloned and used from several threads. The connection is closed by
 /// [`Session::close`] or when the last handle is gone (an open event holds one).
@@ -112,17 +36,23 @@ struct Handle {
     stream: Arc<Stream>,
     inbox: Arc<Inbox>,
     reader: Option<JoinHandle<()>>,
-    /// Held while a message is written, so that each leaves whole.
-    writer: Mutex<()>,
+    writer: Writer,
     next_seq: AtomicU32,
     options: SessionOptions,
 }
 
+impl Handle {
+    /// Closes the connection; the first reason stays. The reader comes to its end.
+    fn close(&self, reason: CloseReason) {
+        self.inbox.close(reason);
+        // It may be closed already.
+        let _ = self.stream.shutdown(Shutdown::Both);
+    }
+}
+
 impl Drop for Handle {
     fn drop(&mut self) {
-        self.inbox.close(CloseReason::Here);
-        // It may be closed already. Either way the reader comes to its end.
-        let _ = self.stream.shutdown(Shutdown::Both);
+        self.close(CloseReason::Here);
         if let Some(reader) = self.reader.take() {
             let _ = reader.join();
         }
@@ -142,10 +72,30 @@ impl From<Stream> for Session {
 }
 
 impl Session {
+    pub(crate) fn start(stream: Stream, options: SessionOptions) -> Self {
+        let stream = Arc::new(stream);
+        let inbox = Arc::new(Inbox::default());
+        let reader = thread::spawn({
+            let (stream, inbox, transcript) = (stream.clone(), inbox.clone(), options.transcript.clone());
+            move || reader::run(&stream, &inbox, transcript.as_ref())
+        });
+        let handle = Handle {
+            stream,
+            inbox,
+            reader: Some(reader),
+            writer: Writer::default(),
+            next_seq: AtomicU32::new(1),
+            options,
+        };
+        Self {
+            handle: Arc::new(handle),
+        }
+    }
+
     /// Sends a command without waiting for its reply.
     ///
     /// # Errors
-    /// [`Error::Closed`]; [`ProtocolError::RequestTooLarge`].
+    /// As [`Self::send_raw`]; [`ProtocolError::RequestTooLarge`].
     pub fn submit<C: Command>(&self, command: C) -> Result<Pending<C>, Error> {
         let payload = command.payload();
         if payload.len() > MAX_PAYLOAD {
@@ -153,14 +103,11 @@ impl Session {
         }
         let seq = self.next_seq();
         let (sender, reply) = mpsc::channel();
-        {
-            let mut state = self.handle.inbox.lock();
-            if let Some(reason) = &state.closed {
-                return Err(Error::Closed(reason.clone()));
-            }
-            state.waiting.insert(seq, sender);
+        self.handle.inbox.lock().waiting.insert(seq, sender);
+        if let Err(error) = self.send_raw(&message::encode(command.id(), seq, &payload)) {
+            self.handle.inbox.lock().waiting.remove(&seq);
+            return Err(error);
         }
-        self.send_raw(&message::encode(command.id(), seq, &payload))?;
         Ok(Pending {
             command,
             seq,
@@ -185,7 +132,8 @@ impl Session {
     /// Waits for the next event, as long as the session's timeout.
     ///
     /// # Errors
-    /// [`Error::Timeout`]; [`Error::Closed`] when no event is left; [`Error::Protocol`].
+    /// [`Error::Timeout`]; [`Error::Closed`] when no event is left. An event that breaks the protocol closes the
+    /// connection, for nobody could answer it.
     pub fn next_event(&self) -> Result<Event, Error> {
         self.next_event_within(self.timeout())
     }
@@ -196,7 +144,7 @@ impl Session {
     /// As [`Self::next_event`].
     pub fn next_event_within(&self, timeout: Duration) -> Result<Event, Error> {
         let message = self.await_message("event", timeout, |state| state.events.pop_front())?;
-        Ok(Event::parse(message, self)?)
+        self.parse_event(message)
     }
 
     /// Waits for the next event of one vCPU and leaves those of others for later, as long as the session's timeout.
@@ -211,13 +159,14 @@ impl Session {
                 .position(|event| Event::vcpu_of(event) == Some(vcpu))?;
             state.events.remove(at)
         })?;
-        Ok(Event::parse(message, self)?)
+        self.parse_event(message)
     }
 
-    /// Events as they come, until the connection is closed. When none comes within the session's timeout, that is an
-    /// item too.
+    /// Events as they come, however long that takes, until the connection is closed. Closed by either side, the iterator
+    /// just ends, and [`Self::closed`] says by which; a connection that broke is its last item, an error. To wait for a
+    /// limited time: [`Self::next_event_within`].
     pub fn events(&self) -> Events<'_> {
-        Events { session: self }
+        Events::new(self)
     }
 
     /// Number of events that have come and were not taken.
@@ -225,21 +174,41 @@ impl Session {
         self.handle.inbox.lock().events.len()
     }
 
-    /// Sends bytes as they are, under the same lock as messages.
+    /// Sends bytes as they are, each call's whole and in one piece. Waits no longer than [`SessionOptions::send_timeout`]
+    /// until the other side takes them.
     ///
     /// # Errors
-    /// [`Error::Closed`], [`Error::Io`].
+    /// [`Error::Closed`], [`Error::Io`]; [`Error::SendTimeout`], after which the connection is closed if a part was sent.
     pub fn send_raw(&self, bytes: &[u8]) -> Result<(), Error> {
-        let _writer = self.handle.writer.lock().unwrap_or_else(PoisonError::into_inner);
-        if let Some(transcript) = &self.handle.options.transcript {
-            transcript.tell(Direction::Sent, bytes);
+        if let Some(reason) = self.closed() {
+            return Err(Error::Closed(reason));
         }
-        (&*self.handle.stream)
-            .write_all(bytes)
-            .map_err(|error| match error.kind() {
-                io::ErrorKind::BrokenPipe | io::ErrorKind::ConnectionReset => self.closed_error(),
-                _ => Error::Io(error),
-            })
+        let Handle { stream, options, .. } = &*self.handle;
+        let told = || {
+            if let Some(transcript) = &options.transcript {
+                transcript.tell(Direction::Sent, bytes);
+            }
+        };
+        let Err(Unsent { sent, error }) = self.handle.writer.send(stream, bytes, options.send_timeout, told) else {
+            return Ok(());
+        };
+        if sent > 0 {
+            let why = format!("a message of {} bytes was cut after {sent}: {error}", bytes.len());
+            self.handle.close(CloseReason::Broken(why));
+        }
+        Err(match error.kind() {
+            io::ErrorKind::TimedOut => Error::SendTimeout {
+                bytes: bytes.len(),
+                sent,
+                after: options.send_timeout,
+            },
+            io::ErrorKind::BrokenPipe | io::ErrorKind::ConnectionReset => {
+                // Now the reader comes to its end, if it has not yet, and knows the reason.
+                let _ = stream.shutdown(Shutdown::Both);
+                Error::Closed(self.handle.inbox.wait_closed())
+            }
+            _ => Error::Io(error),
+        })
     }
 
     /// Waits for the next reply that no [`Pending`] is for: to raw bytes, and refusals of event replies (id 1).
@@ -260,7 +229,8 @@ impl Session {
         self.handle.options.timeout
     }
 
-    /// Closes one or both directions of the socket. The reader goes on until the other side closes too.
+    /// Closes one or both directions of the socket. When what this side sends is closed, the reader goes on until the other
+    /// side closes too; when what it receives is closed, nobody reads any more, and the connection ends.
     ///
     /// # Errors
     /// Those of shutdown(2).
@@ -270,9 +240,7 @@ impl Session {
 
     /// Closes the connection, whoever else holds a handle.
     pub fn close(&self) {
-        self.handle.inbox.close(CloseReason::Here);
-        // It may be closed already.
-        let _ = self.handle.stream.shutdown(Shutdown::Both);
+        self.handle.close(CloseReason::Here);
     }
 
     /// Why the connection is closed; `None` while it is open.
@@ -294,9 +262,26 @@ impl Session {
         }
     }
 
-    /// The error that a closed connection gives. The reader may not have seen the end yet that a writer ran into.
+    /// Waits for the next event without end; `Err` is the reason why there is none.
+    pub(crate) fn next_event_ever(&self) -> Result<Event, Error> {
+        self.next_event_within(Duration::MAX)
+    }
+
+    /// Closes the connection for this reason, if there is none yet.
+    pub(crate) fn close_for(&self, reason: CloseReason) {
+        self.handle.close(reason);
+    }
+
+    fn parse_event(&self, message: Message) -> Result<Event, Error> {
+        Event::parse(message, self).map_err(|error| {
+            self.handle.close(CloseReason::Protocol(error));
+            self.closed_error()
+        })
+    }
+
+    /// The error that a closed connection gives.
     pub(crate) fn closed_error(&self) -> Error {
-        Error::Closed(self.closed().unwrap_or(CloseReason::There))
+        Error::Closed(self.handle.inbox.wait_closed())
     }
 
     fn await_message(
@@ -310,5 +295,26 @@ impl Session {
             Some(Err(reason)) => Err(Error::Closed(reason)),
             None => Err(Error::Timeout { what, after: timeout }),
         }
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use crate::command::GetVersion;
+
+    #[test]
+    fn nothing_waits_for_the_reply_to_what_was_not_sent() {
+        let (tool, _silent) = UnixStream::pair().unwrap();
+        let session = SessionOptions::new().send_timeout(Duration::ZERO).start(tool);
+        let mut pending = Vec::new();
+        let error = loop {
+            match session.submit(GetVersion) {
+                Ok(sent) => pending.push(sent),
+                Err(error) => break error,
+            }
+        };
+        assert!(error.is_timeout(), "{error}");
+        assert_eq!(session.handle.inbox.lock().waiting.len(), pending.len());
     }
 }

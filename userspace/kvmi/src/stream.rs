@@ -15,6 +15,7 @@ use vsock::VsockStream;
 
 /// A connected stream socket.
 #[derive(Debug)]
+#[non_exhaustive]
 pub enum Stream {
     /// Within one host.
     Unix(UnixStream),

@@ -6,7 +6,8 @@ use std::fmt;
 use kvmi_uapi::{
     ErrorCode, EventHdr, MsgHdr, VcpuEvent, VcpuEventReply, VcpuHdr,
     event::{self, Breakpoint, Cr, CrReply, Descriptor, Msr, Trap, Xsetbv},
-    msg,
+    layout::Struct,
+    msg, table,
 };
 use zerocopy::FromBytes;
 
@@ -73,11 +74,10 @@ fn event_reply(f: &mut fmt::Formatter<'_>, payload: &[u8]) -> fmt::Result {
         return write!(f, "event reply too short: {}", Hex(payload));
     };
     write!(f, "answer {} vcpu {} ", event_name(u16::from(answer.event)), hdr.vcpu)?;
-    match answer.action {
-        event::CONTINUE => f.write_str("CONTINUE")?,
-        event::RETRY => f.write_str("RETRY")?,
-        event::CRASH => f.write_str("CRASH")?,
-        action => write!(f, "action {action}")?,
+    let mut actions = event::ACTIONS.constants.iter();
+    match actions.find(|action| action.value == u64::from(answer.action)) {
+        Some(action) => f.write_str(action.name)?,
+        None => write!(f, "action {}", answer.action)?,
     }
     match read::<CrReply>(data) {
         Some((value, [])) => write!(f, " value {:#x}", value.new_val),
@@ -112,7 +112,7 @@ fn vcpu_event(f: &mut fmt::Formatter<'_>, payload: &[u8]) -> fmt::Result {
     }
 }
 
-/// What an event carries, in words; `None` for one that has none, or too few.
+/// What an event carries, in words, or field by field; `None` for one that has none, or too few.
 fn event_data(id: u16, data: &[u8]) -> Option<String> {
     Some(match id {
         event::CR => {
@@ -143,8 +143,20 @@ fn event_data(id: u16, data: &[u8]) -> Option<String> {
             let (write, _) = read::<Msr>(data)?;
             format!("msr {:#x} {:#x} -> {:#x}", write.msr, write.old_value, write.new_value)
         }
-        _ => return None,
+        _ => return fields(table::event(id)?.data?, data),
     })
+}
+
+/// Each field of a structure with its value.
+fn fields(s: &Struct, data: &[u8]) -> Option<String> {
+    let mut text = Vec::new();
+    for field in s.fields.iter().filter(|field| !field.is_padding()) {
+        let bytes = data.get(field.offset..field.offset + field.size)?;
+        let mut value = [0; 8];
+        value.get_mut(..bytes.len())?.copy_from_slice(bytes);
+        text.push(format!("{} {:#x}", field.c_name(), u64::from_le_bytes(value)));
+    }
+    Some(text.join(" "))
 }
 
 fn read<T: FromBytes>(bytes: &[u8]) -> Option<(T, &[u8])> {
@@ -152,18 +164,15 @@ fn read<T: FromBytes>(bytes: &[u8]) -> Option<(T, &[u8])> {
 }
 
 pub(crate) fn event_name(id: u16) -> String {
-    event::ALL
-        .iter()
-        .find(|(known, _)| *known == id)
-        .map_or_else(|| format!("{id}"), |(_, name)| (*name).to_owned())
+    table::event(id).map_or_else(|| format!("{id}"), |event| event.name.to_owned())
 }
 
 struct Name(u16);
 
 impl fmt::Display for Name {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
-        match msg::COMMANDS.iter().find(|(id, _)| *id == self.0) {
-            Some((_, name)) => f.write_str(name),
+        match table::command(self.0) {
+            Some(command) => f.write_str(command.name),
             None => write!(f, "message {}", self.0),
         }
     }
@@ -242,6 +251,13 @@ mod tests {
                 "TRAP vcpu 0 rip 0x0 exception 14 error code 0x2 address 0x5000",
             ),
             (event::CR, &[3], "CR vcpu 0 rip 0x0 03"),
+            (
+                event::PF,
+                &[
+                    0, 0x70, 0, 0, 0, 0, 0, 0, 0, 0x50, 0, 0, 0, 0, 0, 0, 2, 0, 0, 0, 0, 0, 0, 0,
+                ],
+                "PF vcpu 0 rip 0x0 gva 0x7000 gpa 0x5000 access 0x2",
+            ),
         ] {
             let mut bytes = vec![0; 552];
             bytes[0] = id as u8;

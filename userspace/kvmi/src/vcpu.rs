@@ -4,12 +4,15 @@
 use kvmi_uapi::{MsrEntry, Regs, Sregs, VcpuGetCpuidReply, Xsave};
 
 use crate::{
-    Error, Session,
+    Error, KvmError, Session,
     command::{
         ControlCr, ControlEvents, ControlMsr, ControlSinglestep, GetCpuid, GetMtrrType, GetRegisters, GetVcpuInfo,
         GetXcr, GetXsave, InjectException, SetRegisters, SetXsave, TranslateGva,
     },
 };
+
+/// Size of the smallest page.
+const PAGE_BYTES: u16 = 4096;
 
 /// What VCPU_GET_REGISTERS answers.
 #[derive(Clone, Debug, PartialEq, Eq)]
@@ -90,6 +93,21 @@ impl Vcpu<'_> {
         self.session.call(ControlSinglestep {
             vcpu: self.index,
             enable,
+            interrupts: false,
+        })
+    }
+
+    /// VCPU_CONTROL_SINGLESTEP: from now on each instruction of the vCPU ends in a SINGLESTEP event, and interrupts, NMIs
+    /// and SMIs come in between as they do without a tool. The instructions of their handlers are told too, but for those
+    /// in SMM. [`Self::control_singlestep`] ends it.
+    ///
+    /// # Errors
+    /// As [`Self::control_singlestep`].
+    pub fn singlestep_with_interrupts(&self) -> Result<(), Error> {
+        self.session.call(ControlSinglestep {
+            vcpu: self.index,
+            enable: true,
+            interrupts: true,
         })
     }
 
@@ -173,13 +191,52 @@ impl Vcpu<'_> {
         Ok(self.session.call(GetMtrrType { vcpu, gpa })?.type_)
     }
 
-    /// VCPU_TRANSLATE_GVA: where a supervisor's read of this guest virtual address would go; `None` when nowhere.
+    /// VCPU_TRANSLATE_GVA: where the current page tables map this guest virtual address, whoever may access it; `None`
+    /// when nowhere.
     ///
     /// # Errors
     /// As [`Session::call`].
     pub fn translate(&self, gva: u64) -> Result<Option<u64>, Error> {
+        self.translate_by(None, gva)
+    }
+
+    /// The same by the page tables at another root, as CR3 holds it, in the current paging mode.
+    ///
+    /// # Errors
+    /// As [`Session::call`]: EINVAL for a root that is no physical address, EOPNOTSUPP while paging is off.
+    pub fn translate_in(&self, root: u64, gva: u64) -> Result<Option<u64>, Error> {
+        self.translate_by(Some(root), gva)
+    }
+
+    fn translate_by(&self, root: Option<u64>, gva: u64) -> Result<Option<u64>, Error> {
         let vcpu = self.index;
-        let gpa = self.session.call(TranslateGva { vcpu, gva })?.gpa;
+        let gpa = self.session.call(TranslateGva { vcpu, gva, root })?.gpa;
         Ok((gpa != u64::MAX).then_some(gpa))
+    }
+
+    /// Guest memory at a linear address, as the vCPU's page tables map it: VCPU_TRANSLATE_GVA and VM_READ_PHYSICAL, page by
+    /// page, with the vCPU running on in between unless an event of it is open. Fewer bytes come back when there is a page
+    /// that is not mapped, or that is mapped to where the guest has no memory; they end there.
+    ///
+    /// # Errors
+    /// As [`Session::call`].
+    pub fn read_linear(&self, address: u64, size: usize) -> Result<Vec<u8>, Error> {
+        let mut bytes = Vec::new();
+        while bytes.len() < size {
+            let Some(address) = address.checked_add(bytes.len() as u64) else {
+                break;
+            };
+            let Some(gpa) = self.translate(address)? else {
+                break;
+            };
+            let in_page = PAGE_BYTES - (address % u64::from(PAGE_BYTES)) as u16;
+            let size = usize::from(in_page).min(size - bytes.len()) as u16;
+            match self.session.read_physical(gpa, size) {
+                Ok(part) => bytes.extend(part),
+                Err(error) if error.kernel() == Some(KvmError::NotFound) => break,
+                Err(error) => return Err(error),
+            }
+        }
+        Ok(bytes)
     }
 }

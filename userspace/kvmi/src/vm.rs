@@ -1,13 +1,13 @@
 // SPDX-License-Identifier: MIT OR Apache-2.0
 //! VM commands as calls.
 
-use kvmi_uapi::{GetVersionReply, PageAccessEntry, event};
+use kvmi_uapi::{GetVersionReply, MAX_VCPU_STATES, PageAccessEntry, VcpuRunState, event};
 
 use crate::{
-    Error, Session,
+    Error, ProtocolError, Session,
     command::{
-        CheckCommand, CheckEvent, ControlCleanup, ControlVmEvents, GetInfo, GetPageAccess, GetVersion, PauseVcpu, Raw,
-        ReadPhysical, SetPageAccess, WritePhysical,
+        CheckCommand, CheckEvent, ControlCleanup, ControlVmEvents, GetInfo, GetPageAccess, GetVcpuStates, GetVersion,
+        PauseVcpu, Raw, ReadPhysical, Release, SetPageAccess, WritePhysical,
     },
 };
 
@@ -40,9 +40,10 @@ impl Session {
     /// VM_GET_INFO: vCPUs online now; their indices are 0 to one less.
     ///
     /// # Errors
-    /// As [`Session::call`].
-    pub fn vcpu_count(&self) -> Result<u32, Error> {
-        Ok(self.call(GetInfo)?.vcpu_count)
+    /// As [`Session::call`]; [`ProtocolError::TooManyVcpus`] for more than messages can name.
+    pub fn vcpu_count(&self) -> Result<u16, Error> {
+        let count = self.call(GetInfo)?.vcpu_count;
+        Ok(u16::try_from(count).map_err(|_| ProtocolError::TooManyVcpus(count))?)
     }
 
     /// VM_CONTROL_EVENTS: switches a VM event on or off.
@@ -59,6 +60,37 @@ impl Session {
     /// As [`Session::call`].
     pub fn control_unhook(&self, enable: bool) -> Result<(), Error> {
         self.control_vm_event(event::UNHOOK, enable)
+    }
+
+    /// VM_CONTROL_EVENTS for CREATE_VCPU: each vCPU that the VMM creates from now on tells so before it runs.
+    ///
+    /// # Errors
+    /// As [`Session::call`].
+    pub fn control_create_vcpu(&self, enable: bool) -> Result<(), Error> {
+        self.control_vm_event(event::CREATE_VCPU, enable)
+    }
+
+    /// VM_GET_VCPU_STATES: what each vCPU is doing at this moment, by index.
+    ///
+    /// # Errors
+    /// As [`Session::call`].
+    pub fn vcpu_states(&self) -> Result<Vec<VcpuRunState>, Error> {
+        let mut states = Vec::new();
+        let vcpus = self.vcpu_count()?;
+        for first in (0..vcpus).step_by(MAX_VCPU_STATES) {
+            let count = (vcpus - first).min(MAX_VCPU_STATES as u16);
+            states.extend(self.call(GetVcpuStates { first, count })?);
+        }
+        Ok(states)
+    }
+
+    /// VM_RELEASE: lets vCPUs go that HOOK keeps stopped; nothing happens if none is. What the session before had denied
+    /// the guest, if this one took it over, stays denied until VM_SET_PAGE_ACCESS.
+    ///
+    /// # Errors
+    /// As [`Session::call`].
+    pub fn release(&self) -> Result<(), Error> {
+        self.call(Release)
     }
 
     /// VM_READ_PHYSICAL: 1 to 4096 bytes of one page of guest memory.

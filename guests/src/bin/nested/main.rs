@@ -17,7 +17,7 @@ use core::sync::atomic::Ordering::Relaxed;
 use kvmi_guests::runtime::{
     Cpu, Vendor, descriptor, int3, mailbox, read_cr, read_msr, table_registers, vendor, write_cr, write_msr_or_fault,
 };
-use kvmi_guests::{Deed, DescriptorOp, Level, Op, layout};
+use kvmi_guests::{Deed, DescriptorOp, Level, Op, Operand, layout};
 
 kvmi_guests::guest!(program);
 
@@ -91,6 +91,13 @@ fn program(cpu: Cpu) -> ! {
     // Now: later a tool may watch these instructions.
     let tables = table_registers();
     cpu.serve(|op, [deed, argument, level, is_framed]| {
+        if op == Op::HypervisorOperand {
+            let operand = Operand::from_number(deed)?;
+            return match vendor {
+                Vendor::Intel => vmx::operand(&cpu, operand, argument),
+                Vendor::Amd => svm::operand(&cpu, tables, operand, argument),
+            };
+        }
         if op != Op::Nested {
             return None;
         }

@@ -3,8 +3,8 @@
 
 use core::arch::asm;
 
-use kvmi_guests::layout;
 use kvmi_guests::runtime::{Cpu, TablePointer, read_cr, read_msr, write_msr_or_fault};
+use kvmi_guests::{Deed, Operand, layout};
 
 use crate::{Exit, NestedPaging, Page, nested, nested_rsp};
 
@@ -55,8 +55,8 @@ fn set_segment(offset: usize, selector: u16, attributes: u16, limit: u32, base: 
     set(offset + 8, base);
 }
 
-/// Enters the guest once, with these GDTR and IDTR, RDI and RSI.
-pub(crate) fn run(cpu: &Cpu, [gdtr, idtr]: [TablePointer; 2], [rdi, rsi]: [u64; 2], has_paging: bool) -> Exit {
+/// Fills the VMCB of a guest with these GDTR and IDTR.
+fn fill(cpu: &Cpu, [gdtr, idtr]: [TablePointer; 2], has_paging: bool) {
     write_msr_or_fault(cpu, EFER, read_msr(EFER) | EFER_SVME, false);
     write_msr_or_fault(cpu, VM_HSAVE_PA, HOST.address(), false);
     // VMRUN, which must be, and VMMCALL.
@@ -83,6 +83,13 @@ pub(crate) fn run(cpu: &Cpu, [gdtr, idtr]: [TablePointer; 2], [rdi, rsi]: [u64; 
     set(at::RFLAGS, layout::NESTED_RFLAGS);
     set(at::RIP, nested as *const () as u64);
     set(at::RSP, nested_rsp());
+}
+
+/// VMRUN with RDI and RSI; RSI afterwards.
+///
+/// # Safety
+/// A VMCB that [`fill`] has made, or a copy of it, lies at this address.
+unsafe fn enter(vmcb: u64, [rdi, rsi]: [u64; 2]) -> u64 {
     let result: u64;
     // SAFETY: the guest keeps this stack and ends by an exit; all registers that it can change are saved here or named.
     unsafe {
@@ -92,14 +99,51 @@ pub(crate) fn run(cpu: &Cpu, [gdtr, idtr]: [TablePointer; 2], [rdi, rsi]: [u64; 
             "vmrun rax",
             "stgi",
             "pop r15", "pop r14", "pop r13", "pop r12", "pop rbp", "pop rbx",
-            inout("rax") VMCB.address() => _,
+            inout("rax") vmcb => _,
             inout("rdi") rdi => _,
             inout("rsi") rsi => result,
             clobber_abi("C"),
         );
     }
+    result
+}
+
+/// Enters the guest once, with these GDTR and IDTR, RDI and RSI.
+pub(crate) fn run(cpu: &Cpu, tables: [TablePointer; 2], registers: [u64; 2], has_paging: bool) -> Exit {
+    fill(cpu, tables, has_paging);
+    // SAFETY: it is filled.
+    let result = unsafe { enter(VMCB.address(), registers) };
     match VMCB.get(at::EXIT_CODE / 8) {
         EXIT_VMMCALL => Exit::Hypercall(result),
         other => Exit::Other(other),
+    }
+}
+
+/// Executes one instruction with a VMCB at this address.
+pub(crate) fn operand(cpu: &Cpu, tables: [TablePointer; 2], what: Operand, address: u64) -> Option<u64> {
+    fill(cpu, tables, false);
+    // SAFETY: SVM is on; the scenario names a page that the program does not use, and has it prepared before it is run.
+    unsafe {
+        match what {
+            Operand::Prepare => {
+                // What VMLOAD loads is as it is now.
+                asm!("vmsave rax", in("rax") VMCB.address());
+                asm!(
+                    "rep movsq",
+                    inout("rdi") address => _, inout("rsi") VMCB.address() => _, inout("rcx") 512u64 => _,
+                );
+                Some(VMCB.get(0))
+            }
+            Operand::Vmsave => {
+                asm!("vmsave rax", in("rax") address);
+                Some(0)
+            }
+            Operand::Vmload => {
+                asm!("vmload rax", in("rax") address);
+                Some(0)
+            }
+            Operand::Vmrun => Some(enter(address, [Deed::Nothing as u64, 0])),
+            _ => None,
+        }
     }
 }

@@ -3,8 +3,8 @@
 
 use core::arch::asm;
 
-use kvmi_guests::layout;
 use kvmi_guests::runtime::{Cpu, TablePointer, read_cr, read_msr, write_cr, write_msr_or_fault};
+use kvmi_guests::{Operand, layout};
 
 use crate::{Exit, NestedPaging, Page, nested, nested_rsp};
 
@@ -129,6 +129,58 @@ unsafe fn set_state([gdtr, idtr]: [TablePointer; 2]) {
         set(0x6820, layout::NESTED_RFLAGS);
         set(field::LINK, u64::MAX);
     }
+}
+
+/// Executes one instruction with an operand at this address.
+pub(crate) fn operand(cpu: &Cpu, what: Operand, address: u64) -> Option<u64> {
+    /// A field that takes any canonical address.
+    const FIELD: u64 = field::HOST_RIP;
+    const VALUE: u64 = 0x1234_5000;
+    const ALL_CONTEXTS: u64 = 2;
+    turn_on(cpu);
+    let zeros = address + 64;
+    // SAFETY: VMX operation is on until the end of this function; the scenario names memory that the program does not use.
+    let result = unsafe {
+        match what {
+            Operand::Prepare => {
+                asm!("mov [{}], {}", in(reg) address, in(reg) VMCS.address());
+                VMCS.address()
+            }
+            Operand::Vmptrst => {
+                asm!("vmptrst [{}]", in(reg) address);
+                VMCS.address()
+            }
+            Operand::Vmptrld => {
+                asm!("vmptrld [{}]", in(reg) address);
+                0
+            }
+            Operand::Vmclear => {
+                asm!("vmclear [{}]", in(reg) address);
+                0
+            }
+            Operand::Vmread => {
+                set(FIELD, VALUE);
+                asm!("vmread [{}], {}", in(reg) address, in(reg) FIELD);
+                VALUE
+            }
+            Operand::Vmwrite => {
+                asm!("vmwrite {}, [{}]", in(reg) FIELD, in(reg) address);
+                get(FIELD)
+            }
+            Operand::Invept => {
+                asm!("invept {}, [{}]", in(reg) ALL_CONTEXTS, in(reg) zeros);
+                0
+            }
+            Operand::Invvpid => {
+                asm!("invvpid {}, [{}]", in(reg) ALL_CONTEXTS, in(reg) zeros);
+                0
+            }
+            _ => return None,
+        }
+    };
+    // SAFETY: as at the end of `run`.
+    unsafe { asm!("vmclear [{}]", "vmxoff", in(reg) &VMCS.address()) };
+    Some(result)
 }
 
 /// Enters the guest once, with these GDTR and IDTR, RDI and RSI.

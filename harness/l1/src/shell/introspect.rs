@@ -1,29 +1,38 @@
 // SPDX-License-Identifier: MIT OR Apache-2.0
-//! The command `introspect`: a tool as small as it can be. It hooks a VM from outside, looks at its vCPUs, and unhooks.
+//! The command `introspect`: a tool as small as it can be. It hooks a VM from outside, looks at its vCPUs, and unhooks, whatever
+//! happens meanwhile.
 
-use std::fs;
-use std::os::fd::{AsFd, AsRawFd, OwnedFd};
+mod hook;
+mod vms;
+
+use std::io::{self, Write};
+use std::os::fd::AsFd;
 use std::os::unix::net::UnixStream;
-use std::path::Path;
+use std::sync::Arc;
+use std::time::Duration;
 
-use anyhow::{Context as _, bail, ensure};
-use kvmi::{Event, Session};
-use kvmi_lab_scenarios::ioctls;
-use kvmi_uapi::ioctl;
-use rustix::process::{Pid, PidfdFlags, PidfdGetfdFlags, pidfd_getfd, pidfd_open};
+use anyhow::{Context as _, bail};
+use kvmi::{Session, SessionOptions, VcpuEventArch};
 
+use self::hook::{Hook, Ioctls};
 use super::{Typed, typed};
 
-/// What a descriptor of a VM is a link to.
-const VM_LINK: &str = "anon_inode:kvm-vm";
+/// How long a vCPU may take to stop, and the kernel to answer.
+const PATIENCE: Duration = Duration::from_secs(10);
+
+/// How much of its code is shown.
+const CODE_BYTES: usize = 16;
 
 const HELP: &str = "usage: introspect [PID]
 
 Hooks the VM of the VMM with this process id, or of the first that there is, pauses each of its
 vCPUs, shows where it stands, and unhooks. The guest runs on and notices nothing.
 
-It is a complete tool on one page: harness/l1/src/shell/introspect.rs in the sources. For other
-VMs to hook: vm --help";
+It unhooks when it fails, and when Ctrl-C or SIGTERM ends it. When SIGKILL does, the VM stays hooked
+until its VMM ends.
+
+It is a complete tool: harness/l1/src/shell/introspect.rs in the sources. For other VMs to hook:
+vm --help";
 
 /// `introspect [PID]`: of the VMM with this process id, or of the first that there is.
 pub(crate) fn introspect(arguments: &[&str]) -> anyhow::Result<()> {
@@ -34,42 +43,75 @@ pub(crate) fn introspect(arguments: &[&str]) -> anyhow::Result<()> {
         }
         Typed::This(wanted) => wanted,
     };
-    let (pid, vm) = find_vm(wanted)?;
+    let (pid, vm) = vms::find(wanted)?;
+    let vm = Arc::new(Hook::new(vm));
+    hook::unhook_on_signals(&vm)?;
+    look(&vm, pid, &mut io::stdout())
+}
+
+/// All of the tool: when it returns the VM is not hooked, by this tool at least.
+fn look(vm: &Hook<impl Ioctls>, pid: i32, out: &mut impl Write) -> anyhow::Result<()> {
     let (ours, theirs) = UnixStream::pair()?;
-    ioctls::hook(vm.as_fd(), theirs.as_raw_fd(), 0, *b"hooked by a hand").context("HOOK")?;
+    let hooked = vm.hook(theirs.as_fd())?;
     drop(theirs);
-    ioctls::permit_command(vm.as_fd(), 1, ioctl::ALL).context("allow all commands")?;
-    ioctls::permit_event(vm.as_fd(), 1, ioctl::ALL).context("allow all events")?;
-    let session = Session::from(ours);
-    let vcpus = session.vcpu_count()?;
-    println!(
-        "VMM {pid}: hooked, protocol version {}, {vcpus} vCPUs",
-        session.version()?.version
-    );
-    for index in 0..u16::try_from(vcpus)? {
-        session.pause_vcpu(index, true)?;
-        match session.next_event()? {
-            Event::Pause(pause) => {
-                let (regs, sregs) = (pause.arch.regs, pause.arch.sregs);
-                println!(
-                    "vCPU {index} stands at rip {:#x}, rsp {:#x}, cr0 {:#x}, cr3 {:#x}, cr4 {:#x}",
-                    regs.rip, regs.rsp, sregs.cr0, sregs.cr3, sregs.cr4
-                );
-                let code = session.read_physical(regs.rip, 16)?;
-                let code: Vec<String> = code.iter().map(|b| format!("{b:02x}")).collect();
-                println!("  where the guest's memory holds {}", code.join(" "));
-                pause.proceed()?;
-            }
-            other => {
-                println!("vCPU {index}: {}", other.name());
-                other.proceed()?;
-            }
-        }
+    vm.ioctls().allow_every_command().context("allow all commands")?;
+    vm.ioctls().allow_every_event().context("allow all events")?;
+    let session = SessionOptions::new().timeout(PATIENCE).start(ours);
+    let (version, vcpus) = (session.version()?.version, session.vcpu_count()?);
+    writeln!(out, "VMM {pid}: hooked, protocol version {version}, {vcpus} vCPUs")?;
+    for index in 0..vcpus {
+        show(&session, index, out).with_context(|| format!("vCPU {index}"))?;
     }
     session.close();
-    ioctls::unhook(vm.as_fd()).context("UNHOOK")?;
-    println!("unhooked; the guest runs on");
+    hooked.unhook()?;
+    writeln!(out, "unhooked; the guest runs on")?;
     Ok(())
+}
+
+/// Where a vCPU stands. It runs on when this returns: an event that is dropped is answered.
+fn show(session: &Session, index: u16, out: &mut impl Write) -> anyhow::Result<()> {
+    session.pause_vcpu(index, true)?;
+    let pause = match session.next_event_of(index) {
+        Err(error) if error.is_timeout() => {
+            writeln!(out, "vCPU {index} does not stop: its VMM does not run it")?;
+            return Ok(());
+        }
+        event => event?.pause()?,
+    };
+    let (regs, sregs) = (pause.arch.regs, pause.arch.sregs);
+    writeln!(
+        out,
+        "vCPU {index} stands at rip {:#x}, rsp {:#x}, cr0 {:#x}, cr3 {:#x}, cr4 {:#x}",
+        regs.rip, regs.rsp, sregs.cr0, sregs.cr3, sregs.cr4
+    )?;
+    let vcpu = session.vcpu(index);
+    let start = linear_rip(&pause.arch);
+    let code = vcpu.read_linear(start, CODE_BYTES)?;
+    if !code.is_empty() {
+        let bytes: Vec<String> = code.iter().map(|byte| format!("{byte:02x}")).collect();
+        writeln!(out, "  its code at linear address {start:#x}: {}", bytes.join(" "))?;
+    }
+    if code.len() < CODE_BYTES {
+        let end = start.wrapping_add(code.len() as u64);
+        match vcpu.translate(end)? {
+            None => writeln!(out, "  the guest's page tables map nothing at linear address {end:#x}")?,
+            Some(gpa) => writeln!(
+                out,
+                "  linear address {end:#x} is at {gpa:#x}, where the guest has no memory"
+            )?,
+        }
+    }
+    pause.proceed()?;
+    Ok(())
+}
+
+/// The linear address of the next instruction: in 64-bit mode the base of CS does not count, elsewhere it wraps at 4 GiB.
+fn linear_rip(arch: &VcpuEventArch) -> u64 {
+    if arch.mode == 8 {
+        arch.regs.rip
+    } else {
+        arch.sregs.cs.base.wrapping_add(arch.regs.rip) & u64::from(u32::MAX)
+    }
 }
 
 fn parse(arguments: &[&str]) -> anyhow::Result<Option<i32>> {
@@ -84,52 +126,5 @@ fn parse(arguments: &[&str]) -> anyhow::Result<Option<i32>> {
     }
 }
 
-/// A VM of another process, taken as a tool takes it: by that process's descriptor.
-fn find_vm(wanted: Option<i32>) -> anyhow::Result<(i32, OwnedFd)> {
-    let vms = vms()?;
-    ensure!(!vms.is_empty(), "no process has a VM; to start one: vm GUEST &");
-    let is_wanted = |(pid, _): &&(i32, i32)| wanted.is_none_or(|wanted| wanted == *pid);
-    let Some(&(pid, number)) = vms.iter().find(is_wanted) else {
-        let pids: Vec<String> = vms.iter().map(|(pid, _)| pid.to_string()).collect();
-        bail!(
-            "process {} has no VM; those that have one: {}",
-            wanted.unwrap_or_default(),
-            pids.join(", ")
-        );
-    };
-    let process = Pid::from_raw(pid).context("there is no process 0")?;
-    let process = pidfd_open(process, PidfdFlags::empty())?;
-    Ok((pid, pidfd_getfd(process, number, PidfdGetfdFlags::empty())?))
-}
-
-/// Each process that has a VM, and the number of the descriptor by which it has it.
-fn vms() -> anyhow::Result<Vec<(i32, i32)>> {
-    let pids = fs::read_dir("/proc")?.filter_map(|entry| entry.ok()?.file_name().to_str()?.parse::<i32>().ok());
-    let vm_of = |pid: i32| {
-        // It may have ended by now.
-        let descriptors = fs::read_dir(format!("/proc/{pid}/fd")).ok()?;
-        let is_vm = |path: &Path| fs::read_link(path).is_ok_and(|link| link.as_os_str() == VM_LINK);
-        let vm = descriptors.filter_map(Result::ok).find(|d| is_vm(&d.path()))?;
-        Some((pid, vm.file_name().to_str()?.parse().ok()?))
-    };
-    let mut vms: Vec<(i32, i32)> = pids.filter_map(vm_of).collect();
-    vms.sort_unstable();
-    Ok(vms)
-}
-
 #[cfg(test)]
-mod tests {
-    use super::*;
-
-    #[test]
-    fn what_can_be_typed() {
-        let of = |arguments: &[&str]| typed("introspect", arguments, parse);
-        assert_eq!(of(&[]).unwrap(), Typed::This(None));
-        assert_eq!(of(&["71"]).unwrap(), Typed::This(Some(71)));
-        assert_eq!(of(&["-h"]).unwrap(), Typed::Help);
-        for wrong in [&["storm"][..], &["0"], &["-1"], &["1", "2"]] {
-            let said = of(wrong).unwrap_err().to_string();
-            assert!(said.ends_with("; for help: introspect --help"), "{said}");
-        }
-    }
-}
+mod tests;

@@ -7,7 +7,7 @@ use kvm_bindings::{
     CpuId, KVM_CAP_DIRTY_LOG_RING, KVM_CAP_SPLIT_IRQCHIP, KVM_MAX_CPUID_ENTRIES, kvm_enable_cap, kvm_guest_debug,
     kvm_msi,
 };
-use kvm_ioctls::{Kvm, MsrFilterDefaultAction, MsrFilterRange, MsrFilterRangeFlags, VmFd};
+use kvm_ioctls::{Kvm, MsrFilterDefaultAction, MsrFilterRange, MsrFilterRangeFlags, VcpuFd, VmFd};
 use kvmi_guests::{DOORBELL_VECTOR, layout};
 use kvmi_lab_scenarios::ioctls;
 use kvmi_lab_scenarios::vmm::{Answer, HookFd, Hypercalls, Permission, Refusal, Reply, Request, Until, VmConfig};
@@ -35,6 +35,7 @@ pub(super) struct Machine {
     entry: u64,
     uninitialised_aps: bool,
     without_rseq: bool,
+    more: Vec<VmFd>,
 }
 
 impl Machine {
@@ -79,6 +80,7 @@ impl Machine {
             slots,
             uninitialised_aps: config.uninitialised_aps,
             without_rseq: config.without_rseq,
+            more: Vec::new(),
         };
         for _ in 0..config.vcpus {
             machine.add_vcpu()?;
@@ -137,6 +139,10 @@ impl Machine {
                     .while_out(move |vcpu| vcpu.set_regs(&regs).refused("KVM_SET_REGS"))?;
             }
             Request::Write { vcpu, by } => self.vcpu(vcpu)?.while_out(move |vcpu| state::write(vcpu, by))?,
+            Request::Complete { vcpu } => self.vcpu(vcpu)?.while_out(complete)?,
+            Request::StopAtInput { vcpu } => self.vcpu(vcpu)?.stop_at_input(),
+            Request::InterruptInWindow { vcpu, vector } => self.vcpu(vcpu)?.interrupt_in_window(vector)?,
+            Request::HookMore => self.hook_more(&fds)?,
             Request::GetMpState { vcpu } => {
                 let state = self
                     .vcpu(vcpu)?
@@ -210,6 +216,17 @@ impl Machine {
         }
     }
 
+    /// Makes VMs that are there to be hooked alone.
+    fn hook_more(&mut self, sockets: &[OwnedFd]) -> Result<(), Refusal> {
+        let kvm = Kvm::new().refused("open /dev/kvm")?;
+        for socket in sockets {
+            let vm = kvm.create_vm().refused("KVM_CREATE_VM")?;
+            ioctls::hook(super::slots::borrow(&vm), socket.as_raw_fd(), 0, UUID).refused("KVM_INTROSPECTION_HOOK")?;
+            self.more.push(vm);
+        }
+        Ok(())
+    }
+
     fn borrow_vm(&self) -> BorrowedFd<'_> {
         super::slots::borrow(&self.vm)
     }
@@ -245,6 +262,17 @@ impl Machine {
             Until::Running => status.running,
         });
         Ok(Answer::Status(status))
+    }
+}
+
+/// `KVM_RUN` that enters no guest.
+fn complete(vcpu: &mut VcpuFd) -> Result<(), Refusal> {
+    vcpu.set_kvm_immediate_exit(1);
+    let outcome = vcpu.run().map(|exit| format!("{exit:?}"));
+    vcpu.set_kvm_immediate_exit(0);
+    match outcome {
+        Err(e) if e.errno() == rustix::io::Errno::INTR.raw_os_error() => Ok(()),
+        other => Err(refuse(format!("KVM_RUN with immediate_exit ended with {other:?}"))),
     }
 }
 

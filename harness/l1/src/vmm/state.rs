@@ -5,7 +5,7 @@
 
 use std::os::fd::{AsRawFd, BorrowedFd};
 
-use kvm_bindings::kvm_interrupt;
+use kvm_bindings::{KVM_MP_STATE_HALTED, kvm_interrupt, kvm_mp_state, kvm_regs};
 use kvm_ioctls::{KvmNestedStateBuffer, SyncReg, VcpuFd};
 use kvmi_lab_scenarios::vmm::{Refusal, VcpuWrite};
 use rustix::io::Errno;
@@ -45,6 +45,31 @@ pub(super) fn write(vcpu: &mut VcpuFd, by: VcpuWrite) -> Result<(), Refusal> {
             vcpu.nested_state(&mut state).refused("KVM_GET_NESTED_STATE")?;
             vcpu.set_nested_state(&state).refused("KVM_SET_NESTED_STATE")
         }
+        VcpuWrite::ChangedRegs => {
+            let regs = other_regs(vcpu)?;
+            vcpu.set_regs(&regs).refused("KVM_SET_REGS")
+        }
+        VcpuWrite::ChangedSregs => {
+            let mut sregs = vcpu.get_sregs().refused("KVM_GET_SREGS")?;
+            sregs.cr2 ^= 0x1000;
+            vcpu.set_sregs(&sregs).refused("KVM_SET_SREGS")
+        }
+        VcpuWrite::ChangedDirtyRegs => {
+            vcpu.sync_regs_mut().regs = other_regs(vcpu)?;
+            vcpu.set_sync_dirty_reg(SyncReg::Register);
+            Ok(())
+        }
+        VcpuWrite::ChangedEvents => {
+            let mut events = vcpu.get_vcpu_events().refused("KVM_GET_VCPU_EVENTS")?;
+            events.nmi.masked ^= 1;
+            vcpu.set_vcpu_events(&events).refused("KVM_SET_VCPU_EVENTS")
+        }
+        VcpuWrite::ChangedMpState => {
+            let halted = kvm_mp_state {
+                mp_state: KVM_MP_STATE_HALTED,
+            };
+            vcpu.set_mp_state(halted).refused("KVM_SET_MP_STATE")
+        }
         VcpuWrite::InjectedInterrupt(vector) => {
             let mut events = vcpu.get_vcpu_events().refused("KVM_GET_VCPU_EVENTS")?;
             (events.interrupt.injected, events.interrupt.nr, events.interrupt.soft) = (1, vector, 0);
@@ -71,7 +96,16 @@ pub(super) fn write(vcpu: &mut VcpuFd, by: VcpuWrite) -> Result<(), Refusal> {
     }
 }
 
-fn interrupt(vcpu: &VcpuFd, vector: u32) -> Result<(), Errno> {
+/// Its registers, but for a flag that changes nothing else.
+fn other_regs(vcpu: &VcpuFd) -> Result<kvm_regs, Refusal> {
+    const ID: u64 = 1 << 21;
+    let mut regs = vcpu.get_regs().refused("KVM_GET_REGS")?;
+    regs.rflags ^= ID;
+    Ok(regs)
+}
+
+/// `KVM_INTERRUPT`.
+pub(super) fn interrupt(vcpu: &VcpuFd, vector: u32) -> Result<(), Errno> {
     // SAFETY: the descriptor is open as long as `vcpu` is borrowed.
     let fd = unsafe { BorrowedFd::borrow_raw(vcpu.as_raw_fd()) };
     // SAFETY: the kernel reads the 4 bytes of the argument and keeps no pointer to them.

@@ -13,7 +13,7 @@ use kvmi_lab_scenarios::vmm::{Mark, Refusal, VcpuStatus};
 use vmm_sys_util::signal::Killable;
 
 use super::statistics::Exits;
-use super::{refuse, rseq, signals, slice};
+use super::{refuse, rseq, signals, slice, state};
 
 type Job = Box<dyn FnOnce(&mut VcpuFd) + Send>;
 
@@ -27,6 +27,10 @@ enum Wanted {
 
 struct State {
     wanted: Wanted,
+    /// To stay out when the guest has read the port of the marks.
+    stops_at_input: bool,
+    /// To be given to the guest when it takes an interrupt.
+    in_window: Option<u8>,
     jobs: VecDeque<Job>,
     status: VcpuStatus,
 }
@@ -60,6 +64,8 @@ impl Vcpu {
         let shared = Arc::new(Shared {
             state: Mutex::new(State {
                 wanted: Wanted::StayOut,
+                stops_at_input: false,
+                in_window: None,
                 jobs: VecDeque::new(),
                 status: VcpuStatus::default(),
             }),
@@ -136,6 +142,19 @@ impl Vcpu {
         drop(state);
         self.shared.changed.notify_all();
         receive.recv().map_err(|_| refuse("the vCPU's thread has ended"))?
+    }
+
+    pub(super) fn stop_at_input(&self) {
+        self.shared.lock().stops_at_input = true;
+    }
+
+    /// Asks KVM for the moment at which it takes this interrupt, and gives it then.
+    pub(super) fn interrupt_in_window(&self, vector: u8) -> Result<(), Refusal> {
+        self.shared.lock().in_window = Some(vector);
+        self.while_out(|vcpu| {
+            vcpu.get_kvm_run().request_interrupt_window = 1;
+            Ok(())
+        })
     }
 
     pub(super) fn status(&self) -> VcpuStatus {
@@ -239,7 +258,7 @@ impl Runner {
                     word.copy_from_slice(&state.status.inputs.to_le_bytes());
                     state.status.inputs += 1;
                 }
-                ("io".to_owned(), true)
+                ("io".to_owned(), !std::mem::take(&mut state.stops_at_input))
             }
             Ok(VcpuExit::IoOut(..) | VcpuExit::IoIn(..)) => ("io".to_owned(), true),
             Ok(VcpuExit::MmioRead(_, data)) => {
@@ -252,6 +271,10 @@ impl Runner {
             }
             Ok(VcpuExit::MmioWrite(..)) => ("mmio".to_owned(), true),
             Ok(VcpuExit::Intr) => ("intr".to_owned(), true),
+            Ok(VcpuExit::IrqWindowOpen) => {
+                self.interrupt();
+                ("interrupt window".to_owned(), true)
+            }
             Ok(VcpuExit::Hlt) => ("hlt".to_owned(), false),
             Ok(VcpuExit::Shutdown) => ("shutdown".to_owned(), false),
             Ok(VcpuExit::Debug(_)) => ("debug".to_owned(), false),
@@ -283,6 +306,17 @@ impl Runner {
         }
         drop(state);
         self.shared.changed.notify_all();
+    }
+
+    /// Gives the guest the interrupt that it takes now.
+    fn interrupt(&mut self) {
+        self.vcpu.get_kvm_run().request_interrupt_window = 0;
+        let vector = self.shared.lock().in_window.take();
+        if let Some(vector) = vector
+            && let Err(e) = state::interrupt(&self.vcpu, vector.into())
+        {
+            self.log(format!("vCPU {}: KVM_INTERRUPT: {e}", self.index));
+        }
     }
 
     fn note(&self, change: impl FnOnce(&mut VcpuStatus)) {

@@ -4,11 +4,11 @@
 //! Bochs sends what L1 writes to its second serial port over a socket, by `send`, and looks there for what it may read, by `select`. It
 //! tells its screen when the CPU goes to sleep, which calls `select` too. This library stands before these functions:
 //!
-//! - A Bochs that boots saves itself ([`save`]) when its CPU first sleeps after the byte [`POINT`] has left.
-//! - A Bochs that was restored stops being a machine and becomes a server ([`serve`]) when it first looks at the serial port: it accepts
+//! - A Bochs that boots saves itself (`save`) when its CPU first sleeps after the byte `POINT` has left.
+//! - A Bochs that was restored stops being a machine and becomes a server (`serve`) when it first looks at the serial port: it accepts
 //!   connections of its own user on a unix socket that it inherited, and for each forks a child that goes on as the machine.
 //!
-//! Which of the two it is, is in the environment that the process is given: [`save::FOLDER`] or [`serve::SOCKET`].
+//! Which of the two it is, is in the environment that the process is given: `save::FOLDER` or `serve::SOCKET`.
 //!
 //! Bochs also draws its screen on a terminal that it opens for someone to look at, and stops for good when nobody does. So this library
 //! looks, up to the point, and after it lets the machine draw on nothing.
@@ -16,7 +16,7 @@
 //! While its CPU sleeps Bochs waits a millisecond of real time for someone to type, again and again, although the time inside passes by
 //! itself. Nobody types, so this library answers at once.
 //!
-//! Where its CPU has SVM, [`svm`] mends that.
+//! Where its CPU has SVM, `svm` mends that.
 
 // Unsafe is what this library is for: it replaces C functions, calls one of Bochs's, and forks a process that is not its own.
 #![allow(unsafe_code)]

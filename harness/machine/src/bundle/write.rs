@@ -11,7 +11,7 @@ use serde::{Deserialize, Serialize};
 use super::manifest::{Manifest, Member, SCHEMA, sha256};
 use super::{FILE, MAX_BYTES, MAX_LOG_BYTES, name};
 use crate::boot::Boot;
-use crate::date::Date;
+use crate::complaint::today;
 use crate::outcome::{Outcome, Record};
 use crate::pace::Pace;
 use crate::run_folder;
@@ -52,7 +52,7 @@ pub fn write(source: &Source, record: &Record, folder: &Path) -> io::Result<Path
     let emulator = source.emulators.iter().find(|(lane, _)| *lane == record.lane);
     let manifest = Manifest {
         schema: SCHEMA,
-        made: Date::today().to_string(),
+        made: today().to_string(),
         checkout: source.checkout.clone(),
         scenario: record.scenario.clone(),
         lane: record.lane,

@@ -4,6 +4,7 @@
 use std::fs;
 use std::time::Duration;
 
+use kvmi::command::GetVcpuInfo;
 use kvmi_uapi::error::ENOMEM;
 use kvmi_uapi::{MAX_PAYLOAD, MAX_QUEUED_BYTES, msg};
 use rustix::mount::{MountFlags, mount};
@@ -129,7 +130,7 @@ fn charged(context: &mut Context) -> Result<(), Failure> {
     vm.resume(0)?;
     drain(&mut wire, waiting)?;
     check!(
-        wire.vcpu(0, msg::VCPU_GET_INFO, &[0u8; 0])?.is_ok(),
+        wire.ask(&GetVcpuInfo { vcpu: 0 })?.is_ok(),
         "the vCPU was refused without a limit"
     );
     check_eq!(vm.unhook()?, 0, "errno of UNHOOK");

@@ -32,7 +32,32 @@ pub(super) const SCENARIOS: &[Scenario] = &[
         "a read-only slot can be read; writing it answers EPERM and changes nothing",
         read_only,
     ),
+    scenario(
+        "commands::vm_memory_is_the_vmms",
+        "the page that KVM itself puts at the APIC's address is no guest memory: ENOENT to read, to write, EINVAL to restrict",
+        own_slots,
+    ),
 ];
+
+fn own_slots(context: &mut Context) -> Result<(), Failure> {
+    /// `APIC_DEFAULT_PHYS_BASE`: KVM has a slot of its own there where the CPU virtualizes APIC accesses.
+    const APIC_PAGE: u64 = 0xfee0_0000;
+    context.stage("start", Duration::from_secs(20));
+    let (vm, mut wire) = context.hooked_vm("memory", 1)?;
+    check_eq!(wire.read_physical(APIC_PAGE, 8)?, Err(ENOENT), "VM_READ_PHYSICAL");
+    check_eq!(
+        wire.write_physical(APIC_PAGE, &[0; 8])?,
+        Err(ENOENT),
+        "VM_WRITE_PHYSICAL"
+    );
+    let request = crate::pages::request(&[(APIC_PAGE, 0)]);
+    check_eq!(
+        wire.vm(msg::VM_SET_PAGE_ACCESS, &request[..])?,
+        Err(EINVAL),
+        "VM_SET_PAGE_ACCESS"
+    );
+    vm.exit()
+}
 
 fn read(context: &mut Context) -> Result<(), Failure> {
     context.stage("start", Duration::from_secs(20));

@@ -3,10 +3,10 @@
 
 use std::time::Duration;
 
+use kvmi::command::GetVcpuInfo;
 use kvmi_uapi::error::EBUSY;
 use kvmi_uapi::{MAX_QUEUED_COMMANDS, msg};
 
-use crate::wire::vcpu_payload;
 use crate::{Context, Failure, Scenario, check, check_eq, scenario};
 
 pub(super) const SCENARIOS: &[Scenario] = &[scenario(
@@ -22,20 +22,16 @@ fn count_limit(context: &mut Context) -> Result<(), Failure> {
     context.stage("fill", Duration::from_secs(20));
     let mut seqs = Vec::new();
     for _ in 0..MAX_QUEUED_COMMANDS {
-        seqs.push(wire.send(msg::VCPU_GET_INFO, &vcpu_payload(1, &[]))?);
+        seqs.push(wire.submit(&GetVcpuInfo { vcpu: 1 })?);
     }
     // The reader takes them one after the other, so this answer shows that all of them are queued.
     check_eq!(wire.vcpu_count()?, 2, "vCPUs");
     check_eq!(wire.untaken_answers(), 0, "answers by a vCPU that does not run");
     for _ in 0..3 {
-        check_eq!(
-            wire.vcpu(1, msg::VCPU_GET_INFO, &[0u8; 0])?,
-            Err(EBUSY),
-            "one command too many"
-        );
+        check_eq!(wire.ask(&GetVcpuInfo { vcpu: 1 })?, Err(EBUSY), "one command too many");
     }
     check!(
-        wire.vcpu(0, msg::VCPU_GET_INFO, &[0u8; 0])?.is_ok(),
+        wire.ask(&GetVcpuInfo { vcpu: 0 })?.is_ok(),
         "the other vCPU was refused"
     );
     context.stage("drain", Duration::from_secs(20));
@@ -46,7 +42,7 @@ fn count_limit(context: &mut Context) -> Result<(), Failure> {
         check!(answer.is_ok(), "VCPU_GET_INFO was refused: {answer:?}");
     }
     check!(
-        wire.vcpu(1, msg::VCPU_GET_INFO, &[0u8; 0])?.is_ok(),
+        wire.ask(&GetVcpuInfo { vcpu: 1 })?.is_ok(),
         "the drained vCPU was refused"
     );
     vm.exit()

@@ -3,6 +3,7 @@
 
 use std::time::Duration;
 
+use kvmi::command::GetVcpuInfo;
 use kvmi_guests::layout;
 use kvmi_uapi::{MAX_MSRS, MsrEntry, VcpuGetInfoReply, VcpuGetRegisters, VcpuGetRegistersReply, msg};
 use zerocopy::{FromBytes, IntoBytes};
@@ -29,8 +30,8 @@ fn get_info(context: &mut Context) -> Result<(), Failure> {
     context.stage("answers", Duration::from_secs(10));
     let mut speeds = Vec::new();
     for vcpu in 0..2 {
-        let data = expect_data(wire.vcpu(vcpu, msg::VCPU_GET_INFO, &[0u8; 0])?, "VCPU_GET_INFO")?;
-        speeds.push(read_exactly::<VcpuGetInfoReply>(&data, "VCPU_GET_INFO")?.tsc_speed);
+        let info = wire.get(&GetVcpuInfo { vcpu }, size_of::<VcpuGetInfoReply>())?;
+        speeds.push(info.tsc_speed);
     }
     check_eq!(speeds[0], speeds[1], "TSC frequencies of two vCPUs");
     check!(
@@ -60,7 +61,8 @@ fn get_registers(context: &mut Context) -> Result<(), Failure> {
     context.stage("start", Duration::from_secs(20));
     let (vm, mut wire) = context.hooked_vm("halt", 2)?;
     context.stage("answers", Duration::from_secs(10));
-    let got = wire.registers(1)?;
+    let data = expect_data(wire.vcpu(1, id, &request(&[])[..])?, "VCPU_GET_REGISTERS")?;
+    let got: VcpuGetRegistersReply = read_exactly(&data, "VCPU_GET_REGISTERS")?;
     vm.pause(1)?;
     let wanted = vm.regs(1)?;
     vm.resume(1)?;

@@ -3,13 +3,11 @@
 
 use std::time::Duration;
 
+use kvmi::command::{GetCpuid, GetMtrrType, GetXsave, TranslateGva};
 use kvmi_guests::{Op, layout};
 use kvmi_lab_control::Backend;
 use kvmi_uapi::error::EINVAL;
-use kvmi_uapi::{
-    VcpuGetCpuid, VcpuGetCpuidReply, VcpuGetMtrrType, VcpuGetMtrrTypeReply, VcpuTranslateGva, VcpuTranslateGvaReply,
-    msg,
-};
+use kvmi_uapi::{VcpuGetCpuidReply, VcpuGetMtrrTypeReply, VcpuTranslateGvaReply, msg};
 
 use crate::requests::{expect_data, read_exactly};
 use crate::vmm::{Vm, field};
@@ -47,10 +45,15 @@ pub(super) const SCENARIOS: &[Scenario] = &[
         "VCPU_TRANSLATE_GVA: mapped, unmapped, not canonical",
         translate_gva,
     ),
+    scenario(
+        "commands::vcpu_translate_gva_whoever_may",
+        "VCPU_TRANSLATE_GVA of a user's page with SMAP and SMEP on, no accessed bit set; by other tables than the current ones",
+        translate_whoever_may,
+    ),
 ];
 
 fn cpuid(wire: &mut Wire, vcpu: u16, function: u32, index: u32) -> Result<Result<VcpuGetCpuidReply, i32>, Failure> {
-    let answer = wire.vcpu(vcpu, msg::VCPU_GET_CPUID, &VcpuGetCpuid { function, index })?;
+    let answer = wire.ask(&GetCpuid { vcpu, function, index })?;
     answer.map_or_else(
         |errno| Ok(Err(errno)),
         |data| read_exactly(&data, "VCPU_GET_CPUID").map(Ok),
@@ -113,7 +116,7 @@ const MXCSR: usize = 24;
 const XSTATE_BV: usize = 512;
 
 fn get_xsave(wire: &mut Wire) -> Result<Vec<u8>, Failure> {
-    let state = expect_data(wire.vcpu(0, msg::VCPU_GET_XSAVE, &[0u8; 0])?, "VCPU_GET_XSAVE")?;
+    let state = expect_data(wire.ask(&GetXsave { vcpu: 0 })?, "VCPU_GET_XSAVE")?;
     check_eq!(state.len(), 4096, "bytes of extended state");
     Ok(state)
 }
@@ -189,11 +192,7 @@ fn xsave(context: &mut Context) -> Result<(), Failure> {
 }
 
 fn memory_type(wire: &mut Wire, gpa: u64) -> Result<u8, Failure> {
-    let data = expect_data(
-        wire.vcpu(0, msg::VCPU_GET_MTRR_TYPE, &VcpuGetMtrrType { gpa })?,
-        "VCPU_GET_MTRR_TYPE",
-    )?;
-    let reply = read_exactly::<VcpuGetMtrrTypeReply>(&data, "VCPU_GET_MTRR_TYPE")?;
+    let reply = wire.get(&GetMtrrType { vcpu: 0, gpa }, size_of::<VcpuGetMtrrTypeReply>())?;
     check_eq!(reply.pad, [0; 7], "padding of VCPU_GET_MTRR_TYPE's reply");
     Ok(reply.type_)
 }
@@ -246,11 +245,61 @@ fn get_mtrr_type(context: &mut Context) -> Result<(), Failure> {
 }
 
 fn translation(wire: &mut Wire, gva: u64) -> Result<u64, Failure> {
-    let data = expect_data(
-        wire.vcpu(0, msg::VCPU_TRANSLATE_GVA, &VcpuTranslateGva { gva })?,
-        "VCPU_TRANSLATE_GVA",
-    )?;
-    Ok(read_exactly::<VcpuTranslateGvaReply>(&data, "VCPU_TRANSLATE_GVA")?.gpa)
+    translation_by(wire, None, gva)
+}
+
+/// By the tables at this root, if there is one.
+fn translation_by(wire: &mut Wire, root: Option<u64>, gva: u64) -> Result<u64, Failure> {
+    let command = TranslateGva { vcpu: 0, gva, root };
+    Ok(wire.get(&command, size_of::<VcpuTranslateGvaReply>())?.gpa)
+}
+
+fn translate_whoever_may(context: &mut Context) -> Result<(), Failure> {
+    const LARGE_PAGE: u64 = 2 << 20;
+    const USERS: u64 = 300;
+    /// Present, the user's, large: neither written nor accessed yet.
+    const ENTRY: u64 = layout::SCRATCH | 0x85;
+    /// CR4.SMEP and SMAP.
+    const KEPT_OUT: u64 = 1 << 20 | 1 << 21;
+    context.stage("start", Duration::from_secs(20));
+    let (vm, mut wire) = context.hooked_vm("system", 1)?;
+    let cr4 = vm.carry_out(context, 0, Op::ReadCr, [4, 0, 0, 0])?;
+    context.stage("a user's page", Duration::from_secs(10));
+    let entry = layout::PAGE_DIRECTORY + 8 * USERS;
+    vm.guest.write(entry, &ENTRY.to_le_bytes())?;
+    let now = vm.carry_out(context, 0, Op::WriteCr, [4, cr4 | KEPT_OUT, 0, 0])?;
+    check_eq!(now, cr4 | KEPT_OUT, "CR4");
+    check_eq!(
+        translation(&mut wire, USERS * LARGE_PAGE + 0x456)?,
+        layout::SCRATCH + 0x456,
+        "translation with SMAP and SMEP"
+    );
+    let mut bytes = [0; 8];
+    vm.guest.read(entry, &mut bytes)?;
+    check_eq!(u64::from_le_bytes(bytes), ENTRY, "the entry: no accessed bit");
+    context.stage("another root", Duration::from_secs(10));
+    // The same tables five entries further on.
+    let root = layout::SCRATCH + 0x10_0000;
+    vm.guest.write(root + 8 * 5, &(layout::PDPT | 3).to_le_bytes())?;
+    let moved = 5 << 39 | layout::PROGRAM;
+    for (root, gva, gpa) in [
+        (root, moved, layout::PROGRAM),
+        (root | 0xfff, moved, layout::PROGRAM),
+        (root, layout::PROGRAM, u64::MAX),
+        (layout::OTHER_ROOT, layout::PROGRAM, layout::PROGRAM),
+    ] {
+        check_eq!(
+            translation_by(&mut wire, Some(root), gva)?,
+            gpa,
+            "translation of {gva:#x} by {root:#x}"
+        );
+    }
+    check_eq!(
+        translation(&mut wire, moved)?,
+        u64::MAX,
+        "translation by the current root"
+    );
+    vm.exit()
 }
 
 fn translate_gva(context: &mut Context) -> Result<(), Failure> {

@@ -10,7 +10,7 @@ use crate::{Context, Failure, Scenario, check_eq, scenario};
 
 pub(super) const SCENARIOS: &[Scenario] = &[scenario(
     "commands::vcpu_control_msr",
-    "VCPU_CONTROL_MSR: both ranges, and the VMM's filter",
+    "VCPU_CONTROL_MSR: both ranges, what is in neither, and the VMM's filter",
     control_msr,
 )];
 
@@ -32,6 +32,11 @@ fn control_msr(context: &mut Context) -> Result<(), Failure> {
         0xc000_0080,
         KERNEL_GS_BASE,
         0xc000_1fff,
+        0x2000,
+        0x4000_0000,
+        0x4b56_4d01,
+        0xc001_0015,
+        u32::MAX,
     ] {
         for on in [true, true, false, false] {
             wire.control_msr(0, msr, on)?;

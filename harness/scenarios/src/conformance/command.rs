@@ -8,9 +8,10 @@ mod vm;
 
 pub(super) use vcpu_switch::UNDEFINED;
 
-use std::ops::Range;
+use std::collections::BTreeSet;
 use std::time::Duration;
 
+use kvmi_uapi::table;
 use kvmi_uapi::{event, msg};
 
 use super::{About, Case, GROUP, Shown, UNINITIALISED, VCPUS, say, with_one_uninitialised};
@@ -28,42 +29,21 @@ pub(crate) struct Command {
     guest: &'static str,
     /// A request with which nothing is wrong.
     good: fn() -> Vec<u8>,
-    /// How many bytes of data answer it.
-    reply: usize,
-    /// Which of its bytes are padding: of the request, of the first entry behind it.
-    pads: [Range<usize>; 2],
     /// What this command alone can be answered with, and why not with what is left.
     own: &'static [Case<Stand>],
 }
 
-/// Commands in the order of the page.
-pub(super) static COMMANDS: &[Command] = &[
-    vm::GET_VERSION,
-    vm::VM_CHECK_COMMAND,
-    vm::VM_CHECK_EVENT,
-    vm::VM_GET_INFO,
-    vm::VM_CONTROL_EVENTS,
-    vm::VM_READ_PHYSICAL,
-    vm::VM_WRITE_PHYSICAL,
-    vm::VM_PAUSE_VCPU,
-    vm::VM_CONTROL_CLEANUP,
-    vm::VM_SET_PAGE_ACCESS,
-    vm::VM_GET_PAGE_ACCESS,
-    vcpu::VCPU_GET_INFO,
-    vcpu_switch::VCPU_CONTROL_EVENTS,
-    vcpu::VCPU_GET_REGISTERS,
-    vcpu::VCPU_SET_REGISTERS,
-    vcpu::VCPU_GET_CPUID,
-    vcpu_switch::VCPU_CONTROL_CR,
-    vcpu_switch::VCPU_INJECT_EXCEPTION,
-    vcpu::VCPU_GET_XCR,
-    vcpu::VCPU_GET_XSAVE,
-    vcpu::VCPU_SET_XSAVE,
-    vcpu::VCPU_GET_MTRR_TYPE,
-    vcpu_switch::VCPU_CONTROL_MSR,
-    vcpu_switch::VCPU_CONTROL_SINGLESTEP,
-    vcpu::VCPU_TRANSLATE_GVA,
-];
+/// Commands, by the files that have them.
+static COMMANDS: &[&[Command]] = &[vm::COMMANDS, vcpu::COMMANDS, vcpu_switch::COMMANDS];
+
+/// Commands in the order of the table of messages.
+pub(super) fn commands() -> impl Iterator<Item = &'static Command> {
+    table::COMMANDS.iter().filter_map(|row| find(row.id))
+}
+
+pub(super) fn find(id: u16) -> Option<&'static Command> {
+    COMMANDS.iter().copied().flatten().find(|command| command.id == id)
+}
 
 impl Command {
     /// A command that needs no more than this to be told of; `ID` is its number.
@@ -74,28 +54,8 @@ impl Command {
             run: run::<ID>,
             guest: "halt",
             good,
-            reply: 0,
-            pads: [0..0, 0..0],
             own,
         }
-    }
-
-    /// The same with so much data in its answer.
-    const fn replying(mut self, bytes: usize) -> Self {
-        self.reply = bytes;
-        self
-    }
-
-    /// The same with padding in its request.
-    const fn padded(mut self, pads: Range<usize>) -> Self {
-        self.pads[0] = pads;
-        self
-    }
-
-    /// The same with padding in each of its entries, of which the good request has one.
-    const fn with_padded_entries(mut self, pads: Range<usize>) -> Self {
-        self.pads[1] = pads;
-        self
     }
 
     /// The same with another guest.
@@ -104,11 +64,34 @@ impl Command {
         self
     }
 
+    /// What the table of messages says of it.
+    fn row(&self) -> Option<&'static table::Command> {
+        table::command(self.id)
+    }
+
     pub(super) fn name(&self) -> &'static str {
-        msg::COMMANDS
-            .iter()
-            .find(|(id, _)| *id == self.id)
-            .map_or("?", |(_, name)| name)
+        self.row().map_or("?", |row| row.name)
+    }
+
+    /// How many bytes of data answer the good request.
+    fn reply_bytes(&self) -> usize {
+        self.row().map_or(0, |row| row.reply.bytes(&(self.good)()))
+    }
+
+    /// Which bytes of the good request are padding: of its structure, and of the first entry behind it.
+    fn padding(&self) -> Vec<usize> {
+        let Some(request) = self.row().map(|row| &row.request) else {
+            return Vec::new();
+        };
+        let head = request.head.map(|head| (0, head));
+        let entry = request.tail.as_ref().map(|tail| (request.head_bytes(), tail.unit));
+        let parts = head.into_iter().chain(entry);
+        let padding = parts.flat_map(|(at, s)| {
+            s.padding()
+                .map(move |field| at + field.offset..at + field.offset + field.size)
+        });
+        let bytes = (self.good)().len();
+        padding.flatten().filter(|at| *at < bytes).collect()
     }
 
     pub(super) fn good_request(&self) -> (u16, &'static str, Vec<u8>) {
@@ -130,9 +113,10 @@ impl Command {
 
     /// Rows of what is asked of a message before the command itself looks at it.
     pub(super) fn dispatched(&self) -> [&'static [Case<Stand>]; 3] {
-        let permission = match self.id {
-            msg::GET_VERSION | msg::VM_CHECK_COMMAND | msg::VM_CHECK_EVENT => dispatch::QUERY,
-            _ => dispatch::PERMISSION,
+        let permission = if table::QUERIES.contains(&self.id) {
+            dispatch::QUERY
+        } else {
+            dispatch::PERMISSION
         };
         let common = if msg::is_vcpu(self.id) {
             dispatch::VCPU
@@ -144,12 +128,28 @@ impl Command {
 
     /// Rows of what the command itself checks.
     pub(super) fn checked(&self) -> [&'static [Case<Stand>]; 2] {
-        let padding: &[Case<Stand>] = if self.pads[0].is_empty() {
+        let padding: &[Case<Stand>] = if self.padding().is_empty() {
             &[]
         } else {
             dispatch::PADDING
         };
         [padding, self.own]
+    }
+
+    /// Errors that the command itself is answered with, on one back end at least.
+    pub(super) fn own_errors(&self) -> BTreeSet<i32> {
+        let shown = |case: &&Case<Stand>| {
+            [case.vmx, case.svm]
+                .iter()
+                .any(|shown| !matches!(shown, Shown::Never(_)))
+        };
+        let cases = self.checked().into_iter().flatten().filter(shown);
+        cases
+            .filter_map(|case| match case.about {
+                About::Error(errno) => Some(errno),
+                About::Works | About::Closes => None,
+            })
+            .collect()
     }
 
     /// Rows of all that, then reasons for the errors of which there is nothing yet.
@@ -324,10 +324,7 @@ impl Stand {
 }
 
 fn run<const ID: u16>(context: &mut Context) -> Result<(), Failure> {
-    let command = COMMANDS
-        .iter()
-        .find(|command| command.id == ID)
-        .ok_or_else(|| Failure::new(format!("{GROUP} has no command {ID}")))?;
+    let command = find(ID).ok_or_else(|| Failure::new(format!("{GROUP} has no command {ID}")))?;
     let mut stand = Stand::start(context, command)?;
     for case in command.cases() {
         let Shown::Here(provoke) = case.shown(context.backend) else {
@@ -342,4 +339,32 @@ fn run<const ID: u16>(context: &mut Context) -> Result<(), Failure> {
         say(context, command.name(), case);
     }
     stand.vm.exit()
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn each_command_of_the_table_has_rows() {
+        let missing: Vec<_> = table::COMMANDS.iter().filter(|row| find(row.id).is_none()).collect();
+        assert!(missing.is_empty(), "no rows in conformance/command/ for {missing:?}");
+        for command in commands() {
+            assert_eq!(command.scenario, format!("{GROUP}{}", command.name().to_lowercase()));
+        }
+    }
+
+    #[test]
+    fn good_requests_are_whole() {
+        for command in commands() {
+            let (row, good) = (command.row().expect("it has a row"), (command.good)());
+            assert_eq!(good.len(), row.request.bytes(&good), "{}", row.name);
+            assert!(row.padding_is_zero(&good), "{}", row.name);
+        }
+        assert_eq!(
+            find(msg::VM_GET_PAGE_ACCESS).unwrap().padding(),
+            [2, 3, 4, 5, 6, 7, 17, 18, 19, 20, 21, 22, 23]
+        );
+        assert!(find(msg::VCPU_SET_REGISTERS).unwrap().padding().is_empty());
+    }
 }

@@ -6,7 +6,7 @@ mod replies;
 
 use std::time::Duration;
 
-use kvmi_uapi::event;
+use kvmi_uapi::{event, table};
 
 use super::{Case, GROUP, Shown, say, with_one_uninitialised};
 use crate::vmm::Vm;
@@ -22,11 +22,6 @@ pub(crate) struct Event {
     run: fn(&mut Context) -> Result<(), Failure>,
     /// The guest in which it arises.
     guest: &'static str,
-    /// Bytes of its data.
-    data: usize,
-    /// Bytes of its reply's data.
-    reply: usize,
-    may_retry: bool,
     /// Switches on what it takes; done once in each session.
     enable: fn(&mut Stand, &Context) -> Result<(), Failure>,
     /// Has it happen; what [`Event::over`] has to know.
@@ -40,11 +35,23 @@ pub(crate) struct Event {
 }
 
 impl Event {
+    /// What the table of messages says of it.
+    fn row(&self) -> Option<&'static table::Event> {
+        table::event(self.id)
+    }
+
+    /// Bytes of its data.
+    fn data_bytes(&self) -> usize {
+        self.row().and_then(|row| row.data).map_or(0, |data| data.size)
+    }
+
+    /// Bytes of its reply's data.
+    fn reply_bytes(&self) -> usize {
+        self.row().and_then(|row| row.reply).map_or(0, |reply| reply.size)
+    }
+
     pub(super) fn name(&self) -> &'static str {
-        event::ALL
-            .iter()
-            .find(|(id, _)| *id == self.id)
-            .map_or("?", |(_, name)| name)
+        self.row().map_or("?", |row| row.name)
     }
 
     pub(super) fn scenario_name(&self) -> &'static str {
@@ -61,10 +68,10 @@ impl Event {
     }
 
     pub(super) fn cases(&self) -> Vec<&'static Case<Stand>> {
-        let lists: &[&'static [Case<Stand>]] = if self.id == event::UNHOOK {
+        let lists: &[&'static [Case<Stand>]] = if matches!(self.id, event::UNHOOK | event::CREATE_VCPU) {
             &[self.own]
         } else {
-            let retry = if self.may_retry {
+            let retry = if self.row().is_some_and(|row| row.may_retry) {
                 replies::MAY_RETRY
             } else {
                 replies::NO_RETRY
@@ -95,7 +102,11 @@ pub(super) struct Stand {
 
 impl Stand {
     fn start(context: &mut Context, event: &'static Event) -> Result<Self, Failure> {
-        let vm = with_one_uninitialised(context, event.guest)?;
+        let vm = match event.id {
+            // It adds vCPUs, which are to run.
+            event::CREATE_VCPU => context.running_vm(event.guest, 1)?,
+            _ => with_one_uninitialised(context, event.guest)?,
+        };
         Ok(Self {
             event,
             wire: context.hook(&vm)?,
@@ -117,13 +128,13 @@ impl Stand {
         (self.event.enable)(self, context)?;
         let told = (self.event.occur)(self, context)?;
         let event = self.wire.expect_event(self.event.id, 0)?;
-        check_eq!(event.data.len(), self.event.data, "bytes of the event's data");
+        check_eq!(event.data.len(), self.event.data_bytes(), "bytes of the event's data");
         Ok((event, told))
     }
 
     /// Data of a reply that changes nothing.
     fn agree(&self) -> Vec<u8> {
-        self.value.to_ne_bytes()[..self.event.reply].to_vec()
+        self.value.to_ne_bytes()[..self.event.reply_bytes()].to_vec()
     }
 
     /// The event is answered CONTINUE, and the guest goes on.

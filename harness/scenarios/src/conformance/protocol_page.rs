@@ -9,7 +9,7 @@ use std::path::Path;
 use kvmi_uapi::error::{self, ENOSYS};
 use kvmi_uapi::msg;
 
-use super::command::COMMANDS;
+use super::command::commands;
 use super::{About, Case, Shown, message};
 
 /// Errors by name, and the end of the connection, as [`About::label`] has them.
@@ -114,7 +114,7 @@ fn assert_none(complaints: &[String]) {
 fn each_error_of_a_command_has_a_row_and_each_row_an_error() {
     let mut page = checked_by_commands();
     let mut all = Vec::new();
-    for command in COMMANDS {
+    for command in commands() {
         let name = command.name();
         let rows: Vec<_> = command.checked().into_iter().flatten().collect();
         match page.remove(name) {
@@ -135,7 +135,7 @@ fn each_error_of_dispatch_has_a_row_of_each_command_and_each_row_an_error() {
     // What no command of this table is answered with, for it is one.
     assert!(any.remove(About::Error(ENOSYS).label()), "3.5 has no ENOSYS");
     let mut all = Vec::new();
-    for command in COMMANDS {
+    for command in commands() {
         let mut listed = any.clone();
         if msg::is_vcpu(command.id) {
             listed.extend(&vcpu);

@@ -101,7 +101,7 @@ impl Row {
 /// All rows in the order of the page: by command and event, then what works, errors in their order, and what closes.
 #[must_use]
 pub fn rows() -> Vec<Row> {
-    let commands = command::COMMANDS.iter().flat_map(|command| {
+    let commands = command::commands().flat_map(|command| {
         let (name, scenario) = (command.name(), command.scenario_name());
         in_order(command.cases()).map(move |case| row(Part::Commands, name, scenario, case))
     });

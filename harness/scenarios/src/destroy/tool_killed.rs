@@ -6,9 +6,10 @@ use std::os::fd::AsFd;
 use std::os::unix::net::{UnixListener, UnixStream};
 use std::time::Duration;
 
-use kvmi_guests::Op;
-use kvmi_uapi::event::{CONTINUE, HYPERCALL};
-use kvmi_uapi::ioctl::{HOOK_CRASH_ON_LOSS, HOOK_FAIL_CLOSED};
+use kvmi_guests::{Access, Op, layout};
+use kvmi_uapi::event::{CONTINUE, HYPERCALL, PF};
+use kvmi_uapi::ioctl::{HOOK_CRASH_ON_LOSS, HOOK_FAIL_CLOSED, HOOK_STOPPED};
+use kvmi_uapi::{PageAccessEntry, VcpuRunState};
 use rustix::io::Errno;
 use rustix::net::{AddressFamily, SocketFlags, SocketType, socketpair};
 
@@ -46,6 +47,11 @@ pub(super) const SCENARIOS: &[Scenario] = &[
         "destroy::tool_killed_both_flags",
         "crash on loss and fail closed together: as crash on loss alone",
         |c| tool_killed_crash_on_loss(c, HOOK_CRASH_ON_LOSS | HOOK_FAIL_CLOSED),
+    ),
+    scenario(
+        "destroy::taken_over_stopped",
+        "fail closed, taken over by HOOK with STOPPED: what was denied stays denied, vCPUs stand still until VM_RELEASE",
+        taken_over_stopped,
     ),
     scenario(
         "destroy::fail_closed_outlasts_bad_hooks",
@@ -161,6 +167,75 @@ fn tool_killed_fail_closed(context: &mut Context, recovery: Recovery) -> Result<
     vm.exit()
 }
 
+/// Two vCPUs: the first at a store to a page that it may not write, the second asleep.
+fn taken_over_stopped(context: &mut Context) -> Result<(), Failure> {
+    const READ_EXEC: u8 = PageAccessEntry::READ | PageAccessEntry::EXEC;
+    const PLACE: u64 = layout::SCRATCH;
+    const OTHER: u64 = layout::SCRATCH + 0x1000;
+    context.stage("start", Duration::from_secs(20));
+    let vm = context.running_vm("accesses", 2)?;
+    let written = |vm: &Vm| -> Result<[u64; 2], Failure> {
+        let mut bytes = [[0; 8]; 2];
+        for (bytes, gpa) in bytes.iter_mut().zip([PLACE, OTHER]) {
+            vm.guest.read(gpa, bytes)?;
+        }
+        Ok(bytes.map(u64::from_ne_bytes))
+    };
+    for round in 1..=2 {
+        context.stage(
+            &format!("round {round}: a session that denies"),
+            Duration::from_secs(10),
+        );
+        let before = written(&vm)?;
+        let mut wire = context.hook_with(&vm, HOOK_FAIL_CLOSED)?;
+        for vcpu in 0..2 {
+            wire.control_event(vcpu, PF, true)?;
+        }
+        wire.restrict(&[(PLACE, READ_EXEC), (OTHER, READ_EXEC)])?;
+        let number = vm.command(0, Op::Access, [Access::Write as u64, PLACE, 0x100 + round, 0])?;
+        wire.expect_event(PF, 0)?;
+        drop(wire);
+        context.stage(&format!("round {round}: another takes over"), Duration::from_secs(10));
+        wait_for_loss(context, &vm)?;
+        let mut wire = context.hook_with(&vm, HOOK_FAIL_CLOSED | HOOK_STOPPED)?;
+        let other = vm.command(1, Op::Access, [Access::Write as u64, OTHER, 0x200 + round, 0])?;
+        for vcpu in 0..2 {
+            context.wait_for("the vCPU to stand still", || {
+                Ok(wire.vcpu_states(2)?[vcpu].state == VcpuRunState::STOPPED)
+            })?;
+        }
+        check_eq!(
+            wire.page_access(&[PLACE, OTHER])?,
+            [READ_EXEC; 2],
+            "access of the pages"
+        );
+        check_eq!(written(&vm)?, before, "what the guest wrote meanwhile");
+        wire.expect_no_event()?;
+        context.stage(&format!("round {round}: it is told"), Duration::from_secs(10));
+        for vcpu in 0..2 {
+            wire.control_event(vcpu, PF, true)?;
+        }
+        wire.release()?;
+        for _ in 0..2 {
+            let event = wire.event()?;
+            check_eq!(event.id, PF, "the event of vCPU {}", event.vcpu);
+            check_eq!(
+                written(&vm)?[usize::from(event.vcpu)],
+                before[usize::from(event.vcpu)],
+                "what it wrote"
+            );
+            wire.reply(&event, CONTINUE)?;
+        }
+        vm.finished(context, 0, number)?;
+        vm.finished(context, 1, other)?;
+        check_eq!(written(&vm)?, [0x100 + round, 0x200 + round], "what the guest wrote");
+        check_eq!(vm.unhook()?, 0, "errno of UNHOOK");
+        let next = vm.command(0, Op::Access, [Access::Write as u64, PLACE, 7, 0])?;
+        vm.finished(context, 0, next)?;
+    }
+    vm.exit()
+}
+
 fn tool_killed_crash_on_loss(context: &mut Context, flags: u32) -> Result<(), Failure> {
     let (vm, tool, number) = waiting_for_a_tool(context, flags)?;
     context.stage("kill", Duration::from_secs(10));
@@ -199,17 +274,21 @@ fn tool_killed_crash_on_loss(context: &mut Context, flags: u32) -> Result<(), Fa
     vm.exit()
 }
 
+/// As long as the kernel has not noticed the loss there is a session: EEXIST.
+fn wait_for_loss(context: &Context, vm: &Vm) -> Result<(), Failure> {
+    context.wait_for("the kernel to notice the loss", || Ok(vm.hook_number(-1, 0)? != EEXIST))
+}
+
 /// HOOK with each kind of descriptor that is refused, and with unknown flags.
 fn bad_hooks(context: &Context, vm: &Vm) -> Result<(), Failure> {
     let refused = |errno, what| -> Result<(), Failure> {
         check_eq!(errno, EINVAL, "errno of HOOK with {what}");
         both_stay_stopped(vm, 1)
     };
-    // As long as the kernel has not noticed the loss there is a session: EEXIST.
-    context.wait_for("the kernel to notice the loss", || Ok(vm.hook_number(-1, 0)? != EEXIST))?;
+    wait_for_loss(context, vm)?;
     refused(vm.hook_number(1_000_000, 0)?, "a descriptor that is not open")?;
     let (ours, theirs) = UnixStream::pair()?;
-    refused(vm.hook(theirs.as_fd(), 1 << 2)?, "an unknown flag")?;
+    refused(vm.hook(theirs.as_fd(), 1 << 3)?, "an unknown flag")?;
     drop(ours);
     refused(vm.hook(File::open("/proc/self/exe")?.as_fd(), 0)?, "a regular file")?;
     refused(vm.hook(std::io::pipe()?.0.as_fd(), 0)?, "a pipe")?;

@@ -1,9 +1,9 @@
 // SPDX-License-Identifier: MIT OR Apache-2.0
 //! What each command answers to a request with which nothing is wrong: the requests are those of `conformance::`.
 
+use kvmi::command::{GetCpuid, GetRegisters, TranslateGva};
 use kvmi_uapi::event::{self, CONTINUE};
-use kvmi_uapi::{VcpuGetCpuid, VcpuGetRegisters, VcpuTranslateGva, msg};
-use zerocopy::IntoBytes;
+use kvmi_uapi::msg;
 
 use super::{Script, fields};
 use crate::conformance::good_requests;
@@ -32,29 +32,24 @@ pub(super) fn answers(context: &mut Context) -> Result<(), Failure> {
     }
     // Leaves that do not say which CPU it is: what a hypervisor is called, and one that there is not.
     for function in [0x4000_0000, 0x1234_5678] {
-        let request = VcpuGetCpuid { function, index: 0 };
-        script.vcpu(
-            &format!("VCPU_GET_CPUID of {function:#x}"),
-            msg::VCPU_GET_CPUID,
-            &request,
-        )?;
+        let command = GetCpuid {
+            vcpu: 0,
+            function,
+            index: 0,
+        };
+        script.ask(&format!("VCPU_GET_CPUID of {function:#x}"), &command)?;
     }
     for gva in [1 << 30, 1 << 63] {
-        let request = VcpuTranslateGva { gva };
-        script.vcpu(
-            &format!("VCPU_TRANSLATE_GVA of {gva:#x}"),
-            msg::VCPU_TRANSLATE_GVA,
-            &request,
-        )?;
+        let command = TranslateGva {
+            vcpu: 0,
+            gva,
+            root: None,
+        };
+        script.ask(&format!("VCPU_TRANSLATE_GVA of {gva:#x}"), &command)?;
     }
     // EFER, PAT and the APIC's base; and one that there is not.
     for msrs in [[0xc000_0080, 0x277, 0x1b], [0xc000_0080, 0x277, 0x1234_5678u32]] {
-        let head = VcpuGetRegisters {
-            nmsrs: 3,
-            ..Default::default()
-        };
-        let request = [head.as_bytes(), msrs.as_bytes()].concat();
-        let answer = script.wire.vcpu(0, msg::VCPU_GET_REGISTERS, &request[..])?;
+        let answer = script.wire.ask(&GetRegisters { vcpu: 0, msrs: &msrs })?;
         let name = format!("VCPU_GET_REGISTERS of MSR {:#x}", msrs[2]);
         // The registers before them belong to such a guest.
         script.say_answer(&name, &answer.map(|data| data[data.len() - 3 * 16..].to_vec()));

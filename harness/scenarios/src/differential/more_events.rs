@@ -1,12 +1,12 @@
 // SPDX-License-Identifier: MIT OR Apache-2.0
 //! Events of the system registers, of memory and of single steps.
 
+use kvmi::command::GetPageAccess;
 use kvmi_guests::{Access, DescriptorOp, Op, Routine, layout};
+use kvmi_uapi::PageAccessEntry;
 use kvmi_uapi::event::{self, CONTINUE, HYPERCALL, RETRY};
-use kvmi_uapi::{PageAccessEntry, msg};
 
 use super::Script;
-use crate::pages::request as page_access;
 use crate::vmm::field;
 use crate::{Context, Failure, check_eq};
 
@@ -119,9 +119,7 @@ pub(super) fn pages(context: &mut Context) -> Result<(), Failure> {
         ("a push", DATA, R | X, Access::Push, [DATA + 0x800, 3, 0]),
         ("a call", CODE, R | W, Access::Call, [CODE, 0, 0]),
     ] {
-        let set = script
-            .wire
-            .vm(msg::VM_SET_PAGE_ACCESS, &page_access(&[(page, access)])[..])?;
+        let set = script.wire.set_page_access(&[(page, access)])?;
         script.say_answer(&format!("VM_SET_PAGE_ACCESS for {what}"), &set);
         let name = format!("{what}, PF");
         let args = [op as u64, args[0], args[1], args[2]];
@@ -135,13 +133,11 @@ pub(super) fn pages(context: &mut Context) -> Result<(), Failure> {
         }
         let result = script.vm.finished(script.context, 0, number)?;
         script.say(&format!("{name} done: result={result:#x}"));
-        let lift = script
-            .wire
-            .vm(msg::VM_SET_PAGE_ACCESS, &page_access(&[(page, R | W | X)])[..])?;
+        let lift = script.wire.set_page_access(&[(page, R | W | X)])?;
         script.say_answer(&format!("VM_SET_PAGE_ACCESS after {what}"), &lift);
     }
-    let request = page_access(&[(DATA, 0), (CODE, 0)]);
-    script.vm("VM_GET_PAGE_ACCESS", msg::VM_GET_PAGE_ACCESS, &request[..])?;
+    let gpas = &[DATA, CODE];
+    script.ask("VM_GET_PAGE_ACCESS", &GetPageAccess { gpas })?;
     script.end()
 }
 

@@ -3,10 +3,11 @@
 
 use std::time::Duration;
 
+use kvmi::command::ControlEvents;
 use kvmi_guests::{Op, layout};
+use kvmi_uapi::Regs;
 use kvmi_uapi::error::EBUSY;
 use kvmi_uapi::event::{BREAKPOINT, Breakpoint, CONTINUE, CRASH, HYPERCALL, RETRY};
-use kvmi_uapi::{Regs, VcpuControlEvents, msg};
 
 use crate::lifecycle::GUEST_REQUEST;
 use crate::vmm::{Until, field};
@@ -191,16 +192,12 @@ fn guest_debug(context: &mut Context) -> Result<(), Failure> {
         "errno of KVM_SET_GUEST_DEBUG"
     );
     vm.resume(0)?;
-    let request = VcpuControlEvents {
-        event_id: BREAKPOINT,
-        enable: 1,
-        ..Default::default()
+    let enable = ControlEvents {
+        vcpu: 0,
+        event: BREAKPOINT,
+        enable: true,
     };
-    check_eq!(
-        wire.vcpu(0, msg::VCPU_CONTROL_EVENTS, &request)?,
-        Err(EBUSY),
-        "VCPU_CONTROL_EVENTS of BREAKPOINT"
-    );
+    check_eq!(wire.ask(&enable)?, Err(EBUSY), "VCPU_CONTROL_EVENTS of BREAKPOINT");
     vm.pause(0)?;
     check_eq!(vm.set_guest_debug(0, 0)?, 0, "errno of KVM_SET_GUEST_DEBUG");
     vm.resume(0)?;

@@ -3,15 +3,15 @@
 
 use std::time::Duration;
 
+use kvmi::command::{GetRegisters, SetRegisters};
 use kvmi_guests::Op;
+use kvmi_uapi::error::EINVAL;
 use kvmi_uapi::event::{CONTINUE, HYPERCALL};
-use kvmi_uapi::{Regs, VcpuGetRegisters, VcpuGetRegistersReply, msg};
-use zerocopy::IntoBytes;
+use kvmi_uapi::{Regs, VcpuGetRegistersReply};
 
 use crate::lifecycle::GUEST_REQUEST;
 use crate::requests::{expect_data, read_exactly};
 use crate::vmm::field;
-use crate::wire::vcpu_payload;
 use crate::{Context, Failure, Scenario, check_eq, scenario};
 
 pub(super) const SCENARIOS: &[Scenario] = &[
@@ -19,6 +19,16 @@ pub(super) const SCENARIOS: &[Scenario] = &[
         "events::hypercall_registers_set",
         "registers set in a HYPERCALL event: RAX returns 0 unless RIP moves, the others are the guest's, none makes it another call",
         registers_set,
+    ),
+    scenario(
+        "events::registers_in_a_shadow",
+        "registers without IF, set in an event right behind an STI: the guest goes on",
+        registers_in_a_shadow,
+    ),
+    scenario(
+        "events::impossible_registers",
+        "RIP and RFLAGS that a CPU cannot have: EINVAL before anything is kept, and the guest goes on",
+        impossible_registers,
     ),
     scenario(
         "events::command_behind_reply",
@@ -110,6 +120,73 @@ fn registers_set(context: &mut Context) -> Result<(), Failure> {
     vm.exit()
 }
 
+fn registers_in_a_shadow(context: &mut Context) -> Result<(), Failure> {
+    /// RFLAGS.IF, which VM entry wants where interrupts are blocked by STI.
+    const INTERRUPTS: u64 = 1 << 9;
+    context.stage("start", Duration::from_secs(20));
+    let (vm, mut wire) = context.hooked_vm("hypercall", 1)?;
+    wire.control_event(0, HYPERCALL, true)?;
+    for (name, flags, moves) in [
+        ("IF cleared, RIP moved", INTERRUPTS, true),
+        ("IF cleared", INTERRUPTS, false),
+        ("RIP moved", 0, true),
+    ] {
+        context.stage(name, Duration::from_secs(10));
+        let number = vm.command(0, Op::ShadowedHypercall, GUEST_REQUEST)?;
+        let event = wire.expect_event(HYPERCALL, 0)?;
+        let mut regs = event.arch.regs;
+        regs.rflags ^= flags;
+        if moves {
+            (regs.rax, regs.rip) = (0, regs.rip + 3);
+        }
+        wire.set_registers(0, &regs)?;
+        wire.reply(&event, CONTINUE)?;
+        check_eq!(vm.finished(context, 0, number)?, 0, "RAX after {name}");
+        wire.expect_no_event()?;
+    }
+    vm.exit()
+}
+
+fn impossible_registers(context: &mut Context) -> Result<(), Failure> {
+    context.stage("start", Duration::from_secs(20));
+    let (vm, mut wire) = context.hooked_vm("hypercall", 1)?;
+    wire.control_event(0, HYPERCALL, true)?;
+    context.stage("refused", Duration::from_secs(20));
+    let number = vm.command(0, Op::Hypercall, GUEST_REQUEST)?;
+    let event = wire.expect_event(HYPERCALL, 0)?;
+    let good = event.arch.regs;
+    let rflags = [0, 2, 5, 17, 22, 32, 63].map(|bit| match bit {
+        // Bit 1 is always set.
+        0 => good.rflags & !2,
+        2 => good.rflags | 1 << 3,
+        bit => good.rflags | 1 << bit,
+    });
+    let rips = [1 << 47, 1 << 48, 1 << 63, 0xffff_7fff_ffff_ffff];
+    let bad = rflags
+        .map(|rflags| Regs { rflags, ..good })
+        .into_iter()
+        .chain(rips.map(|rip| Regs { rip, ..good }));
+    wire.set_registers(0, &Regs { rax: 1, ..good })?;
+    for regs in bad {
+        check_eq!(
+            wire.ask(&SetRegisters { vcpu: 0, regs })?,
+            Err(EINVAL),
+            "VCPU_SET_REGISTERS with RIP {:#x}, RFLAGS {:#x}",
+            regs.rip,
+            regs.rflags
+        );
+    }
+    context.stage("go on", Duration::from_secs(10));
+    // The highest and the lowest address that are canonical are legal; the guest is not to go there.
+    for rip in [0xffff_8000_0000_0000, 0x7fff_ffff_ffff] {
+        wire.set_registers(0, &Regs { rip, ..good })?;
+    }
+    wire.set_registers(0, &good)?;
+    wire.reply(&event, CONTINUE)?;
+    check_eq!(vm.finished(context, 0, number)?, 0, "RAX");
+    vm.exit()
+}
+
 fn command_behind_reply(context: &mut Context) -> Result<(), Failure> {
     context.stage("start", Duration::from_secs(20));
     let (vm, mut wire) = context.hooked_vm("hypercall", 1)?;
@@ -124,8 +201,7 @@ fn command_behind_reply(context: &mut Context) -> Result<(), Failure> {
         // While the vCPU is not in KVM_RUN both wait for it.
         vm.pause(0)?;
         wire.reply(&event, CONTINUE)?;
-        let head = VcpuGetRegisters::default();
-        let seq = wire.send(msg::VCPU_GET_REGISTERS, &vcpu_payload(0, head.as_bytes()))?;
+        let seq = wire.submit(&GetRegisters { vcpu: 0, msrs: &[] })?;
         // The reader has both when it answers this.
         wire.expect_version()?;
         vm.resume(0)?;

@@ -3,7 +3,7 @@
 
 use std::time::Duration;
 
-use kvmi_guests::{COUNTED_VECTOR, Op};
+use kvmi_guests::{COUNTED_VECTOR, Op, layout};
 use kvmi_uapi::event::{self, CONTINUE, Msr};
 
 use crate::vmm::{Vm, field};
@@ -11,6 +11,11 @@ use crate::wire::{Event, Wire};
 use crate::{Context, Failure, Scenario, check, check_eq, modules, scenario};
 
 pub(super) const SCENARIOS: &[Scenario] = &[
+    scenario(
+        "events::msr_outside_of_the_ranges",
+        "MSRs that leave the guest anyway: KVM's clock, and one of AMD's that both vendors know",
+        outside_of_the_ranges,
+    ),
     scenario("events::msr", "WRMSR: pass, replace, illegal value, no change", msr),
     scenario(
         "events::msr_that_kvm_passes_through",
@@ -354,6 +359,30 @@ fn veto(context: &mut Context) -> Result<(), Failure> {
     let efer = watched.read(context, EFER)?;
     check!(efer & EFER_LMA != 0, "EFER {efer:#x}");
     check_eq!(watched.silent(context, EFER, efer & !EFER_LMA)?, efer, "EFER");
+    check_eq!(watched.faults()?, 0, "#GP");
+    watched.vm.exit()
+}
+
+fn outside_of_the_ranges(context: &mut Context) -> Result<(), Failure> {
+    /// `MSR_KVM_SYSTEM_TIME_NEW`, whose bit 0 switches the clock on.
+    const SYSTEM_TIME: u32 = 0x4b56_4d01;
+    const CLOCK: u64 = layout::SCRATCH + 0x8_0001;
+    /// HWCR, and the one bit of it that KVM keeps whatever the vendor.
+    const HWCR: u32 = 0xc001_0015;
+    const WRITABLE: u64 = 1 << 18;
+    let mut watched = Watched::start(context, &[SYSTEM_TIME, HWCR])?;
+    for (msr, value) in [(SYSTEM_TIME, CLOCK), (HWCR, WRITABLE)] {
+        context.stage(&format!("{msr:#x}"), Duration::from_secs(10));
+        check_eq!(
+            watched.answered(context, msr, [0, value, 0])?,
+            0,
+            "{msr:#x} after a veto"
+        );
+        check_eq!(watched.answered(context, msr, [0, value, value])?, value, "{msr:#x}");
+        check_eq!(watched.silent(context, msr, value)?, value, "{msr:#x}, written again");
+        watched.wire.control_msr(0, msr, false)?;
+        check_eq!(watched.silent(context, msr, 0)?, 0, "{msr:#x} that nobody watches");
+    }
     check_eq!(watched.faults()?, 0, "#GP");
     watched.vm.exit()
 }

@@ -9,7 +9,7 @@ use kvmi_uapi::event::{
     self, CONTINUE, DESCRIPTOR_GDTR, DESCRIPTOR_IDTR, DESCRIPTOR_LDTR, DESCRIPTOR_TR, Descriptor, RETRY, Xsetbv,
 };
 
-use crate::vmm::{VcpuWrite, field};
+use crate::vmm::field;
 use crate::{Context, Failure, Scenario, check_eq, modules, scenario};
 
 pub(super) const SCENARIOS: &[Scenario] = &[
@@ -82,7 +82,7 @@ fn xsetbv_void(context: &mut Context) -> Result<(), Failure> {
     let number = vm.command(0, Op::WriteXcr0, [3, 0, 0, 0])?;
     let event = wire.expect_event(event::XSETBV, 0)?;
     vm.pause(0)?;
-    check_eq!(vm.write(0, VcpuWrite::Regs)?, 0, "errno of KVM_SET_REGS");
+    vm.change_regs(0)?;
     vm.resume(0)?;
     check_eq!(vm.finished(context, 0, number)?, 3, "XCR0");
     wire.reply(&event, CONTINUE)?;

@@ -3,13 +3,14 @@
 
 use std::time::Duration;
 
+use kvmi::command::InjectException;
 use kvmi_guests::Op;
+use kvmi_uapi::Regs;
 use kvmi_uapi::error::EBUSY;
 use kvmi_uapi::event::{self, CONTINUE, CRASH, RETRY, Trap};
-use kvmi_uapi::{Regs, msg};
 
 use crate::lifecycle::GUEST_REQUEST;
-use crate::vmm::{Taken, Until, VcpuWrite, Vm, field};
+use crate::vmm::{Taken, Until, Vm, field};
 use crate::wire::{Event, Wire};
 use crate::{Context, Failure, Scenario, check, check_eq, scenario};
 
@@ -118,9 +119,14 @@ fn before_pause(context: &mut Context) -> Result<(), Failure> {
     // While the vCPU is out, everything waits.
     vm.pause(0)?;
     check_eq!(wire.pause(0, false)?, Ok(vec![]), "VM_PAUSE_VCPU");
-    let request = |nr| crate::wire::vcpu_payload(0, &[nr, 0, 0, 0, 0, 0, 0, 0, 0, 0, 0, 0, 0, 0, 0, 0]);
-    let first = wire.send(msg::VCPU_INJECT_EXCEPTION, &request(UNDEFINED as u8))?;
-    let second = wire.send(msg::VCPU_INJECT_EXCEPTION, &request(7))?;
+    let inject = |nr| InjectException {
+        vcpu: 0,
+        nr,
+        error_code: 0,
+        address: 0,
+    };
+    let first = wire.submit(&inject(UNDEFINED as u8))?;
+    let second = wire.submit(&inject(7))?;
     // What is answered after them: they are with the vCPU.
     wire.expect_version()?;
     vm.resume(0)?;
@@ -214,13 +220,14 @@ fn registers_and_crash(context: &mut Context) -> Result<(), Failure> {
     vm.guest.write(regs.rsp, &regs.rip.to_le_bytes())?;
     regs.rip = vm.guest.field(0, field!(target))?;
     let slot = kvmi_guests::Slot::field_gpa(0, 0);
-    let rdi = std::mem::replace(&mut regs.rdi, slot);
+    // The target counts where RDI says: it would not, had RDI not been set.
+    check!(regs.rdi != slot, "RDI is what it is to be set to");
+    regs.rdi = slot;
     wire.set_registers(0, &regs)?;
     wire.reply(&trap, CONTINUE)?;
     vm.wait_for_exceptions(context, 1)?;
     check_eq!(vm.exception()?.rip, regs.rip, "RIP that the exception found");
     context.wait_for("the target to run", || Ok(vm.guest.field(0, field!(target_runs))? == 1))?;
-    check!(rdi != slot || wire.registers(0)?.regs.rdi == slot, "RDI was not set");
     context.stage("crash", Duration::from_secs(10));
     check_eq!(
         wire.inject(0, UNDEFINED as u8, 0, 0)?,
@@ -247,7 +254,7 @@ fn of_a_void_event(context: &mut Context) -> Result<(), Failure> {
         "VCPU_INJECT_EXCEPTION"
     );
     vm.pause(0)?;
-    check_eq!(vm.write(0, VcpuWrite::Regs)?, 0, "errno of KVM_SET_REGS");
+    vm.change_regs(0)?;
     vm.resume(0)?;
     let anew = wire.expect_event(event::HYPERCALL, 0)?;
     for event in [&void, &anew] {

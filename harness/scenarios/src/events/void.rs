@@ -16,8 +16,13 @@ use crate::{Context, Failure, Scenario, check_eq, scenario};
 pub(super) const SCENARIOS: &[Scenario] = &[
     scenario(
         "events::void_by_each_write",
-        "each ioctl by which the VMM writes a waiting vCPU voids its event; the instruction happens anew, once",
+        "each ioctl by which the VMM changes a waiting vCPU voids its event; the instruction happens anew, once",
         each_write,
+    ),
+    scenario(
+        "events::not_void_by_unchanged_writes",
+        "a VMM that writes back what it has read, again and again, leaves the event open: its first reply counts",
+        unchanged_writes,
     ),
     scenario(
         "events::void_by_interrupt",
@@ -31,9 +36,18 @@ pub(super) const SCENARIOS: &[Scenario] = &[
     ),
     scenario(
         "events::pause_is_never_void",
-        "no ioctl that writes the vCPU voids an open PAUSE",
+        "no ioctl that changes the vCPU voids an open PAUSE",
         pause_is_never_void,
     ),
+];
+
+/// Those that change something.
+const CHANGES: [VcpuWrite; 5] = [
+    VcpuWrite::ChangedRegs,
+    VcpuWrite::ChangedSregs,
+    VcpuWrite::ChangedDirtyRegs,
+    VcpuWrite::ChangedEvents,
+    VcpuWrite::ChangedMpState,
 ];
 
 /// Those that change nothing.
@@ -46,14 +60,19 @@ const WRITES: [VcpuWrite; 6] = [
     VcpuWrite::NestedState,
 ];
 
-/// RFLAGS.RF: whether it is set tells how the guest came to the instruction, from a handler for one.
-const RESUME_FLAG: u64 = 1 << 16;
+/// RFLAGS.RF tells how the guest came to the instruction, from a handler for one; RFLAGS.ID is what the VMM changes.
+const OTHER_FLAGS: u64 = 1 << 16 | 1 << 21;
 
 /// Has the VMM write vCPU 0.
 fn write(vm: &Vm, by: VcpuWrite) -> Result<(), Failure> {
     vm.pause(0)?;
     check_eq!(vm.write(0, by)?, 0, "errno of {by:?}");
-    vm.resume(0)
+    vm.resume(0)?;
+    // A vCPU that was halted goes on for an interrupt.
+    if by == VcpuWrite::ChangedMpState {
+        vm.ring(0)?;
+    }
+    Ok(())
 }
 
 /// A HYPERCALL event that is void, the one in its place, and the command's number.
@@ -63,7 +82,7 @@ fn voided(wire: &mut Wire, vm: &Vm, by: VcpuWrite) -> Result<(Event, Event, u64)
     write(vm, by)?;
     let anew = wire.expect_event(HYPERCALL, 0)?;
     let [before, after] = [&void, &anew].map(|event| Regs {
-        rflags: event.arch.regs.rflags & !RESUME_FLAG,
+        rflags: event.arch.regs.rflags & !OTHER_FLAGS,
         ..event.arch.regs
     });
     check_eq!(after, before, "registers of the event after {by:?}");
@@ -96,10 +115,37 @@ fn each_write(context: &mut Context) -> Result<(), Failure> {
     context.stage("start", Duration::from_secs(20));
     let (vm, mut wire) = context.hooked_vm("hypercall", 1)?;
     wire.control_event(0, HYPERCALL, true)?;
-    for by in WRITES {
+    for by in CHANGES {
         context.stage(&format!("{by:?}"), Duration::from_secs(10));
         let events = voided(&mut wire, &vm, by)?;
         answer(context, &mut wire, &vm, events)?;
+    }
+    vm.exit()
+}
+
+fn unchanged_writes(context: &mut Context) -> Result<(), Failure> {
+    const TIMES: usize = 5;
+    context.stage("start", Duration::from_secs(20));
+    let (vm, mut wire) = context.hooked_vm("hypercall", 1)?;
+    wire.control_event(0, HYPERCALL, true)?;
+    for by in WRITES {
+        context.stage(&format!("{by:?}"), Duration::from_secs(20));
+        let before = vm.guest.field(0, field!(hypercalls))?;
+        let number = vm.command(0, Op::Hypercall, GUEST_REQUEST)?;
+        let event = wire.expect_event(HYPERCALL, 0)?;
+        for _ in 0..TIMES {
+            write(&vm, by)?;
+            check_eq!(wire.registers(0)?.regs, event.arch.regs, "registers after {by:?}");
+        }
+        wire.expect_no_event()?;
+        wire.reply(&event, CONTINUE)?;
+        check_eq!(vm.finished(context, 0, number)?, 0, "RAX");
+        check_eq!(
+            vm.guest.field(0, field!(hypercalls))?,
+            before + 1,
+            "hypercalls that returned"
+        );
+        wire.expect_no_event()?;
     }
     vm.exit()
 }
@@ -164,7 +210,8 @@ fn refused_interrupt(context: &mut Context) -> Result<(), Failure> {
 fn pause_is_never_void(context: &mut Context) -> Result<(), Failure> {
     context.stage("start", Duration::from_secs(20));
     let (vm, mut wire) = context.hooked_vm("counter", 1)?;
-    for by in WRITES {
+    // A counter that is halted would not count on.
+    for by in CHANGES.into_iter().filter(|&by| by != VcpuWrite::ChangedMpState) {
         context.stage(&format!("{by:?}"), Duration::from_secs(10));
         check_eq!(wire.pause(0, true)?, Ok(vec![]), "VM_PAUSE_VCPU");
         let event = wire.expect_event(PAUSE, 0)?;

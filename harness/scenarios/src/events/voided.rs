@@ -34,7 +34,7 @@ fn void_200_times(context: &mut Context) -> Result<(), Failure> {
     for _ in 0..VOID {
         events.push(wire.expect_event(HYPERCALL, 0)?);
         vm.pause(0)?;
-        vm.set_regs(0, vm.regs(0)?)?;
+        vm.change_regs(0)?;
         vm.resume(0)?;
     }
     events.push(wire.expect_event(HYPERCALL, 0)?);

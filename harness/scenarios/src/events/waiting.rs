@@ -3,14 +3,14 @@
 
 use std::time::Duration;
 
+use kvmi::command::{GetInfo, GetRegisters, GetVcpuInfo, GetVersion};
 use kvmi_guests::Op;
+use kvmi_uapi::Regs;
 use kvmi_uapi::event::{CONTINUE, HYPERCALL};
-use kvmi_uapi::msg;
 
 use crate::lifecycle::{GUEST_REQUEST, wait_at_hypercall};
 use crate::requests::{empty_socket, fill_socket};
 use crate::vmm::{Until, field};
-use crate::wire::vcpu_payload;
 use crate::{Context, Failure, Scenario, check, check_eq, scenario};
 
 pub(super) const SCENARIOS: &[Scenario] = &[
@@ -136,17 +136,16 @@ fn vmm_writes(context: &mut Context) -> Result<(), Failure> {
     let number = vm.command(0, Op::Hypercall, GUEST_REQUEST)?;
     let void = wire.expect_event(HYPERCALL, 0)?;
     vm.pause(0)?;
-    let regs = vm.regs(0)?;
-    vm.set_regs(0, regs)?;
+    let changed = vm.change_regs(0)?;
     wire.reply(&void, CONTINUE)?;
     wire.expect_no_event()?;
     vm.resume(0)?;
     let event = wire.expect_event(HYPERCALL, 0)?;
-    check_eq!(
-        event.arch.regs,
-        void.arch.regs,
-        "registers of the event that happened anew"
-    );
+    let expected = Regs {
+        rflags: changed,
+        ..void.arch.regs
+    };
+    check_eq!(event.arch.regs, expected, "registers of the event that happened anew");
     check_eq!(vm.guest.field(0, field!(hypercalls))?, 0, "hypercalls that returned");
     wire.reply(&event, CONTINUE)?;
     check_eq!(vm.finished(context, 0, number)?, 0, "RAX");
@@ -155,7 +154,7 @@ fn vmm_writes(context: &mut Context) -> Result<(), Failure> {
     let number = vm.command(0, Op::Hypercall, GUEST_REQUEST)?;
     let void = wire.expect_event(HYPERCALL, 0)?;
     vm.pause(0)?;
-    vm.set_regs(0, vm.regs(0)?)?;
+    vm.change_regs(0)?;
     vm.resume(0)?;
     let event = wire.expect_event(HYPERCALL, 0)?;
     wire.reply(&void, CONTINUE)?;
@@ -198,13 +197,12 @@ fn pipelined(context: &mut Context) -> Result<(), Failure> {
         let mut bytes = Vec::new();
         let mut sent = Vec::new();
         for i in 0..COMMANDS {
-            let (id, payload) = match i % 4 {
-                0 => (msg::VM_GET_INFO, vec![]),
-                1 => (msg::VCPU_GET_INFO, vcpu_payload(0, &[])),
-                2 => (msg::VCPU_GET_REGISTERS, vcpu_payload(1, &[0; 8])),
-                _ => (msg::GET_VERSION, vec![]),
+            let (seq, message) = match i % 4 {
+                0 => wire.encode(&GetInfo),
+                1 => wire.encode(&GetVcpuInfo { vcpu: 0 }),
+                2 => wire.encode(&GetRegisters { vcpu: 1, msrs: &[] }),
+                _ => wire.encode(&GetVersion),
             };
-            let (seq, message) = wire.compose(id, &payload);
             sent.push((seq, i % 4));
             bytes.extend(message);
         }

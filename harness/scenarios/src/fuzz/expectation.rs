@@ -1,10 +1,14 @@
 // SPDX-License-Identifier: MIT OR Apache-2.0
 //! What the protocol says about any message.
 
-use kvmi_uapi::error::{EBUSY, EINVAL, ENOENT, ENOMEM, ENOSYS, EOPNOTSUPP, EPERM};
-use kvmi_uapi::{event, msg};
+use std::collections::BTreeSet;
+
+use kvmi_uapi::error::{EINVAL, ENOENT, ENOSYS, EPERM};
+use kvmi_uapi::table::{self, Short};
+use kvmi_uapi::{VcpuHdr, event, msg};
 
 use super::permissions::Forbidden;
+use crate::conformance::own_errors;
 use crate::wire::Answer;
 
 /// What may come back.
@@ -15,9 +19,9 @@ pub(super) enum Expected {
     /// This error.
     Error(i32),
     /// One of these errors, or not being allowed the event: no success.
-    NotAllowed(&'static [i32]),
+    NotAllowed(BTreeSet<i32>),
     /// Data of this length, or one of these errors.
-    Either(usize, &'static [i32]),
+    Either(usize, BTreeSet<i32>),
 }
 
 impl Expected {
@@ -57,58 +61,35 @@ pub(super) fn expected(id: u16, payload: &[u8], forbidden: &Forbidden, vcpus: u1
         msg::VM_CONTROL_EVENTS => Some(word(payload, 0)),
         msg::VCPU_CONTROL_EVENTS => Some(word(payload, 8)),
         msg::VM_PAUSE_VCPU => Some(event::PAUSE),
-        msg::VCPU_INJECT_EXCEPTION => Some(event::TRAP),
-        msg::VCPU_CONTROL_SINGLESTEP => Some(event::SINGLESTEP),
-        _ => None,
+        _ => table::command(id).and_then(|row| row.asks),
     };
     let is_forbidden = event.is_some_and(|event| forbidden.events.contains(&event));
     match of_arguments(id, payload, forbidden) {
         Expected::Either(_, errors) if is_forbidden => Expected::NotAllowed(errors),
-        Expected::Error(_) if is_forbidden => Expected::NotAllowed(&[EINVAL]),
+        Expected::Error(_) if is_forbidden => Expected::NotAllowed([EINVAL].into()),
+        // An error of permission is about the event then, which is allowed.
+        Expected::Either(length, errors) if event.is_some() => {
+            Expected::Either(length, errors.into_iter().filter(|errno| *errno != EPERM).collect())
+        }
         expected => expected,
     }
 }
 
-/// What is to come back for a command that is allowed, as to what it is about.
+/// What is to come back for a command that is allowed, as to what it is about: data of the length that its row in the
+/// table of messages says, or one of the errors that `conformance::` has for it.
 fn of_arguments(id: u16, payload: &[u8], forbidden: &Forbidden) -> Expected {
-    match id {
+    let Some(row) = table::command(id) else {
         // No event can be open: the guest sleeps, and PAUSE is answered at once.
-        msg::VCPU_EVENT => Expected::Closed,
-        msg::GET_VERSION | msg::VM_GET_INFO => Expected::Either(16, &[]),
+        return Expected::Closed;
+    };
+    let head = if row.is_vcpu() { size_of::<VcpuHdr>() } else { 0 };
+    let request = payload.get(head..).unwrap_or_default();
+    match id {
         msg::VM_CHECK_COMMAND | msg::VM_CHECK_EVENT => of_check(id, payload, forbidden),
-        // A guest that sleeps executes nothing that could be told.
-        msg::VM_CONTROL_EVENTS
-        | msg::VM_CONTROL_CLEANUP
-        | msg::VCPU_CONTROL_CR
-        | msg::VCPU_CONTROL_MSR
-        | msg::VCPU_CONTROL_SINGLESTEP => Expected::Either(0, &[EINVAL]),
-        msg::VM_READ_PHYSICAL => Expected::Either(word(payload, 8).into(), &[EINVAL, ENOENT]),
-        msg::VM_WRITE_PHYSICAL if usize::from(word(payload, 8)) > payload.len().saturating_sub(16) => Expected::Closed,
-        msg::VM_WRITE_PHYSICAL => Expected::Either(0, &[EINVAL, ENOENT, EPERM]),
-        msg::VM_PAUSE_VCPU => Expected::Either(0, &[EINVAL, EBUSY]),
-        msg::VM_SET_PAGE_ACCESS | msg::VM_GET_PAGE_ACCESS
-            if 16 * usize::from(word(payload, 0)) > payload.len().saturating_sub(8) =>
-        {
-            Expected::Closed
-        }
-        msg::VM_SET_PAGE_ACCESS => Expected::Either(0, &[EINVAL, EOPNOTSUPP, ENOMEM]),
-        msg::VM_GET_PAGE_ACCESS => Expected::Either(16 * usize::from(word(payload, 0)), &[EINVAL]),
-        msg::VCPU_GET_INFO => Expected::Either(8, &[]),
-        msg::VCPU_CONTROL_EVENTS => Expected::Either(0, &[EINVAL, EBUSY, EOPNOTSUPP]),
-        msg::VCPU_GET_REGISTERS => {
-            let msrs = usize::from(word(payload, 8));
-            Expected::Either(472 + 16 * msrs, &[EINVAL])
-        }
-        // Never long enough.
-        msg::VCPU_SET_REGISTERS => Expected::Either(0, &[EINVAL, EOPNOTSUPP]),
-        msg::VCPU_GET_CPUID => Expected::Either(16, &[ENOENT]),
-        msg::VCPU_GET_XCR => Expected::Either(8, &[EINVAL]),
-        msg::VCPU_GET_XSAVE => Expected::Either(4096, &[]),
-        msg::VCPU_SET_XSAVE => Expected::Either(0, &[EINVAL]),
-        msg::VCPU_GET_MTRR_TYPE | msg::VCPU_TRANSLATE_GVA => Expected::Either(8, &[]),
         // It is never given the number of an exception.
         msg::VCPU_INJECT_EXCEPTION => Expected::Error(EINVAL),
-        _ => Expected::Error(ENOSYS),
+        _ if row.short == Short::Closes && row.is_short(request) => Expected::Closed,
+        _ => Expected::Either(row.reply.bytes(request), own_errors(id)),
     }
 }
 
@@ -127,7 +108,7 @@ fn of_check(id: u16, payload: &[u8], forbidden: &Forbidden) -> Expected {
     } else if forbidden.contains(&asked) {
         Expected::Error(EPERM)
     } else {
-        Expected::Either(0, &[])
+        Expected::Either(0, BTreeSet::new())
     }
 }
 
@@ -149,7 +130,10 @@ mod tests {
             Expected::Error(EPERM)
         );
         assert_eq!(allowing_all(msg::VCPU_GET_INFO, &no_vcpu), Expected::Error(EINVAL));
-        assert_eq!(allowing_all(msg::VCPU_GET_INFO, &[]), Expected::Either(8, &[]));
+        assert_eq!(
+            allowing_all(msg::VCPU_GET_INFO, &[]),
+            Expected::Either(8, BTreeSet::new())
+        );
     }
 
     #[test]
@@ -183,7 +167,7 @@ mod tests {
         assert!(msr.allows(&Ok(vec![])) && !msr.allows(&Err(EPERM)));
         let ask = |event: u16| expected(msg::VM_CHECK_EVENT, &event.to_ne_bytes(), &forbidden, 2);
         assert_eq!(ask(event::CR), Expected::Error(EPERM));
-        assert_eq!(ask(event::MSR), Expected::Either(0, &[]));
+        assert_eq!(ask(event::MSR), Expected::Either(0, BTreeSet::new()));
         assert_eq!(ask(event::MSR + 1), Expected::Error(ENOENT));
     }
 }

@@ -2,6 +2,7 @@
 //! Messages by chance, from a seed.
 
 use kvmi_guests::layout;
+use kvmi_uapi::table::{self, Short};
 use kvmi_uapi::{MAX_PAYLOAD, MsgHdr, msg};
 use zerocopy::IntoBytes;
 
@@ -202,14 +203,14 @@ fn into_scratch(from: &mut [u8]) {
     }
 }
 
-/// Makes no count larger than what follows it.
+/// Makes no count larger than what follows it, of those that close the connection.
 fn mend_counts(id: u16, payload: &mut [u8]) {
-    let (at, head, unit) = match id {
-        msg::VM_WRITE_PHYSICAL => (8, 16, 1),
-        msg::VM_SET_PAGE_ACCESS | msg::VM_GET_PAGE_ACCESS => (0, 8, PAGE_ENTRY),
-        _ => return,
+    let Some(row) = table::command(id).filter(|row| row.short == Short::Closes) else {
+        return;
     };
-    let follow = payload.len().saturating_sub(head) / unit;
+    let Some(tail) = &row.request.tail else { return };
+    let at = tail.count_at;
+    let follow = payload.len().saturating_sub(row.request.head_bytes()) / tail.unit.size;
     if let Some(count) = payload.get_mut(at..).and_then(<[u8]>::first_chunk_mut::<2>)
         && usize::from(u16::from_ne_bytes(*count)) > follow
     {

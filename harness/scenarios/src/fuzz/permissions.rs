@@ -3,6 +3,7 @@
 
 use std::collections::BTreeSet;
 
+use kvmi_uapi::table::QUERIES;
 use kvmi_uapi::{event, ioctl, msg};
 
 use super::generator::Generator;
@@ -14,9 +15,6 @@ const BARE_SESSIONS: u64 = 16;
 
 /// At most so many commands, and events, are forbidden a session that is allowed some.
 const FEW: u64 = 2;
-
-/// Commands that ask for permissions; they are always allowed.
-const QUERIES: [u16; 3] = [msg::GET_VERSION, msg::VM_CHECK_COMMAND, msg::VM_CHECK_EVENT];
 
 /// What is forbidden.
 #[derive(Clone, Debug, Default, PartialEq, Eq)]

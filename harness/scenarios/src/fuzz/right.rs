@@ -5,6 +5,7 @@ use kvmi_guests::layout;
 use kvmi_uapi::{PageAccessEntry, event, msg};
 
 use super::generator::Generator;
+use crate::conformance::good_request;
 
 /// Bytes of an entry of VM_SET_PAGE_ACCESS.
 pub(super) const PAGE_ENTRY: usize = size_of::<PageAccessEntry>();
@@ -33,13 +34,14 @@ impl Generator {
             msg::VM_CHECK_COMMAND => payload.extend(self.known().to_ne_bytes()),
             msg::VM_CHECK_EVENT => payload.extend(self.event().to_ne_bytes()),
             msg::VM_CONTROL_EVENTS => {
-                payload.extend(event::UNHOOK.to_ne_bytes());
+                payload.extend(self.pick(&[event::UNHOOK, event::CREATE_VCPU]).to_ne_bytes());
                 payload.push(enable);
             }
             msg::VCPU_CONTROL_EVENTS => {
                 let event = self.event();
-                // The one that is not about a vCPU has its own command.
-                payload.extend(if event == event::UNHOOK { event::CR } else { event }.to_ne_bytes());
+                // Those that VM_CONTROL_EVENTS switches are none of this one.
+                let is_of_vm = matches!(event, event::UNHOOK | event::CREATE_VCPU);
+                payload.extend(if is_of_vm { event::CR } else { event }.to_ne_bytes());
                 payload.push(enable);
             }
             msg::VM_READ_PHYSICAL => {
@@ -58,7 +60,13 @@ impl Generator {
                 payload.extend(self.vcpu(vcpus).to_ne_bytes());
                 payload.push(enable);
             }
-            msg::VM_CONTROL_CLEANUP | msg::VCPU_CONTROL_SINGLESTEP => payload.push(enable),
+            msg::VM_CONTROL_CLEANUP => payload.push(enable),
+            msg::VCPU_CONTROL_SINGLESTEP => payload.extend([enable, self.below(2) as u8]),
+            msg::VM_GET_VCPU_STATES => {
+                let first = self.below(u64::from(vcpus) + 1) as u16;
+                payload.extend(first.to_ne_bytes());
+                payload.extend((self.below(u64::from(vcpus - first) + 1) as u16).to_ne_bytes());
+            }
             msg::VM_SET_PAGE_ACCESS | msg::VM_GET_PAGE_ACCESS => {
                 let count = self.below(5) as u16;
                 payload.extend(count.to_ne_bytes());
@@ -86,13 +94,19 @@ impl Generator {
             ),
             msg::VCPU_CONTROL_CR => payload.extend([self.pick(&[0, 3, 4]), enable]),
             msg::VCPU_SET_XSAVE => payload.resize(8 + 4096, 0),
-            msg::VCPU_GET_MTRR_TYPE | msg::VCPU_TRANSLATE_GVA => payload.extend(self.range(1).to_ne_bytes()),
+            msg::VCPU_GET_MTRR_TYPE => payload.extend(self.range(1).to_ne_bytes()),
+            msg::VCPU_TRANSLATE_GVA => {
+                payload.extend(self.range(1).to_ne_bytes());
+                payload.extend(self.range(1).to_ne_bytes());
+                payload.push(enable);
+            }
             msg::VCPU_CONTROL_MSR => {
                 payload.extend(u32::from(enable).to_ne_bytes());
                 let any = self.pick(&[0, 0xc000_0000]) + self.below(0x2000) as u32;
                 payload.extend(self.pick(&[MSRS[0], MSRS[3], any, any]).to_ne_bytes());
             }
-            _ => {}
+            // Where nothing is to be chosen, the request of `conformance::`.
+            _ => payload.extend(good_request(id)),
         }
         // What is not said is zero, and all have whole words.
         payload.resize(payload.len().next_multiple_of(8), 0);

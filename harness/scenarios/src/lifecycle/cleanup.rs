@@ -96,7 +96,7 @@ fn cleanup(context: &mut Context, op: RepeatOp) -> Result<(), Failure> {
             "{op:?} does not leave the guest while it is watched"
         );
         wire.expect_no_event()?;
-        wire.control_cleanup(enable)?;
+        wire.control_cleanup(enable == 1)?;
         check_eq!(vm.unhook()?, 0, "errno of UNHOOK");
         let left = leaves(context, &vm, op)?;
         check_eq!(

@@ -110,8 +110,17 @@ fn hook_again(context: &mut Context) -> Result<(), Failure> {
     let vm = context.running_vm("counter", 2)?;
     context.stage("warm up", Duration::from_secs(30));
     let threads_at_first = kernel_threads()?;
+    // What is not seen at all cannot be seen to grow.
+    let wire = context.bare_hook(&vm, 0)?;
+    check_eq!(kernel_threads()?, threads_at_first + 1, "threads while hooked");
+    check_eq!(vm.unhook()?, 0, "errno of UNHOOK");
+    drop(wire);
     vm.hook_cycles(WARM_UP)?;
     let before = Held::now()?;
+    check!(
+        !before.slab.is_empty() && before.vmalloc_bytes > 0,
+        "nothing is counted"
+    );
     check_eq!(before.threads, threads_at_first, "threads after {WARM_UP} cycles");
     context.stage("1,000 cycles", Duration::from_secs(240));
     vm.hook_cycles(CYCLES)?;

@@ -4,9 +4,10 @@
 use std::fs;
 use std::os::fd::AsFd;
 use std::os::unix::net::UnixStream;
-use std::time::Duration;
+use std::time::{Duration, Instant};
 
 use rustix::io::Errno;
+use rustix::process::{Pid, Signal, kill_process};
 
 use super::check_version;
 use crate::modules::Origin;
@@ -25,6 +26,16 @@ pub(super) const SCENARIOS: &[Scenario] = &[
         "destroy::vmm_killed_while_socket_lock_held",
         "the VMM is killed while another process holds the socket's lock: its VM ends",
         vmm_killed,
+    ),
+    scenario(
+        "destroy::eight_vms_killed_while_socket_locks_held",
+        "a VMM with eight VMs is killed while another process holds their sockets' locks: nobody else's VM waits for them",
+        eight_vms_killed,
+    ),
+    scenario(
+        "lifecycle::reader_ignores_signals",
+        "SIGKILL and SIGTERM for the receiving thread: it goes on, and is no lost tool",
+        reader_ignores_signals,
     ),
     scenario(
         "lifecycle::hook_refused_socket_in_use",
@@ -118,6 +129,87 @@ fn vmm_killed(context: &mut Context) -> Result<(), Failure> {
     context.stage("the lock is let go", Duration::from_secs(10));
     holder.release()?;
     context.wait_for("the thread to end", || Ok(readers()? == 0))
+}
+
+fn eight_vms_killed(context: &mut Context) -> Result<(), Failure> {
+    const VMS: usize = 8;
+    /// What an end of a session that waits for its thread would take.
+    const PATIENCE: Duration = Duration::from_secs(1);
+    context.stage("start", Duration::from_secs(20));
+    let mut vm = context.running_vm("counter", 1)?;
+    let other = context.running_vm("counter", 1)?;
+    let mut sockets = Vec::new();
+    let mut holders = Vec::new();
+    for _ in 0..VMS {
+        let (ours, theirs) = UnixStream::pair()?;
+        holders.push(LockHolder::start(theirs.try_clone()?, &ours)?);
+        sockets.push((ours, theirs));
+    }
+    let theirs: Vec<_> = sockets.iter().map(|(_, theirs)| theirs.as_fd()).collect();
+    vm.hook_more(&theirs)?;
+    context.wait_for("the receiving threads to want the locks", || {
+        Ok(readers_with("(kvmi-recv) D")? == VMS)
+    })?;
+    context.stage("kill", Duration::from_secs(30));
+    let before = Instant::now();
+    vm.begin_kill()?;
+    other.exit()?;
+    let others = before.elapsed();
+    vm.kill()?;
+    let all = before.elapsed();
+    // One after the other they would take VMS times that, at either end of what both ends share.
+    check!(
+        others < PATIENCE * VMS as u32 / 2,
+        "another VM's end took {others:?} while eight VMs ended"
+    );
+    check!(all < PATIENCE * VMS as u32 / 2, "the end of eight VMs took {all:?}");
+    context.stage("the locks are let go", Duration::from_secs(20));
+    for (ours, _) in &sockets {
+        Wire::new(ours.try_clone()?)?.expect_closed()?;
+    }
+    context.wait_for(
+        "the VMs to go",
+        || Ok(modules::vendor_references(context.backend)? == 0),
+    )?;
+    check_eq!(readers()?, VMS, "threads left behind");
+    for holder in holders {
+        holder.release()?;
+    }
+    context.wait_for("the threads to end", || Ok(readers()? == 0))
+}
+
+/// Process ids of all receiving threads.
+fn reader_ids() -> Result<Vec<i32>, Failure> {
+    let mut ids = Vec::new();
+    for process in fs::read_dir("/proc")? {
+        let path = process?.path();
+        let stat = fs::read_to_string(path.join("stat")).unwrap_or_default();
+        if stat.contains("(kvmi-recv)")
+            && let Some((id, _)) = stat.split_once(' ')
+        {
+            ids.push(id.parse()?);
+        }
+    }
+    Ok(ids)
+}
+
+fn reader_ignores_signals(context: &mut Context) -> Result<(), Failure> {
+    context.stage("start", Duration::from_secs(20));
+    let (vm, mut wire) = context.hooked_vm("counter", 1)?;
+    let ids = reader_ids()?;
+    check_eq!(ids.len(), 1, "receiving threads");
+    for signal in [Signal::KILL, Signal::TERM] {
+        context.stage(&format!("{signal:?}"), Duration::from_secs(10));
+        let id = Pid::from_raw(ids[0]).ok_or_else(|| Failure::new("a thread without a number"))?;
+        kill_process(id, signal)?;
+        check_eq!(wire.vcpu_count()?, 1, "vCPUs");
+        check_version(&mut wire)?;
+        check_eq!(reader_ids()?, ids, "receiving threads");
+    }
+    check_eq!(vm.unhook()?, 0, "errno of UNHOOK");
+    wire.expect_closed()?;
+    check_eq!(reader_ids()?.len(), 0, "receiving threads after UNHOOK");
+    vm.exit()
 }
 
 fn socket_in_use(context: &mut Context) -> Result<(), Failure> {

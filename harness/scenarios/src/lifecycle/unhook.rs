@@ -209,7 +209,7 @@ fn next_session_is_clean(context: &mut Context) -> Result<(), Failure> {
     for cleanup in [1, 0] {
         context.stage(&format!("cleanup {cleanup}"), Duration::from_secs(10));
         let mut wire = context.hook(&vm)?;
-        wire.control_cleanup(cleanup)?;
+        wire.control_cleanup(cleanup == 1)?;
         wire.control_event(0, HYPERCALL, true)?;
         check_eq!(vm.unhook()?, 0, "errno of UNHOOK");
         let result = vm.carry_out(context, 0, Op::Hypercall, GUEST_REQUEST)?;

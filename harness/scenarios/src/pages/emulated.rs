@@ -4,7 +4,7 @@
 use std::time::Duration;
 
 use kvmi_guests::{Access, layout};
-use kvmi_uapi::event::{CONTINUE, DESCRIPTOR, DESCRIPTOR_GDTR, Descriptor, PF, RETRY};
+use kvmi_uapi::event::{CONTINUE, DESCRIPTOR, DESCRIPTOR_GDTR, Descriptor, RETRY};
 
 use super::{ALL, PAGE, R, W, Watched, X};
 use crate::vmm::Until;
@@ -55,11 +55,6 @@ pub(super) const SCENARIOS: &[Scenario] = &[
         "pages::called_through_device",
         "CALL of an address that the VMM has to give, onto a page that denies writes: it returns to behind the CALL",
         called_through_device,
-    ),
-    scenario(
-        "pages::unhook_half_way",
-        "UNHOOK while an INS and a MOVS from a device are told: what the VMM has given already is not lost",
-        unhook_half_way,
     ),
     scenario(
         "pages::call_from_device_stack",
@@ -348,44 +343,6 @@ fn called_through_device(context: &mut Context) -> Result<(), Failure> {
         watched.wire.expect_no_event()?;
     }
     check_eq!(watched.vm.status(0)?.device_reads, 2, "reads that the VMM saw");
-    watched.vm.exit()
-}
-
-fn unhook_half_way(context: &mut Context) -> Result<(), Failure> {
-    const WORDS: u32 = 8;
-    let device = layout::ANONYMOUS_SLOT;
-    let mut watched = Watched::start(context, 1)?;
-    context.stage("port", Duration::from_secs(10));
-    watched.wire.restrict(&[(PLACE, R | X)])?;
-    let number = watched.begin(Access::Input, [PLACE, WORDS.into(), 0])?;
-    watched.expect(W, PLACE)?;
-    check_eq!(watched.vm.unhook()?, 0, "errno of UNHOOK");
-    watched.vm.finished(context, 0, number)?;
-    let mut bytes = [0; 4 * WORDS as usize];
-    watched.vm.guest.read(PLACE, &mut bytes)?;
-    check_eq!(
-        bytes[..],
-        (0..WORDS).flat_map(u32::to_le_bytes).collect::<Vec<_>>()[..],
-        "what the guest read from the port"
-    );
-    check_eq!(watched.vm.status(0)?.inputs, WORDS, "words that the VMM gave");
-
-    context.stage("device", Duration::from_secs(10));
-    watched.wire = context.hook(&watched.vm)?;
-    watched.wire.control_event(0, PF, true)?;
-    watched.wire.restrict(&[(PLACE, R | X)])?;
-    let number = watched.begin(Access::Copy, [PLACE, device, WORDS.into()])?;
-    watched.expect(W, PLACE)?;
-    check_eq!(watched.vm.unhook()?, 0, "errno of UNHOOK");
-    watched.vm.finished(context, 0, number)?;
-    let mut bytes = [0; WORDS as usize];
-    watched.vm.guest.read(PLACE, &mut bytes)?;
-    check_eq!(
-        bytes[..],
-        (0..WORDS as u8).collect::<Vec<_>>()[..],
-        "what the guest read from the device"
-    );
-    check_eq!(watched.vm.status(0)?.device_reads, WORDS, "reads that the VMM saw");
     watched.vm.exit()
 }
 

@@ -40,7 +40,7 @@ fn unhook_lifts_all(context: &mut Context) -> Result<(), Failure> {
     let mut watched = Watched::start(context, 1)?;
     for enable in [0, 1] {
         context.stage(&format!("cleanup {enable}"), Duration::from_secs(10));
-        watched.wire.control_cleanup(enable)?;
+        watched.wire.control_cleanup(enable == 1)?;
         watched.wire.restrict(&[(PLACE, 0), (PLACE + 4096, R)])?;
         watched.told(context, (Access::Write, [PLACE, 1, 0]), &[(W, PLACE)])?;
         check_eq!(watched.vm.unhook()?, 0, "errno of UNHOOK");

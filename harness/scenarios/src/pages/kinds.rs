@@ -3,12 +3,12 @@
 
 use std::time::Duration;
 
+use kvmi::command::GetVersion;
 use kvmi_guests::{Access, layout};
 use kvmi_uapi::event::{CONTINUE, PF, RETRY};
-use kvmi_uapi::{Features, GetVersionReply, msg};
+use kvmi_uapi::{Features, GetVersionReply};
 
 use super::{ALL, PAGE, R, W, Watched, X, code_that_returns};
-use crate::requests::{expect_data, read_exactly};
 use crate::wire::Wire;
 use crate::{Context, Failure, Scenario, check_eq, scenario};
 
@@ -34,8 +34,8 @@ const PLACE: u64 = layout::SCRATCH + 0x8000;
 
 /// What the hardware can express, as GET_VERSION says.
 pub(super) fn features(wire: &mut Wire) -> Result<u8, Failure> {
-    let data = expect_data(wire.vm(msg::GET_VERSION, &[0u8; 0])?, "GET_VERSION")?;
-    Ok(read_exactly::<GetVersionReply>(&data, "GET_VERSION")?.features.access)
+    let version = wire.get(&GetVersion, size_of::<GetVersionReply>())?;
+    Ok(version.features.access)
 }
 
 /// Each access that can be expressed and restricts something.

@@ -4,13 +4,14 @@
 use std::os::fd::AsFd;
 use std::time::Duration;
 
-use kvmi_guests::{Access, Op, layout};
+use kvmi::command::SetPageAccess;
+use kvmi_guests::{Access, COUNTED_VECTOR, Op, layout};
 use kvmi_uapi::event::{CONTINUE, PF, Pf};
-use kvmi_uapi::msg;
 use rustix::event::{PollFd, PollFlags, Timespec, poll};
 
-use super::{PAGE, R, W, Watched, X, entries, payload};
+use super::{PAGE, R, W, Watched, X, entries};
 use crate::lifecycle::readers_with;
+use crate::vmm::field;
 use crate::{Context, Failure, Scenario, check, check_eq, ioctls, modules, scenario};
 
 pub(super) const SCENARIOS: &[Scenario] = &[
@@ -20,9 +21,14 @@ pub(super) const SCENARIOS: &[Scenario] = &[
         waits_for_emulation,
     ),
     scenario(
-        "pages::commands_while_another_steps",
-        "a vCPU that is to be let through while another one is carries out commands",
-        commands_while_another_steps,
+        "pages::let_through_while_another_stands_still",
+        "a vCPU is let through, told and answered while another one that is let through waits for its page",
+        let_through_while_another_stands_still,
+    ),
+    scenario(
+        "pages::no_asynchronous_fault_between",
+        "an access that is let through to a page that the host does not have: the guest takes no asynchronous page fault before it",
+        no_asynchronous_fault_between,
     ),
     scenario(
         "pages::nothing_denied_by_a_session_that_ends",
@@ -48,9 +54,9 @@ fn waits_for_emulation(context: &mut Context) -> Result<(), Failure> {
     let number = watched.begin(Access::AddEmulated, [page, 7, 0])?;
     watched.vm.wait_for_fault()?;
     context.stage("deny it", Duration::from_secs(20));
-    let seq = watched
-        .wire
-        .send(msg::VM_SET_PAGE_ACCESS, &payload(&entries(&[(page, 0)])))?;
+    let seq = watched.wire.submit(&SetPageAccess {
+        entries: &entries(&[(page, 0)]),
+    })?;
     let now = Timespec { tv_sec: 0, tv_nsec: 0 };
     context.wait_for("the receiving thread to wait for the vCPU", || {
         let socket = watched.wire.socket();
@@ -88,25 +94,57 @@ fn one_stands_still(context: &mut Context) -> Result<(Watched, u64), Failure> {
     Ok((watched, number))
 }
 
-fn commands_while_another_steps(context: &mut Context) -> Result<(), Failure> {
+fn let_through_while_another_stands_still(context: &mut Context) -> Result<(), Failure> {
+    const ROUNDS: u64 = 20;
     let (mut watched, first) = one_stands_still(context)?;
-    context.stage("the other is to be let through", Duration::from_secs(20));
-    let second = watched.vm.command(1, Op::Access, [Access::Write as u64, PLACE, 2, 0])?;
-    let event = watched.wire.expect_event(PF, 1)?;
-    check_eq!(event.data::<Pf>()?.gpa, PLACE, "gpa of PF");
-    watched.wire.reply(&event, CONTINUE)?;
-    for _ in 0..3 {
-        let registers = watched.wire.registers(1)?.regs;
-        check_eq!(registers, event.arch.regs, "registers while it waits");
+    for round in 1..=ROUNDS {
+        context.stage(&format!("the other, {round}"), Duration::from_secs(20));
+        let args = [Access::Add as u64, PLACE, 2, 1];
+        let number = watched.vm.command(1, Op::Access, args)?;
+        let event = watched.wire.expect_event(PF, 1)?;
+        check_eq!(event.data::<Pf>()?.gpa, PLACE, "gpa of PF");
+        watched.wire.reply(&event, CONTINUE)?;
+        watched.vm.finished(context, 1, number)?;
+        check_eq!(watched.word(PLACE)?, 2 * round, "the word");
     }
-    check_eq!(watched.word(PLACE)?, 0, "the word while it waits");
-    context.stage("both go on", Duration::from_secs(20));
-    watched.vm.serve_slot()?;
-    for (vcpu, number) in [first, second].into_iter().enumerate() {
-        watched.vm.finished(context, vcpu, number)?;
-    }
-    check!(watched.word(PLACE)? == 2, "the word is not written");
     watched.wire.expect_no_event()?;
+    context.stage("the first goes on", Duration::from_secs(20));
+    watched.vm.serve_slot()?;
+    watched.vm.finished(context, 0, first)?;
+    watched.wire.expect_no_event()?;
+    watched.vm.exit()
+}
+
+fn no_asynchronous_fault_between(context: &mut Context) -> Result<(), Failure> {
+    /// `MSR_KVM_ASYNC_PF_EN`: enabled, in ring 0 as well, ready by interrupt; and the vector of that.
+    const ASYNC_PF_EN: u64 = 0x4b56_4d02;
+    const ENABLED: u64 = 0b1011;
+    const ASYNC_PF_INT: u64 = 0x4b56_4d06;
+    const PAGE_FAULT: u64 = 14;
+    let mut watched = Watched::start(context, 1)?;
+    let page = withhold(&watched)?;
+    let reason = layout::SCRATCH + 0x9_0000;
+    for (msr, value) in [(ASYNC_PF_INT, COUNTED_VECTOR.into()), (ASYNC_PF_EN, reason | ENABLED)] {
+        watched.vm.carry_out(context, 0, Op::WriteMsr, [msr, value, 0, 0])?;
+    }
+    // Were one to come, the guest would note it and go on.
+    watched.vm.guest.set_field(0, field!(tolerated), 1 << PAGE_FAULT)?;
+    watched.wire.restrict(&[(page, R | X)])?;
+    context.stage("let through to a page that is not there", Duration::from_secs(20));
+    let number = watched.begin(Access::Write, [page, 7, 0])?;
+    watched.let_through(W, page)?;
+    watched.vm.wait_for_fault()?;
+    context.stage("the page comes", Duration::from_secs(20));
+    watched.vm.serve_slot()?;
+    watched.vm.finished(context, 0, number)?;
+    watched.wire.expect_no_event()?;
+    check_eq!(
+        watched.vm.guest.field(0, field!(exceptions))?,
+        0,
+        "page faults that the guest took"
+    );
+    watched.wire.restrict(&[(page, super::ALL)])?;
+    check_eq!(watched.silent(context, Access::Read, [page, 0, 0])?, 7, "the word");
     watched.vm.exit()
 }
 

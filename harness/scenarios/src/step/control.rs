@@ -10,7 +10,7 @@ use kvmi_uapi::{PageAccessEntry, Regs, VmPageAccess, msg};
 use zerocopy::IntoBytes;
 
 use super::{Stepped, check_rips};
-use crate::vmm::{Permission, VcpuWrite};
+use crate::vmm::Permission;
 use crate::{Context, Failure, Scenario, check_eq, scenario};
 
 pub(super) const SCENARIOS: &[Scenario] = &[
@@ -57,8 +57,8 @@ fn one_owner(context: &mut Context) -> Result<(), Failure> {
     vm.pause(0)?;
     check_eq!(vm.set_guest_debug(0, VMM_STEPS)?, 0, "errno of KVM_SET_GUEST_DEBUG");
     vm.resume(0)?;
-    check_eq!(wire.control_singlestep(0, 1)?, Err(EBUSY), "VCPU_CONTROL_SINGLESTEP");
-    check_eq!(wire.control_singlestep(0, 0)?, Ok(vec![]), "the same, off");
+    check_eq!(wire.control_singlestep(0, true)?, Err(EBUSY), "VCPU_CONTROL_SINGLESTEP");
+    check_eq!(wire.control_singlestep(0, false)?, Ok(vec![]), "the same, off");
     vm.pause(0)?;
     check_eq!(vm.set_guest_debug(0, 0)?, 0, "errno of KVM_SET_GUEST_DEBUG");
     vm.resume(0)?;
@@ -113,7 +113,7 @@ fn not_void(context: &mut Context) -> Result<(), Failure> {
     let seen = stepped.run(context, Routine::Straight, 0, |stepped, _| {
         if looked < 3 {
             stepped.vm.pause(0)?;
-            check_eq!(stepped.vm.write(0, VcpuWrite::Regs)?, 0, "errno of KVM_SET_REGS");
+            stepped.vm.change_regs(0)?;
             stepped.vm.resume(0)?;
             looked += 1;
         }

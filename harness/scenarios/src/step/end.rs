@@ -55,7 +55,7 @@ fn unhook(context: &mut Context) -> Result<(), Failure> {
             &format!("cleanup {cleanup}, answered {answered}"),
             Duration::from_secs(20),
         );
-        stepped.wire.control_cleanup(cleanup)?;
+        stepped.wire.control_cleanup(cleanup == 1)?;
         let (number, _) = stepped.begin(Routine::Straight, 0)?;
         let event = stepped.steps(5)?;
         if answered {

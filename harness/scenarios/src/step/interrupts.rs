@@ -3,10 +3,10 @@
 
 use std::time::Duration;
 
-use kvmi_guests::{COUNTED_VECTOR, Routine};
+use kvmi_guests::{COUNTED_VECTOR, DOORBELL_VECTOR, Routine};
 use kvmi_uapi::event::CONTINUE;
 
-use super::{Stepped, check_rips};
+use super::{Seen, Stepped, check_rips};
 use crate::vmm::{VcpuWrite, Vm, field};
 use crate::{Context, Failure, Scenario, check, check_eq, scenario};
 
@@ -30,6 +30,16 @@ pub(super) const SCENARIOS: &[Scenario] = &[
         "step::nmi_and_smi_wait",
         "an NMI and an SMI that come while the vCPU is stepped wait until stepping ends, and are taken then",
         nmi_and_smi_wait,
+    ),
+    scenario(
+        "step::with_interrupts",
+        "stepped with interrupts: one that is pending is taken in between, its handler is stepped too",
+        with_interrupts,
+    ),
+    scenario(
+        "step::nmi_and_smi_in_between",
+        "stepped with interrupts: an NMI and an SMI are taken in between; SMM is not stepped",
+        nmi_and_smi_in_between,
     ),
     scenario(
         "step::rsm",
@@ -162,6 +172,99 @@ fn nmi_and_smi_wait(context: &mut Context) -> Result<(), Failure> {
     check_rips(&seen.rips, &stepped.list(Routine::Straight)?, Routine::Straight)?;
     context.stage("afterwards", Duration::from_secs(20));
     context.wait_for("NMI and SMI to be taken", || Ok(taken(&stepped.vm)? == (1, true)))?;
+    check_eq!(stepped.vm.exception()?.vector, NMI, "the vector taken");
+    check_eq!(stepped.run_as_listed(context, Routine::Straight, 0)?, 16, "the result");
+    stepped.vm.exit()
+}
+
+/// Fails unless the routine was told in its order; how many of its instructions were told again in their place.
+fn inside_once(seen: &Seen, list: &[u64]) -> Result<usize, Failure> {
+    let mut inside: Vec<u64> = seen.rips.iter().copied().filter(|rip| list.contains(rip)).collect();
+    let told = inside.len();
+    inside.dedup();
+    check_rips(&inside, list, Routine::Straight)?;
+    Ok(told - inside.len())
+}
+
+fn with_interrupts(context: &mut Context) -> Result<(), Failure> {
+    let mut stepped = Stepped::start(context)?;
+    let list = stepped.list(Routine::Straight)?;
+    context.stage("ring", Duration::from_secs(20));
+    let mut before = 0;
+    let mut handler = None;
+    let mut outside = Vec::new();
+    let seen = stepped.run(context, Routine::Straight, 0, |stepped, event| {
+        if handler.is_none() {
+            handler = Some(stepped.handler(event, DOORBELL_VECTOR.into())?);
+            before = stepped.vm.guest.field(0, field!(counter))?;
+            stepped.wire.singlestep_with_interrupts()?;
+            stepped.vm.ring(0)?;
+        } else if !list.contains(&event.arch.regs.rip) {
+            outside.push(event.arch.regs.rip);
+        } else if event.arch.regs.rip == list[list.len() - 2] {
+            check_eq!(
+                stepped.vm.guest.field(0, field!(counter))?,
+                before + 1,
+                "doorbells that the guest took"
+            );
+        }
+        Ok(())
+    })?;
+    // Where it came is told twice: behind the instruction before, and behind the handler's IRET.
+    check_eq!(
+        inside_once(&seen, &list)?,
+        1,
+        "instructions of the routine that were told again"
+    );
+    check_eq!(
+        outside.first().copied(),
+        handler,
+        "the first instruction outside of the routine"
+    );
+    check!(
+        outside.len() > 5,
+        "{} instructions of the handler were told",
+        outside.len()
+    );
+    check_eq!(stepped.run_as_listed(context, Routine::Straight, 0)?, 16, "the result");
+    stepped.vm.exit()
+}
+
+fn nmi_and_smi_in_between(context: &mut Context) -> Result<(), Failure> {
+    const NMI: u64 = 2;
+    let mut stepped = Stepped::start(context)?;
+    let list = stepped.list(Routine::Straight)?;
+    let taken = |vm: &Vm| Ok::<_, Failure>((vm.exceptions()?, vm.has_entered_smm()?));
+    stepped.vm.tolerate(&[NMI])?;
+    stepped.vm.prepare_smm()?;
+    stepped.vm.leave_smm()?;
+    context.stage("step", Duration::from_secs(20));
+    let mut sent = false;
+    let mut last = (0, false);
+    let seen = stepped.run(context, Routine::Straight, 0, |stepped, _| {
+        if !sent {
+            stepped.wire.singlestep_with_interrupts()?;
+            stepped.vm.pause(0)?;
+            for by in [VcpuWrite::Nmi, VcpuWrite::Smi] {
+                check_eq!(stepped.vm.write(0, by)?, 0, "errno of {by:?}");
+            }
+            stepped.vm.resume(0)?;
+            sent = true;
+        }
+        last = taken(&stepped.vm)?;
+        Ok(())
+    })?;
+    check_eq!(
+        last,
+        (1, true),
+        "NMIs taken, and whether SMM was entered, before the end"
+    );
+    // Behind the handler's IRET, and behind RSM.
+    check_eq!(
+        inside_once(&seen, &list)?,
+        2,
+        "instructions of the routine that were told again"
+    );
     check_eq!(stepped.vm.exception()?.vector, NMI, "the vector taken");
     check_eq!(stepped.run_as_listed(context, Routine::Straight, 0)?, 16, "the result");
     stepped.vm.exit()

@@ -16,7 +16,7 @@ use serde::de::DeserializeOwned;
 use super::request::MAX_PACKET_BYTES;
 
 /// The most descriptors beside one packet.
-const MAX_FDS: usize = 2;
+const MAX_FDS: usize = 8;
 
 thread_local! {
     /// Where packets come to. Kept, because to clear so much for each one would take longer than the rest.

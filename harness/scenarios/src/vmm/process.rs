@@ -6,11 +6,10 @@ use std::process::Child;
 
 use kvm_bindings::kvm_regs;
 use kvmi_guests::Op;
-use kvmi_uapi::ioctl;
 use rustix::process::{Pid, PidfdFlags, PidfdGetfdFlags, Signal, kill_process, pidfd_getfd, pidfd_open};
 
 use super::guest::field;
-use super::request::{Answer, HookFd, Permission, Reply, Request, Until, VcpuStatus, VcpuWrite, VmConfig};
+use super::request::{Answer, Reply, Request, Until, VcpuStatus, VcpuWrite, VmConfig};
 use super::spare::Vmm;
 use super::{Guest, packet};
 use crate::{Context, Failure, check_eq};
@@ -102,78 +101,8 @@ impl Vm {
 
     /// What became of an ioctl: its errno, 0 for success.
     #[must_use]
-    fn errno(reply: &Reply) -> i32 {
+    pub(super) fn errno(reply: &Reply) -> i32 {
         reply.as_ref().err().map_or(0, |refusal| refusal.errno)
-    }
-
-    /// HOOK with a descriptor of ours; the errno, 0 for success.
-    ///
-    /// # Errors
-    ///
-    /// A VMM that is gone.
-    pub fn hook(&self, fd: BorrowedFd<'_>, flags: u32) -> Result<i32, Failure> {
-        let fd_kind = HookFd::Passed;
-        self.begin(&Request::Hook { fd: fd_kind, flags }, &[fd])?;
-        Ok(Self::errno(&self.finish()?))
-    }
-
-    /// HOOK with a descriptor of ours, then every command and event allowed.
-    ///
-    /// # Errors
-    ///
-    /// What is refused.
-    pub fn hook_and_allow(&self, fd: BorrowedFd<'_>, flags: u32) -> Result<(), Failure> {
-        check_eq!(self.hook(fd, flags)?, 0, "errno of HOOK");
-        for what in [Permission::Command, Permission::Event] {
-            check_eq!(self.permit(what, 1, ioctl::ALL)?, 0, "errno of allowing all");
-        }
-        Ok(())
-    }
-
-    /// HOOK with a descriptor number of the VMM's own; the errno, 0 for success.
-    ///
-    /// # Errors
-    ///
-    /// A VMM that is gone.
-    pub fn hook_number(&self, fd: i32, flags: u32) -> Result<i32, Failure> {
-        let fd = HookFd::Number(fd);
-        Ok(Self::errno(&self.ask(&Request::Hook { fd, flags })?))
-    }
-
-    /// COMMAND or EVENT; the errno, 0 for success.
-    ///
-    /// # Errors
-    ///
-    /// A VMM that is gone.
-    pub fn permit(&self, what: Permission, allow: u32, id: i32) -> Result<i32, Failure> {
-        Ok(Self::errno(&self.ask(&Request::Permit { what, allow, id })?))
-    }
-
-    /// PREUNHOOK; the errno, 0 for success.
-    ///
-    /// # Errors
-    ///
-    /// A VMM that is gone.
-    pub fn preunhook(&self) -> Result<i32, Failure> {
-        Ok(Self::errno(&self.ask(&Request::PreUnhook)?))
-    }
-
-    /// UNHOOK; the errno, 0 for success.
-    ///
-    /// # Errors
-    ///
-    /// A VMM that is gone.
-    pub fn unhook(&self) -> Result<i32, Failure> {
-        Ok(Self::errno(&self.ask(&Request::Unhook)?))
-    }
-
-    /// Hooks on a new socket and unhooks, this often.
-    ///
-    /// # Errors
-    ///
-    /// The first HOOK or UNHOOK that fails.
-    pub fn hook_cycles(&self, times: u32) -> Result<(), Failure> {
-        self.done(&Request::HookCycles(times))
     }
 
     /// Lets all vCPUs run.
@@ -248,6 +177,16 @@ impl Vm {
         self.done(&Request::SetRegs { vcpu, regs })
     }
 
+    /// Changes a flag of a vCPU that is out and does nothing else to it (RFLAGS.ID); RFLAGS afterwards.
+    ///
+    /// # Errors
+    ///
+    /// As [`Vm::regs`].
+    pub fn change_regs(&self, vcpu: usize) -> Result<u64, Failure> {
+        check_eq!(self.write(vcpu, VcpuWrite::ChangedRegs)?, 0, "errno of KVM_SET_REGS");
+        Ok(self.regs(vcpu)?.rflags)
+    }
+
     /// Writes the state of a vCPU that is out, by this ioctl; the errno, 0 for success.
     ///
     /// # Errors
@@ -255,6 +194,33 @@ impl Vm {
     /// As [`Vm::regs`].
     pub fn write(&self, vcpu: usize, by: VcpuWrite) -> Result<i32, Failure> {
         Ok(Self::errno(&self.ask(&Request::Write { vcpu, by })?))
+    }
+
+    /// Enters `KVM_RUN` on a vCPU that is out, with `immediate_exit`.
+    ///
+    /// # Errors
+    ///
+    /// As [`Vm::regs`].
+    pub fn complete(&self, vcpu: usize) -> Result<(), Failure> {
+        self.done(&Request::Complete { vcpu })
+    }
+
+    /// Takes a vCPU out of `KVM_RUN` when it has read the port of the marks next.
+    ///
+    /// # Errors
+    ///
+    /// A VMM that is gone.
+    pub fn stop_at_input(&self, vcpu: usize) -> Result<(), Failure> {
+        self.done(&Request::StopAtInput { vcpu })
+    }
+
+    /// Gives a vCPU that is out an interrupt as soon as KVM says that it takes one.
+    ///
+    /// # Errors
+    ///
+    /// As [`Vm::regs`].
+    pub fn interrupt_in_window(&self, vcpu: usize, vector: u8) -> Result<(), Failure> {
+        self.done(&Request::InterruptInWindow { vcpu, vector })
     }
 
     /// The state of a vCPU that is out, `KVM_MP_STATE_*`; KVM carries out a pending INIT first.
@@ -437,6 +403,15 @@ impl Vm {
         kill_process(Pid::from_child(&self.process), Signal::ABORT)?;
         self.process.wait()?;
         Ok(())
+    }
+
+    /// Kills the VMM (SIGKILL) without waiting for its end.
+    ///
+    /// # Errors
+    ///
+    /// Those of kill(2).
+    pub(crate) fn begin_kill(&mut self) -> Result<(), Failure> {
+        Ok(self.process.kill()?)
     }
 
     /// Kills the VMM (SIGKILL) and waits until it is gone, with its VM.

@@ -74,7 +74,8 @@ pub enum Permission {
     Event,
 }
 
-/// An ioctl by which a VMM writes a vCPU's state. Each but those with a vector writes what it has just read.
+/// An ioctl by which a VMM writes a vCPU's state. Each writes what it has just read, but those with a vector and those that change
+/// something.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, Serialize, Deserialize)]
 pub enum VcpuWrite {
     /// `KVM_SET_REGS`
@@ -89,6 +90,16 @@ pub enum VcpuWrite {
     MpState,
     /// `KVM_SET_NESTED_STATE`
     NestedState,
+    /// `KVM_SET_REGS` with the other RFLAGS.ID.
+    ChangedRegs,
+    /// `KVM_SET_SREGS` with another CR2.
+    ChangedSregs,
+    /// Registers in `kvm_run` that are marked dirty, with the other RFLAGS.ID.
+    ChangedDirtyRegs,
+    /// `KVM_SET_VCPU_EVENTS` with NMIs blocked if they are not, and the other way round.
+    ChangedEvents,
+    /// `KVM_SET_MP_STATE`: the vCPU is halted.
+    ChangedMpState,
     /// `KVM_SET_VCPU_EVENTS` with an interrupt of this vector that was on its way into the guest, as after a migration.
     InjectedInterrupt(u8),
     /// `KVM_SET_VCPU_EVENTS` with an NMI that was on its way into the guest.
@@ -197,6 +208,25 @@ pub enum Request {
         /// By which ioctl.
         by: VcpuWrite,
     },
+    /// `KVM_RUN` of a vCPU that is out, with `immediate_exit`: KVM ends what it has begun and goes no further.
+    Complete {
+        /// Its index.
+        vcpu: usize,
+    },
+    /// Take a vCPU out of `KVM_RUN` when it has read the port of the marks next; what it read is there already.
+    StopAtInput {
+        /// Its index.
+        vcpu: usize,
+    },
+    /// Ask KVM for the moment at which a vCPU that is out takes an interrupt, and give it this one then, by `KVM_INTERRUPT`.
+    InterruptInWindow {
+        /// Its index.
+        vcpu: usize,
+        /// The interrupt's vector.
+        vector: u8,
+    },
+    /// Make as many VMs more as descriptors come along, without vCPUs, and hook each on one of them.
+    HookMore,
     /// `KVM_GET_MP_STATE` of a vCPU that is out; KVM carries a pending INIT out by it. Answer: [`Answer::Number`].
     GetMpState {
         /// Its index.

@@ -1,10 +1,10 @@
 // SPDX-License-Identifier: MIT OR Apache-2.0
 //! Events as they come over the socket.
 
+use kvmi::Message;
 use kvmi_uapi::{EventHdr, VcpuEvent, VcpuEventArch, msg};
 use zerocopy::{FromBytes, Immutable, KnownLayout};
 
-use super::Message;
 use crate::{Failure, check_eq};
 
 /// An event from the kernel.
@@ -46,10 +46,10 @@ pub(super) fn parse(message: &Message) -> Result<Event, Failure> {
         return Err(Failure::new(format!("an event of {} bytes", message.payload.len())));
     };
     check_eq!(header.pad, [0; 3], "padding of the header of event {}", header.event);
-    if message.id == msg::VM_EVENT {
+    if message.hdr.id == msg::VM_EVENT {
         return Ok(Event {
             id: header.event,
-            seq: message.seq,
+            seq: message.hdr.seq,
             vcpu: 0,
             arch: VcpuEventArch::default(),
             data: rest.to_vec(),
@@ -71,7 +71,7 @@ pub(super) fn parse(message: &Message) -> Result<Event, Failure> {
     check_eq!(vcpu.pad, 0, "padding of event {}", header.event);
     Ok(Event {
         id: header.event,
-        seq: message.seq,
+        seq: message.hdr.seq,
         vcpu: vcpu.vcpu,
         arch: vcpu.arch,
         data: data.to_vec(),

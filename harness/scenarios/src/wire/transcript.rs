@@ -7,8 +7,6 @@ use std::sync::{Mutex, PoisonError};
 
 use kvmi::{Direction, Entry};
 use kvmi_lab_control::FromL1;
-use kvmi_uapi::MsgHdr;
-use zerocopy::IntoBytes;
 
 use crate::say;
 
@@ -19,7 +17,7 @@ const SAID_AT_ONCE: usize = 40;
 const KEPT: usize = 200;
 
 /// How many bytes of each are kept: what an event says beside the registers comes after them.
-const KEPT_BYTES: usize = 640;
+const KEPT_BYTES: usize = 648;
 
 struct Transcript {
     seen: usize,
@@ -31,11 +29,8 @@ static TRANSCRIPT: Mutex<Transcript> = Mutex::new(Transcript {
     recent: VecDeque::new(),
 });
 
-pub(super) fn record(direction: Direction, id: u16, seq: u32, payload: &[u8]) {
-    let size = payload.len() as u16;
-    let header = MsgHdr { id, size, seq };
-    let kept = &payload[..payload.len().min(KEPT_BYTES)];
-    let bytes = [header.as_bytes(), kept].concat();
+pub(super) fn record(direction: Direction, message: &[u8]) {
+    let bytes = message[..message.len().min(KEPT_BYTES)].to_vec();
     let mut transcript = TRANSCRIPT.lock().unwrap_or_else(PoisonError::into_inner);
     transcript.seen += 1;
     if transcript.seen <= SAID_AT_ONCE {

@@ -2,14 +2,14 @@
 //! A VM and vCPUs that only remember what was asked of them, and messages to try on them.
 #![allow(dead_code, unreachable_pub, reason = "each test program uses its part")]
 
-use std::collections::BTreeMap;
+use std::collections::{BTreeMap, BTreeSet};
 
 use kvmi_core::{
-    KvmError, Occurrence, Site, VcpuEffects, VcpuOutcome, VcpuState, VcpuVerdict, VmEffects, VmState, VmVerdict,
-    vcpu_message, vm_message,
+    Control, KvmError, Occurrence, Site, VcpuEffects, VcpuOutcome, VcpuState, VcpuVerdict, VmEffects, VmState,
+    VmVerdict, vcpu_message, vm_message,
 };
 use kvmi_uapi::{
-    ErrorCode, MAX_MESSAGE, MsgHdr, VcpuEventReply, VcpuHdr,
+    ErrorCode, MAX_MESSAGE, MsgHdr, VcpuEventReply, VcpuHdr, VcpuRunState,
     error::{EAGAIN, EBUSY, EINVAL, ENOENT, EPERM},
     msg,
 };
@@ -33,6 +33,8 @@ pub struct FakeVm {
     /// Nothing was set since it was last put in force.
     pub in_force: bool,
     pub access_bits: u8,
+    /// Times that VM_RELEASE came.
+    pub releases: usize,
 }
 
 impl Default for FakeVm {
@@ -47,7 +49,19 @@ impl Default for FakeVm {
             access: BTreeMap::new(),
             in_force: true,
             access_bits: 7,
+            releases: 0,
         }
+    }
+}
+
+/// The state that each vCPU of the fake VM is in.
+pub fn vcpu_state(vcpu: u16) -> VcpuRunState {
+    VcpuRunState {
+        state: VcpuRunState::HELD,
+        event: 5,
+        in_run: 1,
+        pad: 0,
+        seq: 0x100 + u32::from(vcpu),
     }
 }
 
@@ -115,6 +129,15 @@ impl VmEffects for FakeVm {
         Ok(*self.access.get(&gfn).unwrap_or(&7))
     }
 
+    fn vcpu_state(&mut self, vcpu: u16) -> VcpuRunState {
+        assert!(u32::from(vcpu) < self.vcpus);
+        vcpu_state(vcpu)
+    }
+
+    fn release(&mut self) {
+        self.releases += 1;
+    }
+
     fn access_bits(&mut self) -> u8 {
         self.access_bits
     }
@@ -129,6 +152,19 @@ fn assert_one_page(gpa: u64, len: usize) {
     assert_eq!(gpa / 4096, (gpa + len as u64 - 1) / 4096);
 }
 
+/// Four levels of page tables from 0x1000, 40 bits of physical address.
+pub const LONG_MODE: Control = Control {
+    cr0: 0x8000_0011,
+    cr3: 0x1000,
+    cr4: 0x20,
+    efer: 0xd00,
+    rflags: 2,
+    pdptrs: [0; 4],
+    physical_bits: 40,
+    long_code: 1,
+    pad: [0; 6],
+};
+
 #[derive(Debug)]
 pub struct FakeVcpu {
     pub index: u16,
@@ -137,6 +173,12 @@ pub struct FakeVcpu {
     pub cpuid_edx: u32,
     /// MSRs that hold something else than what [`FakeVcpu::msr`] makes up.
     pub msrs: BTreeMap<u32, u64>,
+    /// Long mode, as a program of the lab's has it.
+    pub control: Control,
+    /// Page tables: 8 bytes by their address.
+    pub tables: BTreeMap<u64, u64>,
+    /// Pages that a guest of the guest has, and the guest has not.
+    pub unmapped: BTreeSet<u64>,
     pub xsave: [u8; 4096],
     pub xsave_answer: Result<(), KvmError>,
     pub msr_answer: Result<(), KvmError>,
@@ -153,6 +195,10 @@ impl Default for FakeVcpu {
             breakpoint_answer: Ok(()),
             cpuid_edx: 0,
             msrs: BTreeMap::new(),
+            control: LONG_MODE,
+            // The first GiB is the second one.
+            tables: BTreeMap::from([(0x1000, 0x2001), (0x2000, 0x4000_0081)]),
+            unmapped: BTreeSet::new(),
             xsave: [0xdd; 4096],
             xsave_answer: Ok(()),
             msr_answer: Ok(()),
@@ -220,8 +266,19 @@ impl VcpuEffects for FakeVcpu {
         self.xsave_answer
     }
 
-    fn translate(&mut self, gva: u64) -> u64 {
-        if gva < MEMORY { gva + 0x1000 } else { u64::MAX }
+    fn control(&mut self) -> Control {
+        self.control
+    }
+
+    fn read_table(&mut self, gpa: u64, out: &mut [u8]) -> Result<(), KvmError> {
+        let word = self.tables.get(&(gpa & !7)).ok_or(KvmError(ENOENT))?;
+        let at = (gpa % 8) as usize;
+        out.copy_from_slice(&word.to_le_bytes()[at..at + out.len()]);
+        Ok(())
+    }
+
+    fn guest_gpa(&mut self, gpa: u64) -> Option<u64> {
+        (!self.unmapped.contains(&(gpa >> 12))).then_some(gpa)
     }
 
     fn msr_write_allowed(&mut self, _: u32) -> Result<(), KvmError> {

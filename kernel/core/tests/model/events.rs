@@ -278,6 +278,18 @@ pub(crate) const EVENTS: &[Event] = &[
         ask: &[(msg::VCPU_CONTROL_SINGLESTEP, &[1])],
         examples: &[Occurrence::Singlestep],
     },
+    Event {
+        id: event::CREATE_VCPU,
+        name: "CREATE_VCPU",
+        retry: false,
+        reply_bytes: 0,
+        of_instruction: false,
+        enabled: |_, _| true,
+        data: |what| matches!(what, Occurrence::CreateVcpu).then(Vec::new),
+        happens: || None,
+        ask: &[(msg::VM_CONTROL_EVENTS, &[event::CREATE_VCPU as u8, 0, 1])],
+        examples: &[Occurrence::CreateVcpu],
+    },
 ];
 
 /// Structures of u64, and of a small value with padding up to the next (the byte order is the host's: little).

@@ -61,6 +61,7 @@ struct Part {
     reply_count: u32,
     unanswered: u32,
     pauses: usize,
+    is_new: bool,
     unsent: Option<Vec<u8>>,
 }
 
@@ -137,7 +138,7 @@ impl Kernel {
     // session.c
 
     fn hook(&mut self, flags: u32) -> Result<(), i32> {
-        if flags & !3 != 0 {
+        if flags & !7 != 0 {
             return Err(EINVAL);
         }
         if self.session.as_ref().is_some_and(|session| !session.fails_closed()) {
@@ -186,7 +187,10 @@ impl Kernel {
         self.cpus.last_mut().expect("it was pushed").fake.index = self.fake.vcpus as u16;
         self.fake.vcpus += 1;
         if let Some(session) = &mut self.session {
-            session.parts.push(Part::default());
+            session.parts.push(Part {
+                is_new: true,
+                ..Part::default()
+            });
         }
     }
 

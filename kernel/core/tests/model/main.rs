@@ -31,7 +31,7 @@ use std::{
 use commands::Command;
 use coverage::Coverage;
 use kernel::Kernel;
-use kvmi_uapi::event;
+use kvmi_uapi::{event, msg};
 use proptest::{
     collection::vec,
     strategy::Strategy,
@@ -99,7 +99,7 @@ fn the_core_does_what_the_protocol_says() {
 #[test]
 fn the_reference_is_complete() {
     let commands: BTreeSet<u16> = Command::all().map(|command| command.id).collect();
-    let known: BTreeSet<u16> = kvmi_core::COMMANDS.iter().copied().collect();
+    let known: BTreeSet<u16> = msg::COMMANDS.iter().map(|(id, _)| *id).collect();
     let missing: Vec<_> = known.symmetric_difference(&commands).collect();
     assert!(
         missing.is_empty(),
@@ -108,7 +108,7 @@ fn the_reference_is_complete() {
 
     let mut events: BTreeSet<u16> = events::EVENTS.iter().map(|row| row.id).collect();
     events.insert(event::UNHOOK);
-    let known: BTreeSet<u16> = kvmi_core::EVENTS.iter().copied().collect();
+    let known: BTreeSet<u16> = event::ALL.iter().map(|(id, _)| *id).collect();
     let missing: Vec<_> = known.symmetric_difference(&events).collect();
     assert!(
         missing.is_empty(),

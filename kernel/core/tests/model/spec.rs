@@ -28,6 +28,10 @@ pub(crate) const MAX_PAUSES: usize = 1002;
 pub(crate) const MAX_VCPUS: usize = 4;
 pub(crate) const FAIL_CLOSED: u32 = 1;
 pub(crate) const CRASH_ON_LOSS: u32 = 2;
+/// No stream has it: what waits for VM_RELEASE is the glue's, and the lab's to test.
+pub(crate) const STOPPED: u32 = 4;
+/// Events that VM_CONTROL_EVENTS switches.
+pub(crate) const OF_VM: &[u16] = &[event::UNHOOK, event::CREATE_VCPU];
 /// Forbidding these is refused (2.2).
 pub(crate) const QUERIES: [u16; 3] = [msg::GET_VERSION, msg::VM_CHECK_COMMAND, msg::VM_CHECK_EVENT];
 
@@ -68,7 +72,8 @@ pub(crate) struct Session {
     pub(crate) commands: BTreeSet<u16>,
     pub(crate) events: BTreeSet<u16>,
     pub(crate) cleanup: bool,
-    pub(crate) unhook_event: bool,
+    /// By VM_CONTROL_EVENTS.
+    pub(crate) of_vm: BTreeSet<u16>,
     last_seq: u32,
     pub(crate) vcpus: Vec<Vcpu>,
 }
@@ -86,6 +91,8 @@ pub(crate) struct Vcpu {
     unanswered: usize,
     late: Late,
     pub(crate) pauses: usize,
+    /// It was created in this session and has not run yet.
+    is_new: bool,
     /// An exception that was accepted, as the TRAP that will tell of it.
     pub(crate) injection: Option<Occurrence>,
 }
@@ -187,7 +194,7 @@ impl Spec {
 
     fn hook(&mut self, flags: u32) -> Outcome {
         let r = match &self.session {
-            _ if flags & !3 != 0 => EINVAL,
+            _ if flags & !7 != 0 => EINVAL,
             Some(session) if !session.fails_closed() => EEXIST,
             _ => 0,
         };
@@ -203,7 +210,7 @@ impl Spec {
                 commands: QUERIES.into(),
                 events: BTreeSet::new(),
                 cleanup: true,
-                unhook_event: false,
+                of_vm: BTreeSet::new(),
                 last_seq: 0,
                 vcpus: self.cpus.iter().map(|_| Vcpu::default()).collect(),
             });
@@ -237,7 +244,7 @@ impl Spec {
         let r = match &mut self.session {
             None => EFAULT,
             Some(session) if session.lost => ENOENT,
-            Some(session) if !(session.unhook_event && session.events.contains(&event::UNHOOK)) => ENOENT,
+            Some(session) if !session.tells(event::UNHOOK) => ENOENT,
             Some(session) => {
                 session.last_seq += 1;
                 session.leaving = true;
@@ -295,7 +302,10 @@ impl Spec {
         if self.cpus.len() < MAX_VCPUS {
             self.cpus.push(Cpu::default());
             if let Some(session) = &mut self.session {
-                session.vcpus.push(Vcpu::default());
+                session.vcpus.push(Vcpu {
+                    is_new: true,
+                    ..Vcpu::default()
+                });
                 self.seen.add(Seen::CreatedWhileHooked);
             }
         }
@@ -335,7 +345,7 @@ impl Spec {
         view.lost = session.lost;
         view.last_seq = session.last_seq;
         view.cleanup = session.cleanup;
-        view.unhook_event = session.unhook_event && session.events.contains(&event::UNHOOK);
+        view.unhook_event = session.tells(event::UNHOOK);
         for (index, (view, vcpu)) in view.vcpus.iter_mut().zip(&session.vcpus).enumerate() {
             (view.phase, view.event) = match &vcpu.stage {
                 Stage::None => (Phase::Idle, 0),
@@ -358,6 +368,11 @@ impl Spec {
 }
 
 impl Session {
+    /// An event of [`OF_VM`].
+    fn tells(&self, id: u16) -> bool {
+        self.of_vm.contains(&id) && self.events.contains(&id)
+    }
+
     fn is_loss(&self) -> bool {
         self.lost && !self.leaving
     }

@@ -6,7 +6,11 @@ use kvmi_core::Occurrence;
 use kvmi_uapi::event;
 use proptest::{collection::vec, prelude::*, strategy::Union};
 
-use crate::{commands::Command, events::EVENTS, spec::MAX_VCPUS};
+use crate::{
+    commands::Command,
+    events::EVENTS,
+    spec::{MAX_VCPUS, STOPPED},
+};
 
 /// Where each vCPU's RIP stands.
 pub(crate) const RIP: u64 = 0x1000;
@@ -292,7 +296,7 @@ fn vmm() -> impl Strategy<Value = Input> {
         4 => (vcpu, any::<bool>()).prop_map(|(vcpu, on)| Input::Debug { vcpu, on }),
         3 => Just(Input::Preunhook),
         2 => Just(Input::Unhook),
-        4 => prop_oneof![6 => hook_flags(), 1 => any::<u32>()].prop_map(|flags| Input::Hook { flags }),
+        4 => prop_oneof![6 => hook_flags(), 1 => any::<u32>()].prop_map(|flags| Input::Hook { flags: flags & !STOPPED }),
         6 => allow.clone().prop_map(|(allow, id)| Input::AllowCommand { allow, id }),
         6 => allow.prop_map(|(allow, id)| Input::AllowEvent { allow, id }),
         2 => Just(Input::CreateVcpu),

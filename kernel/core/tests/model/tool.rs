@@ -57,6 +57,10 @@ impl Tool {
                 }
                 for vcpu in (0..spec.cpus.len()).filter(|_| *watch) {
                     for (id, request) in EVENTS.iter().flat_map(|row| row.ask) {
+                        if !kvmi_uapi::msg::is_vcpu(*id) {
+                            inputs.push(Input::Message(self.message(*id, request)));
+                            continue;
+                        }
                         let payload = [&vcpu_header(vcpu as u16, None), *request].concat();
                         inputs.push(Input::Message(self.message(*id, &payload)));
                         inputs.push(plain_turn(vcpu));

@@ -45,6 +45,7 @@ pub(crate) enum Turn {
     /// What it took closes the connection.
     Closed,
     PauseIsDue,
+    CreationIsDue,
     TrapIsDue,
     SentEvent,
     /// The exit that the event was about: the tool's registers, and what each site was told, with the reply's value.

@@ -9,16 +9,17 @@ use std::{
     os::unix::net::UnixStream,
     sync::{
         Arc, Mutex,
+        atomic::{AtomicUsize, Ordering},
         mpsc::{self, Receiver, Sender},
     },
     thread::{self, JoinHandle},
 };
 
 use kvmi_core::{
-    KvmError, Occurrence, Phase, Site, VcpuEffects, VcpuState, VcpuVerdict, VmEffects, VmState, VmVerdict, build_event,
-    build_unhook_event, header_ok, vcpu_message, vm_message,
+    Control, KvmError, Occurrence, Phase, Site, VcpuEffects, VcpuState, VcpuVerdict, VmEffects, VmState, VmVerdict,
+    build_event, build_unhook_event, header_ok, vcpu_message, vm_message,
 };
-use kvmi_uapi::{MAX_MESSAGE, Regs, error::ENOENT};
+use kvmi_uapi::{MAX_MESSAGE, Regs, VcpuRunState, error::ENOENT};
 
 /// Bytes of guest memory.
 const MEMORY: usize = 64 << 10;
@@ -44,6 +45,8 @@ struct Shared {
     /// Access of restricted gfns.
     access: Mutex<HashMap<u64, u8>>,
     vcpus: Vec<Sender<Work>>,
+    /// Times that VM_RELEASE came.
+    releases: AtomicUsize,
     /// The writer's end and the sequence number of the last event.
     out: Mutex<(UnixStream, u32)>,
 }
@@ -66,6 +69,7 @@ impl MockKernel {
             vm,
             memory: Mutex::new(vec![0; MEMORY]),
             access: Mutex::default(),
+            releases: AtomicUsize::new(0),
             vcpus: senders,
             out,
         });
@@ -91,6 +95,10 @@ impl MockKernel {
 
     pub(crate) fn vm(&self) -> &VmState {
         &self.shared.vm
+    }
+
+    pub(crate) fn releases(&self) -> usize {
+        self.shared.releases.load(Ordering::Relaxed)
     }
 
     /// Lets something happen in the guest.
@@ -219,6 +227,19 @@ impl VmEffects for VmSide<'_> {
         Ok(*self.0.access.lock().unwrap().get(&gfn).unwrap_or(&7))
     }
 
+    fn vcpu_state(&mut self, vcpu: u16) -> VcpuRunState {
+        VcpuRunState {
+            state: VcpuRunState::HALTED,
+            in_run: 1,
+            seq: vcpu.into(),
+            ..Default::default()
+        }
+    }
+
+    fn release(&mut self) {
+        self.0.releases.fetch_add(1, Ordering::Relaxed);
+    }
+
     fn access_bits(&mut self) -> u8 {
         7
     }
@@ -284,8 +305,29 @@ impl VcpuEffects for Effects {
         Ok(())
     }
 
-    fn translate(&mut self, gva: u64) -> u64 {
-        if gva < 4096 { gva + 4096 } else { u64::MAX }
+    /// No paging: an address is where it lies, below 4 GiB.
+    fn control(&mut self) -> Control {
+        Control {
+            rflags: 2,
+            physical_bits: 40,
+            ..Control::default()
+        }
+    }
+
+    fn read_table(&mut self, _: u64, _: &mut [u8]) -> Result<(), KvmError> {
+        Err(KvmError(ENOENT))
+    }
+
+    fn guest_gpa(&mut self, gva: u64) -> Option<u64> {
+        let page = match gva >> 12 {
+            0 => 1,
+            // Two pages in another order than memory has them, then one where there is no memory.
+            8 => 3,
+            9 => 2,
+            10 => 1 << 30,
+            _ => return None,
+        };
+        Some(page << 12 | gva & 0xfff)
     }
 
     fn msr_write_allowed(&mut self, _: u32) -> Result<(), KvmError> {

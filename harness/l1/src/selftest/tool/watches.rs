@@ -70,7 +70,13 @@ impl Watches {
             self.events.push(session.submit(ControlEvents { vcpu, event, enable })?);
         }
         if steps {
-            self.steps.push(session.submit(ControlSinglestep { vcpu, enable })?);
+            // Tests that send interrupts wait for them, which would never come.
+            let interrupts = true;
+            self.steps.push(session.submit(ControlSinglestep {
+                vcpu,
+                enable,
+                interrupts,
+            })?);
         }
         session.vcpu_count()?;
         Ok(true)

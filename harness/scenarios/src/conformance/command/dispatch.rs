@@ -86,7 +86,7 @@ fn works(stand: &mut Stand, context: &mut Context) -> Result<(), Failure> {
     let longer = [stand.good(), vec![0xff; 64]].concat();
     for (request, what) in [(stand.good(), "a good request"), (longer, "a request with a tail")] {
         let data = stand.works(&request, what)?;
-        check_eq!(data.len(), stand.command.reply, "bytes of the answer to {what}");
+        check_eq!(data.len(), stand.command.reply_bytes(), "bytes of the answer to {what}");
         stand.settle(context)?;
     }
     Ok(())
@@ -101,7 +101,7 @@ fn not_allowed(stand: &mut Stand, _: &mut Context) -> Result<(), Failure> {
 }
 
 fn padding(stand: &mut Stand, _: &mut Context) -> Result<(), Failure> {
-    for at in stand.command.pads.iter().cloned().flatten() {
+    for at in stand.command.padding() {
         for value in [1, 0x80] {
             let request = stand.good_but(at, &[value]);
             stand.refused(&request, &format!("byte {at} at {value}"))?;

@@ -4,9 +4,7 @@
 use kvmi_guests::layout;
 use kvmi_uapi::error::{EINVAL, ENOENT, EOPNOTSUPP};
 use kvmi_uapi::{
-    MAX_MSRS, Regs, VcpuGetCpuid, VcpuGetCpuidReply, VcpuGetInfoReply, VcpuGetMtrrType, VcpuGetMtrrTypeReply,
-    VcpuGetRegisters, VcpuGetRegistersReply, VcpuGetXcr, VcpuGetXcrReply, VcpuTranslateGva, VcpuTranslateGvaReply,
-    event, msg,
+    MAX_MSRS, Regs, VcpuGetCpuid, VcpuGetMtrrType, VcpuGetRegisters, VcpuGetXcr, VcpuTranslateGva, event, msg,
 };
 use zerocopy::IntoBytes;
 
@@ -14,12 +12,11 @@ use super::{Command, Stand};
 use crate::conformance::{About, here, never, there};
 use crate::{Context, Failure, check_eq};
 
-pub(super) const VCPU_GET_INFO: Command = Command::new::<{ msg::VCPU_GET_INFO }>(
+const VCPU_GET_INFO: Command = Command::new::<{ msg::VCPU_GET_INFO }>(
     "conformance::vcpu_get_info",
     Vec::new,
     &[there(About::Works, "commands::vcpu_get_info")],
-)
-.replying(size_of::<VcpuGetInfoReply>());
+);
 
 fn msrs(msrs: &[u32]) -> Vec<u8> {
     let head = VcpuGetRegisters {
@@ -32,7 +29,7 @@ fn msrs(msrs: &[u32]) -> Vec<u8> {
 const EFER: u32 = 0xc000_0080;
 const NO_MSR: u32 = 0x1234_5678;
 
-pub(super) const VCPU_GET_REGISTERS: Command = Command::new::<{ msg::VCPU_GET_REGISTERS }>(
+const VCPU_GET_REGISTERS: Command = Command::new::<{ msg::VCPU_GET_REGISTERS }>(
     "conformance::vcpu_get_registers",
     || msrs(&[]),
     &[
@@ -52,9 +49,7 @@ pub(super) const VCPU_GET_REGISTERS: Command = Command::new::<{ msg::VCPU_GET_RE
         there(About::Works, "commands::vcpu_get_registers"),
         there(About::Works, "events::registers_read"),
     ],
-)
-.replying(size_of::<VcpuGetRegistersReply>())
-.padded(2..8);
+);
 
 /// Sets R15 while an event is open, and back: each event shows what was set in the one before.
 fn in_an_event(stand: &mut Stand, _: &mut Context) -> Result<(), Failure> {
@@ -71,9 +66,16 @@ fn in_an_event(stand: &mut Stand, _: &mut Context) -> Result<(), Failure> {
     Ok(())
 }
 
-pub(super) const VCPU_SET_REGISTERS: Command = Command::new::<{ msg::VCPU_SET_REGISTERS }>(
+const VCPU_SET_REGISTERS: Command = Command::new::<{ msg::VCPU_SET_REGISTERS }>(
     "conformance::vcpu_set_registers",
-    || Regs::default().as_bytes().to_vec(),
+    || {
+        Regs {
+            rflags: 2,
+            ..Regs::default()
+        }
+        .as_bytes()
+        .to_vec()
+    },
     &[
         here(About::Works, "registers while an event is open", in_an_event),
         here(
@@ -88,6 +90,26 @@ pub(super) const VCPU_SET_REGISTERS: Command = Command::new::<{ msg::VCPU_SET_RE
                 stand.wire.reply(&event, event::CONTINUE)
             },
         ),
+        here(
+            About::Error(EINVAL),
+            "an RIP or RFLAGS that a CPU cannot have",
+            |stand, _| {
+                check_eq!(stand.wire.pause(0, false)?, Ok(vec![]), "VM_PAUSE_VCPU");
+                let event = stand.wire.expect_event(event::PAUSE, 0)?;
+                let good = event.arch.regs;
+                for bad in [
+                    Regs { rip: 1 << 48, ..good },
+                    Regs {
+                        rflags: good.rflags | 1 << 17,
+                        ..good
+                    },
+                    Regs { rflags: 0, ..good },
+                ] {
+                    stand.refused(bad.as_bytes(), &format!("RIP {:#x}, RFLAGS {:#x}", bad.rip, bad.rflags))?;
+                }
+                stand.wire.reply(&event, event::CONTINUE)
+            },
+        ),
         here(About::Error(EOPNOTSUPP), "no event waits for its reply", |stand, _| {
             let before = stand.wire.registers(0)?.regs;
             stand.refused(&stand.good(), "registers without an event")?;
@@ -99,7 +121,7 @@ pub(super) const VCPU_SET_REGISTERS: Command = Command::new::<{ msg::VCPU_SET_RE
     ],
 );
 
-pub(super) const VCPU_GET_CPUID: Command = Command::new::<{ msg::VCPU_GET_CPUID }>(
+const VCPU_GET_CPUID: Command = Command::new::<{ msg::VCPU_GET_CPUID }>(
     "conformance::vcpu_get_cpuid",
     || VcpuGetCpuid::default().as_bytes().to_vec(),
     &[
@@ -116,10 +138,9 @@ pub(super) const VCPU_GET_CPUID: Command = Command::new::<{ msg::VCPU_GET_CPUID 
         ),
         there(About::Works, "commands::vcpu_get_cpuid"),
     ],
-)
-.replying(size_of::<VcpuGetCpuidReply>());
+);
 
-pub(super) const VCPU_GET_XCR: Command = Command::new::<{ msg::VCPU_GET_XCR }>(
+const VCPU_GET_XCR: Command = Command::new::<{ msg::VCPU_GET_XCR }>(
     "conformance::vcpu_get_xcr",
     || VcpuGetXcr::default().as_bytes().to_vec(),
     &[
@@ -130,22 +151,31 @@ pub(super) const VCPU_GET_XCR: Command = Command::new::<{ msg::VCPU_GET_XCR }>(
         }),
         there(About::Works, "commands::vcpu_get_xcr"),
     ],
-)
-.replying(size_of::<VcpuGetXcrReply>())
-.padded(1..8);
+);
 
 const XSAVE_BYTES: usize = 4096;
 const LARGER: &str = "no lane's guest can use AMX, the state that has more than 4096 bytes";
 
-pub(super) const VCPU_GET_XSAVE: Command = Command::new::<{ msg::VCPU_GET_XSAVE }>(
+pub(super) const COMMANDS: &[Command] = &[
+    VCPU_GET_INFO,
+    VCPU_GET_REGISTERS,
+    VCPU_SET_REGISTERS,
+    VCPU_GET_CPUID,
+    VCPU_GET_XCR,
+    VCPU_GET_XSAVE,
+    VCPU_SET_XSAVE,
+    VCPU_GET_MTRR_TYPE,
+    VCPU_TRANSLATE_GVA,
+];
+
+const VCPU_GET_XSAVE: Command = Command::new::<{ msg::VCPU_GET_XSAVE }>(
     "conformance::vcpu_get_xsave",
     Vec::new,
     &[
         never(About::Error(EOPNOTSUPP), LARGER),
         there(About::Works, "commands::vcpu_xsave"),
     ],
-)
-.replying(XSAVE_BYTES);
+);
 
 /// Offsets of MXCSR and XSTATE_BV.
 const MXCSR: usize = 24;
@@ -153,7 +183,7 @@ const XSTATE_BV: usize = 512;
 /// The bit of XSTATE_BV for XMM registers and MXCSR.
 const SSE: u8 = 2;
 
-pub(super) const VCPU_SET_XSAVE: Command = Command::new::<{ msg::VCPU_SET_XSAVE }>(
+const VCPU_SET_XSAVE: Command = Command::new::<{ msg::VCPU_SET_XSAVE }>(
     "conformance::vcpu_set_xsave",
     // Every component in its initial state.
     || vec![0; XSAVE_BYTES],
@@ -177,16 +207,38 @@ pub(super) const VCPU_SET_XSAVE: Command = Command::new::<{ msg::VCPU_SET_XSAVE 
     ],
 );
 
-pub(super) const VCPU_GET_MTRR_TYPE: Command = Command::new::<{ msg::VCPU_GET_MTRR_TYPE }>(
+const VCPU_GET_MTRR_TYPE: Command = Command::new::<{ msg::VCPU_GET_MTRR_TYPE }>(
     "conformance::vcpu_get_mtrr_type",
     || VcpuGetMtrrType { gpa: layout::SCRATCH }.as_bytes().to_vec(),
     &[there(About::Works, "commands::vcpu_get_mtrr_type")],
-)
-.replying(size_of::<VcpuGetMtrrTypeReply>());
+);
 
-pub(super) const VCPU_TRANSLATE_GVA: Command = Command::new::<{ msg::VCPU_TRANSLATE_GVA }>(
+/// Where the program lies, by the current tables or others.
+fn translate(root: Option<u64>) -> Vec<u8> {
+    VcpuTranslateGva {
+        gva: layout::PROGRAM,
+        root: root.unwrap_or_default(),
+        by_root: root.is_some().into(),
+        ..Default::default()
+    }
+    .as_bytes()
+    .to_vec()
+}
+
+const VCPU_TRANSLATE_GVA: Command = Command::new::<{ msg::VCPU_TRANSLATE_GVA }>(
     "conformance::vcpu_translate_gva",
-    || VcpuTranslateGva { gva: layout::PROGRAM }.as_bytes().to_vec(),
-    &[there(About::Works, "commands::vcpu_translate_gva")],
-)
-.replying(size_of::<VcpuTranslateGvaReply>());
+    || translate(None),
+    &[
+        here(About::Error(EINVAL), "`by_root` above 1", |stand, _| {
+            let mut request = translate(None);
+            request[16] = 2;
+            stand.refused(&request, "by_root 2")
+        }),
+        here(About::Error(EINVAL), "a root beyond physical addresses", |stand, _| {
+            stand.refused(&translate(Some(1 << 52)), "a root with bit 52")
+        }),
+        there(About::Error(EOPNOTSUPP), "reset::no_root_without_paging"),
+        there(About::Works, "commands::vcpu_translate_gva"),
+        there(About::Works, "commands::vcpu_translate_gva_whoever_may"),
+    ],
+);

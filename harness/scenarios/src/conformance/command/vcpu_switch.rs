@@ -4,7 +4,8 @@
 use kvmi_guests::COUNTED_VECTOR;
 use kvmi_uapi::error::{EBUSY, EINVAL, EOPNOTSUPP, EPERM};
 use kvmi_uapi::{
-    VcpuControlCr, VcpuControlEvents, VcpuControlMsr, VcpuControlSinglestep, VcpuInjectException, event, msg,
+    MAX_OTHER_MSRS, VcpuControlCr, VcpuControlEvents, VcpuControlMsr, VcpuControlSinglestep, VcpuInjectException,
+    event, msg,
 };
 use zerocopy::IntoBytes;
 
@@ -14,6 +15,14 @@ use crate::nested::{release, wait_in_nested};
 use crate::vmm::{Permission, VcpuWrite, field};
 use crate::wire::vcpu_payload;
 use crate::{Context, Failure, check_eq};
+
+pub(super) const COMMANDS: &[Command] = &[
+    VCPU_CONTROL_EVENTS,
+    VCPU_CONTROL_CR,
+    VCPU_CONTROL_MSR,
+    VCPU_CONTROL_SINGLESTEP,
+    VCPU_INJECT_EXCEPTION,
+];
 
 /// An exception that the guest takes and goes on.
 pub(in crate::conformance) const UNDEFINED: u8 = 6;
@@ -45,12 +54,13 @@ fn control_event(event_id: u16, enable: u8) -> Vec<u8> {
     .to_vec()
 }
 
-pub(super) const VCPU_CONTROL_EVENTS: Command = Command::new::<{ msg::VCPU_CONTROL_EVENTS }>(
+const VCPU_CONTROL_EVENTS: Command = Command::new::<{ msg::VCPU_CONTROL_EVENTS }>(
     "conformance::vcpu_control_events",
     || control_event(event::CR, 1),
     &[
         here(About::Works, "each event, on, on, and off", |stand, _| {
-            let events = event::ALL.iter().map(|(id, _)| *id).filter(|id| *id != event::UNHOOK);
+            let of_vm = [event::UNHOOK, event::CREATE_VCPU];
+            let events = event::ALL.iter().map(|(id, _)| *id).filter(|id| !of_vm.contains(id));
             for (id, enable) in events.flat_map(|id| [(id, 1), (id, 1), (id, 0)]) {
                 stand.works(&control_event(id, enable), &format!("event {id}, {enable}"))?;
             }
@@ -59,8 +69,8 @@ pub(super) const VCPU_CONTROL_EVENTS: Command = Command::new::<{ msg::VCPU_CONTR
         here(About::Error(EINVAL), "`enable` above 1", |stand, _| {
             stand.refused(&control_event(event::CR, 2), "enable 2")
         }),
-        here(About::Error(EINVAL), "no event of a vCPU", |stand, _| {
-            [event::UNHOOK, 2, 4, 21, 129, 0xffff]
+        here(About::Error(EINVAL), "no event that it switches", |stand, _| {
+            [event::UNHOOK, event::CREATE_VCPU, 2, 4, 21, 131, 0xffff]
                 .iter()
                 .try_for_each(|&id| stand.refused(&control_event(id, 1), &format!("event {id}")))
         }),
@@ -90,10 +100,9 @@ pub(super) const VCPU_CONTROL_EVENTS: Command = Command::new::<{ msg::VCPU_CONTR
             svm: Shown::Never("every CPU with SVM can tell"),
         },
     ],
-)
-.padded(3..8);
+);
 
-pub(super) const VCPU_CONTROL_CR: Command = Command::new::<{ msg::VCPU_CONTROL_CR }>(
+const VCPU_CONTROL_CR: Command = Command::new::<{ msg::VCPU_CONTROL_CR }>(
     "conformance::vcpu_control_cr",
     || {
         VcpuControlCr {
@@ -124,8 +133,7 @@ pub(super) const VCPU_CONTROL_CR: Command = Command::new::<{ msg::VCPU_CONTROL_C
             },
         ),
     ],
-)
-.padded(2..8);
+);
 
 const KERNEL_GS_BASE: u32 = 0xc000_0102;
 
@@ -139,21 +147,31 @@ fn control_msr(msr: u32, enable: u8) -> Vec<u8> {
     .to_vec()
 }
 
-pub(super) const VCPU_CONTROL_MSR: Command = Command::new::<{ msg::VCPU_CONTROL_MSR }>(
+const VCPU_CONTROL_MSR: Command = Command::new::<{ msg::VCPU_CONTROL_MSR }>(
     "conformance::vcpu_control_msr",
     || control_msr(KERNEL_GS_BASE, 1),
     &[
         here(About::Error(EINVAL), "`enable` above 1", |stand, _| {
             stand.refused(&control_msr(KERNEL_GS_BASE, 2), "enable 2")
         }),
-        here(About::Error(EINVAL), "an MSR outside of the two ranges", |stand, _| {
-            for msr in [0x2000, 0x4000_0000, 0x4b56_4d00, 0xbfff_ffff, 0xc000_2000, u32::MAX] {
-                for enable in [0, 1] {
-                    stand.refused(&control_msr(msr, enable), &format!("MSR {msr:#x}"))?;
+        here(
+            About::Error(EBUSY),
+            "as many MSRs outside of the two ranges are watched as may be",
+            |stand, _| {
+                let others = (0x4000_0000..).take(MAX_OTHER_MSRS);
+                for msr in others.clone() {
+                    stand.works(&control_msr(msr, 1), &format!("MSR {msr:#x}"))?;
                 }
-            }
-            Ok(())
-        }),
+                for msr in [0x2000, 0x4b56_4d00, 0xc001_0015, u32::MAX] {
+                    stand.refused(&control_msr(msr, 1), &format!("MSR {msr:#x}"))?;
+                    stand.works(&control_msr(msr, 0), &format!("MSR {msr:#x}, off"))?;
+                }
+                for msr in others {
+                    stand.works(&control_msr(msr, 0), &format!("MSR {msr:#x}"))?;
+                }
+                Ok(())
+            },
+        ),
         here(
             About::Error(EPERM),
             "the VMM's MSR filter denies the write",
@@ -168,8 +186,17 @@ pub(super) const VCPU_CONTROL_MSR: Command = Command::new::<{ msg::VCPU_CONTROL_
         ),
         there(About::Works, "commands::vcpu_control_msr"),
     ],
-)
-.padded(1..4);
+);
+
+fn with_interrupts(enable: u8, interrupts: u8) -> Vec<u8> {
+    VcpuControlSinglestep {
+        enable,
+        interrupts,
+        ..Default::default()
+    }
+    .as_bytes()
+    .to_vec()
+}
 
 fn singlestep(enable: u8) -> Vec<u8> {
     VcpuControlSinglestep {
@@ -180,7 +207,7 @@ fn singlestep(enable: u8) -> Vec<u8> {
     .to_vec()
 }
 
-pub(super) const VCPU_CONTROL_SINGLESTEP: Command = Command::new::<{ msg::VCPU_CONTROL_SINGLESTEP }>(
+const VCPU_CONTROL_SINGLESTEP: Command = Command::new::<{ msg::VCPU_CONTROL_SINGLESTEP }>(
     "conformance::vcpu_control_singlestep",
     || singlestep(0),
     &[
@@ -200,8 +227,9 @@ pub(super) const VCPU_CONTROL_SINGLESTEP: Command = Command::new::<{ msg::VCPU_C
                 Ok(())
             },
         ),
-        here(About::Error(EINVAL), "`enable` above 1", |stand, _| {
-            stand.refused(&singlestep(2), "enable 2")
+        here(About::Error(EINVAL), "`enable` or `interrupts` above 1", |stand, _| {
+            stand.refused(&singlestep(2), "enable 2")?;
+            stand.refused(&with_interrupts(1, 2), "interrupts 2")
         }),
         Case {
             about: About::Error(EOPNOTSUPP),
@@ -213,9 +241,9 @@ pub(super) const VCPU_CONTROL_SINGLESTEP: Command = Command::new::<{ msg::VCPU_C
             refused_while_debugged(stand, VMM_STEPS, &singlestep(1))
         }),
         there(About::Error(EBUSY), "step::one_owner"),
+        there(About::Works, "step::with_interrupts"),
     ],
-)
-.padded(1..8);
+);
 
 /// What comes of requests that the vCPU finds waiting, with `by` on its way into the guest, before it enters the guest again.
 fn injected_while(stand: &mut Stand, by: VcpuWrite, context: &Context) -> Result<(), Failure> {
@@ -300,7 +328,7 @@ fn injected_twice(stand: &mut Stand, context: &mut Context) -> Result<(), Failur
     stand.vm.wait_for_exceptions(context, taken + 1)
 }
 
-pub(super) const VCPU_INJECT_EXCEPTION: Command = Command::new::<{ msg::VCPU_INJECT_EXCEPTION }>(
+const VCPU_INJECT_EXCEPTION: Command = Command::new::<{ msg::VCPU_INJECT_EXCEPTION }>(
     "conformance::vcpu_inject_exception",
     || {
         VcpuInjectException {
@@ -360,5 +388,4 @@ pub(super) const VCPU_INJECT_EXCEPTION: Command = Command::new::<{ msg::VCPU_INJ
     ],
 )
 // A guest that does not halt: what the VMM has on its way is delivered when the vCPU runs.
-.in_guest("counter")
-.padded(1..4);
+.in_guest("counter");

@@ -4,8 +4,8 @@
 use kvmi_guests::layout;
 use kvmi_uapi::error::{EAGAIN, EBUSY, EINVAL, ENOENT, ENOMEM, EOPNOTSUPP, EPERM};
 use kvmi_uapi::{
-    GetVersionReply, MAX_PAGE_ACCESS_ENTRIES, PageAccessEntry, VmCheckCommand, VmCheckEvent, VmControlCleanup,
-    VmControlEvents, VmGetInfoReply, VmPauseVcpu, VmReadPhysical, VmWritePhysical, event, msg,
+    MAX_PAGE_ACCESS_ENTRIES, PageAccessEntry, VcpuRunState, VmCheckCommand, VmCheckEvent, VmControlCleanup,
+    VmControlEvents, VmGetVcpuStates, VmPauseVcpu, VmReadPhysical, VmWritePhysical, event, msg,
 };
 use zerocopy::IntoBytes;
 
@@ -16,6 +16,22 @@ use crate::pages::request as page_access;
 use crate::vmm::{Permission, VmConfig};
 use crate::{Context, Failure, check_eq};
 
+pub(super) const COMMANDS: &[Command] = &[
+    GET_VERSION,
+    VM_CHECK_COMMAND,
+    VM_CHECK_EVENT,
+    VM_GET_INFO,
+    VM_CONTROL_EVENTS,
+    VM_READ_PHYSICAL,
+    VM_WRITE_PHYSICAL,
+    VM_PAUSE_VCPU,
+    VM_CONTROL_CLEANUP,
+    VM_SET_PAGE_ACCESS,
+    VM_GET_PAGE_ACCESS,
+    VM_GET_VCPU_STATES,
+    VM_RELEASE,
+];
+
 const PLACE: u64 = layout::SCRATCH;
 const PAGE: u64 = 4096;
 const R: u8 = PageAccessEntry::READ;
@@ -25,14 +41,13 @@ const X: u8 = PageAccessEntry::EXEC;
 /// Pages in no memory slot: behind RAM, behind what the CPU can address, the last of all.
 const NOWHERE: [u64; 4] = [layout::RAM_BYTES, 1 << 40, 1 << 52, !0xfff];
 
-pub(super) const GET_VERSION: Command = Command::new::<{ msg::GET_VERSION }>(
+const GET_VERSION: Command = Command::new::<{ msg::GET_VERSION }>(
     "conformance::get_version",
     Vec::new,
     &[there(About::Works, "commands::get_version")],
-)
-.replying(size_of::<GetVersionReply>());
+);
 
-pub(super) const VM_CHECK_COMMAND: Command = Command::new::<{ msg::VM_CHECK_COMMAND }>(
+const VM_CHECK_COMMAND: Command = Command::new::<{ msg::VM_CHECK_COMMAND }>(
     "conformance::vm_check_command",
     || {
         VmCheckCommand {
@@ -47,7 +62,7 @@ pub(super) const VM_CHECK_COMMAND: Command = Command::new::<{ msg::VM_CHECK_COMM
             About::Error(ENOENT),
             "a command that this kernel does not carry out",
             |stand, _| {
-                [0, 1, 22, 24, 26, 31, 127, 131, 0x7fff, 0xffff]
+                [0, 1, 22, 24, 26, 31, 127, 131, 134, 0x7fff, 0xffff]
                     .iter()
                     .try_for_each(|id: &u16| stand.refused(&stand.good_but(0, id.as_bytes()), &format!("id {id}")))
             },
@@ -59,10 +74,9 @@ pub(super) const VM_CHECK_COMMAND: Command = Command::new::<{ msg::VM_CHECK_COMM
         ),
         there(About::Works, "commands::check"),
     ],
-)
-.padded(2..8);
+);
 
-pub(super) const VM_CHECK_EVENT: Command = Command::new::<{ msg::VM_CHECK_EVENT }>(
+const VM_CHECK_EVENT: Command = Command::new::<{ msg::VM_CHECK_EVENT }>(
     "conformance::vm_check_event",
     || {
         VmCheckEvent {
@@ -77,7 +91,7 @@ pub(super) const VM_CHECK_EVENT: Command = Command::new::<{ msg::VM_CHECK_EVENT 
             About::Error(ENOENT),
             "an event that this kernel does not send",
             |stand, _| {
-                [2, 4, 6, 21, 127, 128, 129, 0xffff]
+                [2, 4, 6, 21, 127, 128, 131, 0xffff]
                     .iter()
                     .try_for_each(|id: &u16| stand.refused(&stand.good_but(0, id.as_bytes()), &format!("id {id}")))
             },
@@ -89,17 +103,15 @@ pub(super) const VM_CHECK_EVENT: Command = Command::new::<{ msg::VM_CHECK_EVENT 
         ),
         there(About::Works, "commands::check"),
     ],
-)
-.padded(2..8);
+);
 
-pub(super) const VM_GET_INFO: Command = Command::new::<{ msg::VM_GET_INFO }>(
+const VM_GET_INFO: Command = Command::new::<{ msg::VM_GET_INFO }>(
     "conformance::vm_get_info",
     Vec::new,
     &[there(About::Works, "commands::vm_get_info")],
-)
-.replying(size_of::<VmGetInfoReply>());
+);
 
-pub(super) const VM_CONTROL_EVENTS: Command = Command::new::<{ msg::VM_CONTROL_EVENTS }>(
+const VM_CONTROL_EVENTS: Command = Command::new::<{ msg::VM_CONTROL_EVENTS }>(
     "conformance::vm_control_events",
     || {
         VmControlEvents {
@@ -120,17 +132,23 @@ pub(super) const VM_CONTROL_EVENTS: Command = Command::new::<{ msg::VM_CONTROL_E
             }
             Ok(())
         }),
-        here(About::Error(EINVAL), "an event that is not UNHOOK", |stand, _| {
-            [event::PAUSE, event::CR, 2, 4, 128, 0xffff]
-                .iter()
-                .try_for_each(|id| stand.refused(&stand.good_but(0, id.as_bytes()), &format!("event {id}")))
-        }),
-        here(About::Error(EPERM), "the VMM does not allow UNHOOK", |stand, _| {
-            stand.refused_without(Permission::Event, event::UNHOOK, &stand.good())
+        here(
+            About::Error(EINVAL),
+            "an event that is neither UNHOOK nor CREATE_VCPU",
+            |stand, _| {
+                [event::PAUSE, event::CR, 2, 4, 128, 0xffff]
+                    .iter()
+                    .try_for_each(|id| stand.refused(&stand.good_but(0, id.as_bytes()), &format!("event {id}")))
+            },
+        ),
+        here(About::Error(EPERM), "the VMM does not allow the event", |stand, _| {
+            [event::UNHOOK, event::CREATE_VCPU].iter().try_for_each(|event| {
+                let request = stand.good_but(0, event.as_bytes());
+                stand.refused_without(Permission::Event, *event, &request)
+            })
         }),
     ],
-)
-.padded(3..8);
+);
 
 fn range(gpa: u64, size: u16) -> Vec<u8> {
     VmReadPhysical {
@@ -182,7 +200,7 @@ fn hidden(stand: &mut Stand, _: &mut Context) -> Result<(), Failure> {
     )
 }
 
-pub(super) const VM_READ_PHYSICAL: Command = Command::new::<{ msg::VM_READ_PHYSICAL }>(
+const VM_READ_PHYSICAL: Command = Command::new::<{ msg::VM_READ_PHYSICAL }>(
     "conformance::vm_read_physical",
     || range(PLACE, 8),
     &[
@@ -196,11 +214,9 @@ pub(super) const VM_READ_PHYSICAL: Command = Command::new::<{ msg::VM_READ_PHYSI
         ),
         there(About::Works, "commands::vm_read_physical"),
     ],
-)
-.replying(8)
-.padded(10..16);
+);
 
-pub(super) const VM_WRITE_PHYSICAL: Command = Command::new::<{ msg::VM_WRITE_PHYSICAL }>(
+const VM_WRITE_PHYSICAL: Command = Command::new::<{ msg::VM_WRITE_PHYSICAL }>(
     "conformance::vm_write_physical",
     || {
         let request = VmWritePhysical {
@@ -240,8 +256,7 @@ pub(super) const VM_WRITE_PHYSICAL: Command = Command::new::<{ msg::VM_WRITE_PHY
         there(About::Works, "commands::vm_write_physical_marks_dirty"),
         there(About::Error(EPERM), "commands::vm_write_physical_read_only_slot"),
     ],
-)
-.padded(10..16);
+);
 
 /// The stand's VM has no ring, so another takes its place for a while.
 fn dirty_ring(stand: &mut Stand, context: &mut Context) -> Result<(), Failure> {
@@ -266,7 +281,7 @@ fn dirty_ring(stand: &mut Stand, context: &mut Context) -> Result<(), Failure> {
     std::mem::replace(&mut stand.vm, vm).exit()
 }
 
-pub(super) const VM_PAUSE_VCPU: Command = Command::new::<{ msg::VM_PAUSE_VCPU }>(
+const VM_PAUSE_VCPU: Command = Command::new::<{ msg::VM_PAUSE_VCPU }>(
     "conformance::vm_pause_vcpu",
     || VmPauseVcpu::default().as_bytes().to_vec(),
     &[
@@ -285,10 +300,9 @@ pub(super) const VM_PAUSE_VCPU: Command = Command::new::<{ msg::VM_PAUSE_VCPU }>
         there(About::Error(EBUSY), "pause::request_limit"),
         there(About::Works, "pause::with_wait"),
     ],
-)
-.padded(3..8);
+);
 
-pub(super) const VM_CONTROL_CLEANUP: Command = Command::new::<{ msg::VM_CONTROL_CLEANUP }>(
+const VM_CONTROL_CLEANUP: Command = Command::new::<{ msg::VM_CONTROL_CLEANUP }>(
     "conformance::vm_control_cleanup",
     || {
         VmControlCleanup {
@@ -313,8 +327,7 @@ pub(super) const VM_CONTROL_CLEANUP: Command = Command::new::<{ msg::VM_CONTROL_
         there(About::Works, "unhook::cleanup_of_cr3"),
         there(About::Works, "unhook::cleanup_of_breakpoint"),
     ],
-)
-.padded(1..8);
+);
 
 fn of_nowhere(stand: &mut Stand, _: &mut Context) -> Result<(), Failure> {
     for gpa in NOWHERE {
@@ -369,7 +382,7 @@ fn no_nodes(stand: &mut Stand, _: &mut Context) -> Result<(), Failure> {
     Ok(())
 }
 
-pub(super) const VM_SET_PAGE_ACCESS: Command = Command::new::<{ msg::VM_SET_PAGE_ACCESS }>(
+const VM_SET_PAGE_ACCESS: Command = Command::new::<{ msg::VM_SET_PAGE_ACCESS }>(
     "conformance::vm_set_page_access",
     || page_access(&[(PLACE, R | W | X)]),
     &[
@@ -399,11 +412,9 @@ pub(super) const VM_SET_PAGE_ACCESS: Command = Command::new::<{ msg::VM_SET_PAGE
         there(About::Works, "pages::kinds"),
         there(About::Works, "pages::full_message"),
     ],
-)
-.padded(2..8)
-.with_padded_entries(17..24);
+);
 
-pub(super) const VM_GET_PAGE_ACCESS: Command = Command::new::<{ msg::VM_GET_PAGE_ACCESS }>(
+const VM_GET_PAGE_ACCESS: Command = Command::new::<{ msg::VM_GET_PAGE_ACCESS }>(
     "conformance::vm_get_page_access",
     || page_access(&[(PLACE, 0)]),
     &[
@@ -411,7 +422,49 @@ pub(super) const VM_GET_PAGE_ACCESS: Command = Command::new::<{ msg::VM_GET_PAGE
         here(About::Closes, "fewer entries than it says", fewer_entries),
         there(About::Works, "pages::get"),
     ],
-)
-.replying(size_of::<PageAccessEntry>())
-.padded(2..8)
-.with_padded_entries(17..24);
+);
+
+fn states(first: u16, count: u16) -> Vec<u8> {
+    VmGetVcpuStates { first, count, pad: 0 }.as_bytes().to_vec()
+}
+
+const VM_GET_VCPU_STATES: Command = Command::new::<{ msg::VM_GET_VCPU_STATES }>(
+    "conformance::vm_get_vcpu_states",
+    || states(0, 1),
+    &[
+        here(About::Works, "of each vCPU, of one, of none", |stand, _| {
+            for (first, count) in [(0, VCPUS), (VCPUS - 1, 1), (0, 0), (VCPUS, 0)] {
+                let what = format!("{count} vCPUs from {first}");
+                let data = stand.works(&states(first, count), &what)?;
+                check_eq!(
+                    data.len(),
+                    usize::from(count) * size_of::<VcpuRunState>(),
+                    "bytes for {what}"
+                );
+            }
+            Ok(())
+        }),
+        here(About::Error(EINVAL), "no such vCPU", |stand, _| {
+            for (first, count) in [(0, VCPUS + 1), (VCPUS, 1), (0xffff, 0), (0xffff, 0xffff)] {
+                stand.refused(&states(first, count), &format!("{count} vCPUs from {first}"))?;
+            }
+            Ok(())
+        }),
+        there(About::Works, "lifecycle::vcpu_states"),
+    ],
+);
+
+const VM_RELEASE: Command = Command::new::<{ msg::VM_RELEASE }>(
+    "conformance::vm_release",
+    Vec::new,
+    &[
+        here(About::Works, "again and again, with nothing to let go", |stand, _| {
+            for _ in 0..3 {
+                stand.works(&[], "a session that stops nothing")?;
+            }
+            Ok(())
+        }),
+        there(About::Works, "lifecycle::hook_stopped"),
+        there(About::Works, "destroy::taken_over_stopped"),
+    ],
+);

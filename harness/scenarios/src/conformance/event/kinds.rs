@@ -3,7 +3,7 @@
 
 use kvmi_guests::{Access, DescriptorOp, Op, layout};
 use kvmi_uapi::error::ENOENT;
-use kvmi_uapi::event::{self, CONTINUE};
+use kvmi_uapi::event::{self, CONTINUE, RETRY};
 use kvmi_uapi::{PageAccessEntry, VcpuEventReply};
 
 use super::replies::{NEEDS_ENABLING, NEEDS_PERMISSION};
@@ -18,7 +18,6 @@ use crate::{Context, Failure, check_eq};
 const fn plain<const ID: u16>(
     name: &'static str,
     guest: &'static str,
-    data: usize,
     occur: fn(&mut Stand, &Context) -> Result<u64, Failure>,
 ) -> Event {
     Event {
@@ -26,9 +25,6 @@ const fn plain<const ID: u16>(
         scenario: name,
         run: run::<ID>,
         guest,
-        data,
-        reply: 0,
-        may_retry: false,
         enable,
         occur,
         once: nothing,
@@ -59,45 +55,38 @@ pub(in crate::conformance) static EVENTS: &[Event] = &[
             NEEDS_ENABLING,
             there(About::Works, "events::hypercall"),
         ],
-        ..plain::<{ event::HYPERCALL }>("conformance::event_hypercall", "hypercall", 0, |stand, _| {
+        ..plain::<{ event::HYPERCALL }>("conformance::event_hypercall", "hypercall", |stand, _| {
             stand.vm.command(0, Op::Hypercall, GUEST_REQUEST)
         })
     },
     Event {
-        may_retry: true,
         own: &[
             NEEDS_PERMISSION,
             NEEDS_ENABLING,
             there(About::Works, "events::breakpoint_continue"),
             there(About::Works, "events::breakpoint_retry"),
         ],
-        ..plain::<{ event::BREAKPOINT }>(
-            "conformance::event_breakpoint",
-            "breakpoint",
-            size_of::<event::Breakpoint>(),
-            |stand, _| stand.vm.command(0, Op::Int3, [0; 4]),
-        )
+        ..plain::<{ event::BREAKPOINT }>("conformance::event_breakpoint", "breakpoint", |stand, _| {
+            stand.vm.command(0, Op::Int3, [0; 4])
+        })
     },
     CR,
     TRAP,
     XSETBV,
     Event {
-        may_retry: true,
         own: &[
             NEEDS_PERMISSION,
             NEEDS_ENABLING,
             there(About::Works, "events::descriptor"),
         ],
-        ..plain::<{ event::DESCRIPTOR }>(
-            "conformance::event_descriptor",
-            "system",
-            size_of::<event::Descriptor>(),
-            |stand, _| stand.vm.command(0, Op::Descriptor, [DescriptorOp::Str as u64, 0, 0, 0]),
-        )
+        ..plain::<{ event::DESCRIPTOR }>("conformance::event_descriptor", "system", |stand, _| {
+            stand.vm.command(0, Op::Descriptor, [DescriptorOp::Str as u64, 0, 0, 0])
+        })
     },
     MSR,
     PF,
     SINGLESTEP,
+    CREATE_VCPU,
 ];
 
 /// Has no reply, and is about no vCPU.
@@ -147,7 +136,7 @@ const UNHOOK: Event = Event {
         there(About::Works, "unhook::preunhook_ignored"),
     ],
     over: |_, _, _| Ok(()),
-    ..plain::<{ event::UNHOOK }>("conformance::event_unhook", "halt", 0, |_, _| Ok(0))
+    ..plain::<{ event::UNHOOK }>("conformance::event_unhook", "halt", |_, _| Ok(0))
 };
 
 fn preunhook_refused(stand: &mut Stand) -> Result<(), Failure> {
@@ -172,7 +161,7 @@ const PAUSE: Event = Event {
         stand.vm.carry_out(context, 0, Op::Nothing, [0; 4])?;
         Ok(())
     },
-    ..plain::<{ event::PAUSE }>("conformance::event_pause", "halt", 0, |stand, _| {
+    ..plain::<{ event::PAUSE }>("conformance::event_pause", "halt", |stand, _| {
         check_eq!(stand.wire.pause(0, false)?, Ok(vec![]), "VM_PAUSE_VCPU");
         Ok(0)
     })
@@ -189,7 +178,6 @@ const CR: Event = Event {
         stand.wire.control_event(0, event::CR, true)?;
         stand.wire.control_cr(0, 3, true)
     },
-    reply: size_of::<event::CrReply>(),
     own: &[
         NEEDS_PERMISSION,
         NEEDS_ENABLING,
@@ -198,16 +186,11 @@ const CR: Event = Event {
         there(About::Works, "events::cr4"),
         there(About::Works, "events::cr_needs_both_switches"),
     ],
-    ..plain::<{ event::CR }>(
-        "conformance::event_cr",
-        "cr_writes",
-        size_of::<event::Cr>(),
-        |stand, context| {
-            let now = stand.vm.carry_out(context, 0, Op::ReadCr, [3, 0, 0, 0])?;
-            let value = toggled(stand, now, [layout::ROOT, layout::OTHER_ROOT]);
-            stand.vm.command(0, Op::WriteCr, [3, value, 0, 0])
-        },
-    )
+    ..plain::<{ event::CR }>("conformance::event_cr", "cr_writes", |stand, context| {
+        let now = stand.vm.carry_out(context, 0, Op::ReadCr, [3, 0, 0, 0])?;
+        let value = toggled(stand, now, [layout::ROOT, layout::OTHER_ROOT]);
+        stand.vm.command(0, Op::WriteCr, [3, value, 0, 0])
+    })
 };
 
 const TRAP: Event = Event {
@@ -220,34 +203,24 @@ const TRAP: Event = Event {
         there(About::Works, "events::trap"),
     ],
     over: |stand, context, taken| stand.vm.wait_for_exceptions(context, taken + 1),
-    ..plain::<{ event::TRAP }>(
-        "conformance::event_trap",
-        "halt",
-        size_of::<event::Trap>(),
-        |stand, _| {
-            let taken = stand.vm.exceptions()?;
-            check_eq!(
-                stand.wire.inject(0, UNDEFINED, 0, 0)?,
-                Ok(vec![]),
-                "VCPU_INJECT_EXCEPTION"
-            );
-            Ok(taken)
-        },
-    )
+    ..plain::<{ event::TRAP }>("conformance::event_trap", "halt", |stand, _| {
+        let taken = stand.vm.exceptions()?;
+        check_eq!(
+            stand.wire.inject(0, UNDEFINED, 0, 0)?,
+            Ok(vec![]),
+            "VCPU_INJECT_EXCEPTION"
+        );
+        Ok(taken)
+    })
 };
 
 const XSETBV: Event = Event {
     own: &[NEEDS_PERMISSION, NEEDS_ENABLING, there(About::Works, "events::xsetbv")],
-    ..plain::<{ event::XSETBV }>(
-        "conformance::event_xsetbv",
-        "system",
-        size_of::<event::Xsetbv>(),
-        |stand, _| {
-            let now = stand.wire.xcr0(0)?;
-            let value = toggled(stand, now, [1, 3]);
-            stand.vm.command(0, Op::WriteXcr0, [value, 0, 0, 0])
-        },
-    )
+    ..plain::<{ event::XSETBV }>("conformance::event_xsetbv", "system", |stand, _| {
+        let now = stand.wire.xcr0(0)?;
+        let value = toggled(stand, now, [1, 3]);
+        stand.vm.command(0, Op::WriteXcr0, [value, 0, 0, 0])
+    })
 };
 
 const KERNEL_GS_BASE: u32 = 0xc000_0102;
@@ -257,28 +230,21 @@ const MSR: Event = Event {
         stand.wire.control_event(0, event::MSR, true)?;
         stand.wire.control_msr(0, KERNEL_GS_BASE, true)
     },
-    reply: size_of::<event::MsrReply>(),
     own: &[
         NEEDS_PERMISSION,
         NEEDS_ENABLING,
         there(About::Works, "events::msr"),
         there(About::Works, "events::msr_needs_both_switches"),
     ],
-    ..plain::<{ event::MSR }>(
-        "conformance::event_msr",
-        "system",
-        size_of::<event::Msr>(),
-        |stand, context| {
-            let msr = KERNEL_GS_BASE.into();
-            let now = stand.vm.carry_out(context, 0, Op::ReadMsr, [msr, 0, 0, 0])?;
-            let value = toggled(stand, now, [0x1234_5000, 0x4321_6000]);
-            stand.vm.command(0, Op::WriteMsr, [msr, value, 0, 0])
-        },
-    )
+    ..plain::<{ event::MSR }>("conformance::event_msr", "system", |stand, context| {
+        let msr = KERNEL_GS_BASE.into();
+        let now = stand.vm.carry_out(context, 0, Op::ReadMsr, [msr, 0, 0, 0])?;
+        let value = toggled(stand, now, [0x1234_5000, 0x4321_6000]);
+        stand.vm.command(0, Op::WriteMsr, [msr, value, 0, 0])
+    })
 };
 
 const PF: Event = Event {
-    may_retry: true,
     own: &[
         NEEDS_PERMISSION,
         here(
@@ -300,15 +266,10 @@ const PF: Event = Event {
         stand.wire.control_event(0, event::PF, true)?;
         restrict(stand)
     },
-    ..plain::<{ event::PF }>(
-        "conformance::event_pf",
-        "accesses",
-        size_of::<event::Pf>(),
-        |stand, _| {
-            let args = [Access::Write as u64, layout::SCRATCH, 7, 0];
-            stand.vm.command(0, Op::Access, args)
-        },
-    )
+    ..plain::<{ event::PF }>("conformance::event_pf", "accesses", |stand, _| {
+        let args = [Access::Write as u64, layout::SCRATCH, 7, 0];
+        stand.vm.command(0, Op::Access, args)
+    })
 };
 
 fn restrict(stand: &mut Stand) -> Result<(), Failure> {
@@ -325,15 +286,10 @@ const SINGLESTEP: Event = Event {
     ],
     once: |stand| stand.wire.singlestep(false),
     over: |stand, context, _| counts_on_vcpu_0(stand, context),
-    ..plain::<{ event::SINGLESTEP }>(
-        "conformance::event_singlestep",
-        "counter",
-        size_of::<event::Singlestep>(),
-        |stand, _| {
-            stand.wire.singlestep(true)?;
-            Ok(0)
-        },
-    )
+    ..plain::<{ event::SINGLESTEP }>("conformance::event_singlestep", "counter", |stand, _| {
+        stand.wire.singlestep(true)?;
+        Ok(0)
+    })
 };
 
 fn counts_on_vcpu_0(stand: &Stand, context: &Context) -> Result<(), Failure> {
@@ -341,4 +297,66 @@ fn counts_on_vcpu_0(stand: &Stand, context: &Context) -> Result<(), Failure> {
     context.wait_for("the guest to count on", || {
         Ok(stand.vm.guest.field(0, field!(counter))? > before)
     })
+}
+
+/// Of the vCPU that is added each time; replies are taken as those to any event.
+const CREATE_VCPU: Event = Event {
+    enable: |stand, _| stand.wire.control_create_vcpu(true),
+    own: &[
+        here(About::Works, "it arises; CONTINUE", |stand, context| {
+            (stand.event.enable)(stand, context)?;
+            for _ in 0..2 {
+                let vcpu = stand.vm.add_vcpu()?;
+                let event = stand.wire.expect_event(event::CREATE_VCPU, vcpu as u16)?;
+                check_eq!(event.data.len(), 0, "bytes of the event's data");
+                stand.wire.reply(&event, CONTINUE)?;
+                runs_untold(stand, context, vcpu)?;
+            }
+            Ok(())
+        }),
+        here(
+            About::Works,
+            "it does not arise while the VMM does not allow it",
+            |stand, context| {
+                (stand.event.enable)(stand, context)?;
+                let permit = |stand: &Stand, allow| {
+                    let id = event::CREATE_VCPU.into();
+                    stand.vm.permit(Permission::Event, allow, id)
+                };
+                check_eq!(permit(stand, 0)?, 0, "errno of EVENT");
+                let vcpu = stand.vm.add_vcpu()?;
+                runs_untold(stand, context, vcpu)?;
+                check_eq!(permit(stand, 1)?, 0, "errno of EVENT");
+                runs_untold(stand, context, vcpu)
+            },
+        ),
+        here(
+            About::Works,
+            "it does not arise while the tool has not enabled it",
+            |stand, context| {
+                let vcpu = stand.vm.add_vcpu()?;
+                runs_untold(stand, context, vcpu)
+            },
+        ),
+        here(About::Closes, "RETRY", |stand, context| {
+            (stand.event.enable)(stand, context)?;
+            let vcpu = stand.vm.add_vcpu()?;
+            let event = stand.wire.expect_event(event::CREATE_VCPU, vcpu as u16)?;
+            stand.wire.reply(&event, RETRY)?;
+            stand.wire.expect_closed()?;
+            stand.vm.carry_out(context, vcpu, Op::Nothing, [0; 4])?;
+            stand.seen += 1;
+            Ok(())
+        }),
+        there(About::Works, "lifecycle::vcpu_created_is_told"),
+    ],
+    over: |_, _, _| Ok(()),
+    ..plain::<{ event::CREATE_VCPU }>("conformance::event_create_vcpu", "hypercall", |_, _| Ok(0))
+};
+
+fn runs_untold(stand: &mut Stand, context: &Context, vcpu: usize) -> Result<(), Failure> {
+    stand.vm.carry_out(context, vcpu, Op::Nothing, [0; 4])?;
+    stand.wire.expect_no_event()?;
+    stand.seen += 1;
+    Ok(())
 }

@@ -11,7 +11,7 @@ use super::{Command, DONE, Run, event_id, nothing, refuse_if, switch, switch_on}
 use crate::{
     events::{EVENTS, Event},
     fake::NO_MSR,
-    spec::Stage,
+    spec::{OF_VM, Stage},
     steps::RIP,
 };
 
@@ -43,7 +43,10 @@ pub(super) const COMMANDS: &[Command] = &[
         run: Run::Vcpu(|spec, vcpu, request| {
             request.padding()?;
             let (id, enable) = (request.u16(0), request.u8(2) == 1);
-            refuse_if(request.u8(2) > 1 || Event::by_id(id).is_none(), EINVAL)?;
+            refuse_if(
+                request.u8(2) > 1 || Event::by_id(id).is_none() || OF_VM.contains(&id),
+                EINVAL,
+            )?;
             refuse_if(!spec.hooked().events.contains(&id), EPERM)?;
             let is_on = spec.switches(vcpu).events.contains(&id);
             if id == event::BREAKPOINT {
@@ -103,10 +106,13 @@ pub(super) const COMMANDS: &[Command] = &[
         weight: 8,
         bytes: 144,
         request: || {
-            (any::<u8>(), prop_oneof![2 => Just(RIP), 1 => 0u64..9])
-                .prop_map(|(byte, rip)| {
+            let rip = prop_oneof![12 => Just(RIP), 6 => 0u64..9, 1 => Just(1 << 47)];
+            let rflags = prop_oneof![8 => Just(2u64), 4 => Just(0x20_0246), 1 => any::<u64>()];
+            (any::<u8>(), rip, rflags)
+                .prop_map(|(byte, rip, rflags)| {
                     let mut regs = vec![byte; 144];
                     regs[128..136].copy_from_slice(&rip.to_le_bytes());
+                    regs[136..].copy_from_slice(&rflags.to_le_bytes());
                     regs
                 })
                 .boxed()
@@ -115,6 +121,12 @@ pub(super) const COMMANDS: &[Command] = &[
         errors: &[EINVAL, EOPNOTSUPP],
         run: Run::Vcpu(|spec, vcpu, request| {
             refuse_if(request.bytes.len() < 144, EINVAL)?;
+            // The fake vCPU is in 64-bit mode, with four levels of page tables and RFLAGS 2.
+            let (rip, rflags) = (request.u64(128), request.u64(136));
+            refuse_if(!matches!(rip >> 47, 0 | 0x1_ffff), EINVAL)?;
+            let fixed = [(0, 3), (1, 1), (0, 5), (0, 15), (0, 17)];
+            refuse_if(fixed.iter().any(|(value, bit)| rflags >> bit & 1 != *value), EINVAL)?;
+            refuse_if(rflags >> 22 != 0, EINVAL)?;
             let vcpu = spec.vcpu(vcpu);
             refuse_if(!matches!(vcpu.stage, Stage::Open { .. }), EOPNOTSUPP)?;
             vcpu.registers = Some(request.bytes[..144].to_vec());
@@ -147,14 +159,18 @@ pub(super) const COMMANDS: &[Command] = &[
         name: "VCPU_CONTROL_SINGLESTEP",
         weight: 10,
         bytes: 8,
-        request: || switch().prop_map(|enable| vec![enable]).boxed(),
-        pads: &[1, 2, 3, 4, 5, 6, 7],
+        request: || {
+            (switch(), switch())
+                .prop_map(|(enable, interrupts)| vec![enable, interrupts])
+                .boxed()
+        },
+        pads: &[2, 3, 4, 5, 6, 7],
         // EOPNOTSUPP where the CPU cannot be stepped, which is none of these.
         errors: &[EPERM, EINVAL, EBUSY],
         run: Run::Vcpu(|spec, vcpu, request| {
             refuse_if(!spec.hooked().events.contains(&event::SINGLESTEP), EPERM)?;
             request.padding()?;
-            refuse_if(request.u8(0) > 1, EINVAL)?;
+            refuse_if(request.u8(0) > 1 || request.u8(1) > 1, EINVAL)?;
             let enable = request.u8(0) == 1;
             let debugged = spec.cpus[vcpu].debugged;
             let switches = spec.switches(vcpu);

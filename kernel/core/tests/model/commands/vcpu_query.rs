@@ -8,7 +8,6 @@ use kvmi_uapi::{
 use proptest::prelude::*;
 
 use super::{Command, DONE, Run, nothing, refuse_if};
-use crate::fake::MEMORY;
 
 const XSAVE_BYTES: usize = 4096;
 
@@ -83,17 +82,29 @@ pub(super) const COMMANDS: &[Command] = &[
         id: msg::VCPU_TRANSLATE_GVA,
         name: "VCPU_TRANSLATE_GVA",
         weight: 2,
-        bytes: 8,
+        bytes: 24,
         request: || {
-            prop_oneof![0..2 * MEMORY, any::<u64>()]
-                .prop_map(|gva| gva.to_le_bytes().to_vec())
+            let gva = prop_oneof![0u64..1 << 31, any::<u64>()];
+            let root =
+                prop_oneof![4 => Just(0x1000u64), 2 => Just(1 << 63 | 0x1abc), 1 => 0u64..1 << 40, 1 => any::<u64>()];
+            let by_root = prop_oneof![8 => 0u8..2, 1 => any::<u8>()];
+            (gva, root, by_root)
+                .prop_map(|(gva, root, by_root)| [&gva.to_le_bytes()[..], &root.to_le_bytes(), &[by_root]].concat())
                 .boxed()
         },
-        pads: &[],
-        errors: &[],
+        pads: &[17, 18, 19, 20, 21, 22, 23],
+        // EOPNOTSUPP while paging is off, which it never is here.
+        errors: &[EINVAL],
         run: Run::Vcpu(|_, _, request| {
-            let gva = request.u64(0);
-            let gpa = if gva < MEMORY { gva + 0x1000 } else { u64::MAX };
+            request.padding()?;
+            let (gva, root, by_root) = (request.u64(0), request.u64(8), request.u8(16));
+            refuse_if(by_root > 1, EINVAL)?;
+            // Bit 63 and the PCID are ignored; physical addresses have 40 bits.
+            let root = root << 1 >> 1;
+            refuse_if(by_root == 1 && root >> 40 != 0, EINVAL)?;
+            // The fake vCPU's tables: at 0x1000, and of the first GiB alone.
+            let is_mapped = gva < 1 << 30 && (by_root == 0 || root >> 12 == 1);
+            let gpa = if is_mapped { gva + (1 << 30) } else { u64::MAX };
             Ok(gpa.to_le_bytes().to_vec())
         }),
     },

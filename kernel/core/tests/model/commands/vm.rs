@@ -7,11 +7,11 @@ use kvmi_uapi::{
 };
 use proptest::prelude::*;
 
-use super::{Command, DONE, Refusal, Request, Run, command_id, event_id, nothing, refuse_if, switch};
+use super::{Command, DONE, Refusal, Request, Run, command_id, event_id, nothing, refuse_if, switch, switch_on};
 use crate::{
     events::Event,
     fake::MEMORY,
-    spec::{MAX_PAUSES, Spec},
+    spec::{MAX_PAUSES, OF_VM, Spec},
 };
 
 pub(super) const COMMANDS: &[Command] = &[
@@ -24,7 +24,7 @@ pub(super) const COMMANDS: &[Command] = &[
         pads: &[],
         errors: &[],
         // version 1, 8184 bytes; singlestep, extension level, access: the latter as the fake VM has them.
-        run: Run::Vm(|_, _| Ok(vec![1, 0, 0, 0, 0xf8, 0x1f, 0, 0, 1, 1, 7, 0, 0, 0, 0, 0])),
+        run: Run::Vm(|_, _| Ok(vec![1, 0, 0, 0, 0xf8, 0x1f, 0, 0, 1, 2, 7, 0, 0, 0, 0, 0])),
     },
     Command {
         id: msg::VM_CHECK_COMMAND,
@@ -74,7 +74,7 @@ pub(super) const COMMANDS: &[Command] = &[
         weight: 3,
         bytes: 8,
         request: || {
-            let id = prop_oneof![6 => Just(event::UNHOOK), 1 => event_id()];
+            let id = prop_oneof![3 => Just(event::UNHOOK), 3 => Just(event::CREATE_VCPU), 1 => event_id()];
             (id, switch())
                 .prop_map(|(id, enable)| [&id.to_le_bytes()[..], &[enable]].concat())
                 .boxed()
@@ -83,10 +83,11 @@ pub(super) const COMMANDS: &[Command] = &[
         errors: &[EINVAL, EPERM],
         run: Run::Vm(|spec, request| {
             request.padding()?;
-            refuse_if(request.u8(2) > 1 || request.u16(0) != event::UNHOOK, EINVAL)?;
+            let id = request.u16(0);
+            refuse_if(request.u8(2) > 1 || !OF_VM.contains(&id), EINVAL)?;
             let session = spec.hooked();
-            refuse_if(!session.events.contains(&event::UNHOOK), EPERM)?;
-            session.unhook_event = request.u8(2) == 1;
+            refuse_if(!session.events.contains(&id), EPERM)?;
+            switch_on(&mut session.of_vm, id, request.u8(2) == 1);
             DONE
         }),
     },
@@ -208,6 +209,42 @@ pub(super) const COMMANDS: &[Command] = &[
             }
             Ok(reply)
         }),
+    },
+    Command {
+        id: msg::VM_GET_VCPU_STATES,
+        name: "VM_GET_VCPU_STATES",
+        weight: 3,
+        bytes: 8,
+        request: || {
+            let first = prop_oneof![8 => 0u16..5, 1 => any::<u16>()];
+            let count = prop_oneof![8 => 0u16..5, 1 => any::<u16>()];
+            (first, count)
+                .prop_map(|(first, count)| [first.to_le_bytes(), count.to_le_bytes()].concat())
+                .boxed()
+        },
+        pads: &[4, 5, 6, 7],
+        errors: &[EINVAL],
+        run: Run::Vm(|spec, request| {
+            request.padding()?;
+            let (first, count) = (request.u16(0), request.u16(2));
+            // More than 1022 do not fit into a reply.
+            let end = usize::from(first) + usize::from(count);
+            refuse_if(count > 1022 || end > spec.cpus.len(), EINVAL)?;
+            // As the fake VM has them: held by event 5, in KVM_RUN.
+            let state = |vcpu: usize| [5, 5, 1, 0, vcpu as u8, 1, 0, 0];
+            Ok((first.into()..end).flat_map(state).collect())
+        }),
+    },
+    Command {
+        id: msg::VM_RELEASE,
+        name: "VM_RELEASE",
+        weight: 1,
+        bytes: 0,
+        request: nothing,
+        pads: &[],
+        errors: &[],
+        // HOOK never keeps the played kernel's vCPUs stopped: the glue's waits are the lab's.
+        run: Run::Vm(|_, _| DONE),
     },
 ];
 

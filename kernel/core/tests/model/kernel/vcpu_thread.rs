@@ -25,6 +25,7 @@ impl Kernel {
         let has_work = !part.jobs.is_empty()
             || part.pauses > 0
             || part.unsent.is_some()
+            || part.is_new
             || part.state.phase() != Phase::Idle
             || (part.state.has_injection() && !session.lost)
             || crashes;
@@ -56,6 +57,12 @@ impl Kernel {
             Phase::Sent => Turn::Waits,
             Phase::ReplyHere => self.complete_exit(vcpu, again),
             Phase::Idle => {
+                if std::mem::take(&mut part.is_new)
+                    && !session.lost
+                    && part.state.record(&session.vm, &Occurrence::CreateVcpu) == Site::Defer
+                {
+                    return Turn::CreationIsDue;
+                }
                 if !session.lost
                     && let Some(injection) = part.state.take_injection()
                 {

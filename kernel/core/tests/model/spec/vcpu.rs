@@ -5,7 +5,7 @@
 use kvmi_core::{Occurrence, Site};
 use kvmi_uapi::{event, msg};
 
-use super::{Session, Spec, Stage, dispatch::is_reply};
+use super::{OF_VM, Session, Spec, Stage, dispatch::is_reply};
 use crate::{
     commands::{Command, Request, Run},
     coverage::{Closing, Fate, Seen},
@@ -28,7 +28,8 @@ impl Spec {
     pub(super) fn wants(&self, vcpu: usize, what: &Occurrence) -> bool {
         let row = Event::of(what);
         self.session.as_ref().is_some_and(|session| {
-            session.events.contains(&row.id) && (row.enabled)(&session.vcpus[vcpu].switches, what)
+            let is_on = !OF_VM.contains(&row.id) || session.tells(row.id);
+            is_on && session.events.contains(&row.id) && (row.enabled)(&session.vcpus[vcpu].switches, what)
         })
     }
 
@@ -119,6 +120,7 @@ impl Spec {
             Stage::Due(_) if signal == Signal::AtSend => Turn::Interrupted,
             Stage::Due(what) => self.send_event(index, what),
             Stage::Open { .. } => Turn::Waits,
+            Stage::None if std::mem::take(&mut session.vcpus[index].is_new) => self.first_turn(index, signal, again),
             Stage::None if !session.lost && session.vcpus[index].injection.is_some() => self.inject(index, again),
             Stage::None if session.vcpus[index].pauses == 0 => self.enter(index),
             Stage::None if session.events.contains(&event::PAUSE) => {
@@ -133,6 +135,17 @@ impl Spec {
                 self.enter(index)
             }
         }
+    }
+
+    /// The VMM created the vCPU in this session.
+    fn first_turn(&mut self, index: usize, signal: Signal, again: &Again) -> Turn {
+        let session = self.hooked();
+        if session.lost || !session.tells(event::CREATE_VCPU) {
+            return self.turn(index, signal, again);
+        }
+        session.vcpus[index].registers = None;
+        session.vcpus[index].stage = Stage::Due(Occurrence::CreateVcpu);
+        Turn::CreationIsDue
     }
 
     /// The exception is KVM's from now on, told of or not.
