@@ -14,7 +14,7 @@
 #include <linux/sched.h>
 #include <linux/sysfs.h>
 
-#include "explore.h"
+#include "introspection/explore.h"
 
 static unsigned long explore;
 module_param(explore, ulong, 0644);

@@ -16,6 +16,8 @@
  *
  * tx_lock is also taken under arch.introspection.lock (PREUNHOOK) and, by the reader,
  * under conn->lock, as are kvm->srcu, kvm->mmu_lock and the VMM's mmap_lock.
+ * kvm->arch.apicv_update_lock is taken under arch.introspection.lock, conn->lock or
+ * vcpu->mutex, and kvm->mmu_lock under it.
  * Nothing waits for a vCPU or for the tool with vi->lock held.  A vCPU waits for
  * the tool with nothing held but its own vcpu->mutex, outside SRCU, interruptibly,
  * on a reference to its vi.
@@ -49,9 +51,10 @@
 #include <linux/srcu.h>
 #include <linux/wait.h>
 
-#include "explore.h"
-#include "introspection.h"
-#include "seam.h"
+#include "introspection/explore.h"
+#include "introspection/introspection.h"
+#include "introspection/seam.h"
+#include "kvmi.h"
 
 #define KVMI_MAX_PENDING_PAUSES	1002	/* protocol.md, VM_PAUSE_VCPU */
 /* The one view that there is. */
@@ -177,7 +180,6 @@ struct kvm_vcpu_introspection {
 	bool is_new;			/* created in this session: CREATE_VCPU is to come */
 	u32 seq;			/* of the event that was sent last */
 	u64 shown;			/* for other threads: SHOWN_* in vcpu.c */
-	bool writing_cr;		/* inside kvm_guest_write_cr() */
 	u64 held_since;			/* ns; 0: it is not held */
 	bool vmm_writes;		/* before is valid: the VMM has written since */
 	struct kvmi_snapshot before;
@@ -277,6 +279,7 @@ void kvmi_forget_half_way(struct kvm_vcpu *vcpu);
 bool kvmi_wants_step(struct kvm_vcpu_introspection *vi);
 bool kvmi_has_step(struct kvm_vcpu_introspection *vi);
 bool kvmi_take_step(struct kvm_vcpu_introspection *vi);
+void kvmi_block_irqs(struct kvm *kvm, bool blocks);
 void kvmi_singlestep_changed(struct kvm_vcpu_introspection *vi, bool on);
 int kvmi_step(struct kvm_vcpu_introspection *vi);
 int kvmi_yield_before_step(struct kvm_vcpu *vcpu);

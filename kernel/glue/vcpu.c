@@ -13,7 +13,9 @@
 #include <linux/slab.h>
 #include <linux/wait_bit.h>
 
-#include "session.h"
+#include "introspection/events.h"
+#include "introspection/lifecycle.h"
+#include "introspection/session.h"
 #include "mmu.h"
 #include "x86.h"
 

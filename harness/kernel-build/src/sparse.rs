@@ -126,16 +126,16 @@ mod tests {
 
     #[test]
     fn what_is_wrong_in_our_files_alone() {
-        let output = "/t/arch/x86/kvm/introspection/svm/step.c: note: in included file:\n\
+        let output = "/t/arch/x86/kvm/introspection/step/svm.c: note: in included file:\n\
                       /t/arch/x86/kvm/vmx/hyperv_evmcs.h:133:30: warning: cast truncates bits from constant value\n\
-                      /t/arch/x86/kvm/introspection/msr.c:7:9: warning: incorrect type in argument 1\n\
-                      /t/arch/x86/kvm/introspection/msr.c:7:9: warning: incorrect type in argument 1\n\
-                      /t/arch/x86/kvm/introspection/svm/step.c:1:1: error: undefined identifier\n";
+                      /t/arch/x86/kvm/introspection/event/msr.c:7:9: warning: incorrect type in argument 1\n\
+                      /t/arch/x86/kvm/introspection/event/msr.c:7:9: warning: incorrect type in argument 1\n\
+                      /t/arch/x86/kvm/introspection/step/svm.c:1:1: error: undefined identifier\n";
         assert_eq!(
             judge(output),
             [
-                finding("kernel/glue/msr.c:7:9", "incorrect type in argument 1"),
-                finding("kernel/glue/svm/step.c:1:1", "undefined identifier")
+                finding("kernel/glue/event/msr.c:7:9", "incorrect type in argument 1"),
+                finding("kernel/glue/step/svm.c:1:1", "undefined identifier")
             ]
         );
     }

@@ -342,6 +342,17 @@ fn let_through_entry(context: &mut Context) -> Result<(), Failure> {
         check!(exits < FEW, "{exits} exits of the guest afterwards");
         wire.expect_no_event()?;
     }
+    // What a step has left behind would stay, since nothing is let through by another one.
+    wire.restrict(&[(page, PageAccessEntry::READ | PageAccessEntry::WRITE)])?;
+    let number = wait_in_nested(context, &vm)?;
+    wire.restrict(&[(page, ALL)])?;
+    release(&vm)?;
+    check_eq!(vm.finished(context, 0, number)?, 2, "result");
+    context.stage("after the last step", Duration::from_secs(10));
+    let before = vm.exits(0)?;
+    vm.carry_out(context, 0, Op::Nested, args(Deed::Sgdt, ROUNDS, Level::Own))?;
+    let exits = vm.exits(0)? - before;
+    check!(exits < FEW, "{exits} exits of the guest after the last step");
     vm.exit()
 }
 

@@ -14,7 +14,7 @@ use kvmi_guests::{Op, Routine};
 use kvmi_lab_control::Backend;
 use kvmi_uapi::event::{CONTINUE, HYPERCALL, SINGLESTEP, Singlestep};
 
-use crate::vmm::{Vm, field};
+use crate::vmm::{Vm, VmConfig, field};
 use crate::wire::{Answer, Event, Wire};
 use crate::{Context, Failure, Scenario, check, check_eq};
 
@@ -76,8 +76,19 @@ struct Seen {
 
 impl Stepped {
     fn start(context: &mut Context) -> Result<Self, Failure> {
+        Self::start_with(context, &Self::config())
+    }
+
+    fn config() -> VmConfig {
+        VmConfig::new("steps", 1)
+    }
+
+    fn start_with(context: &mut Context, config: &VmConfig) -> Result<Self, Failure> {
         context.stage("start", Duration::from_secs(20));
-        let (vm, mut wire) = context.hooked_vm("steps", 1)?;
+        let vm = context.vm_with(config)?;
+        vm.run()?;
+        vm.wait_ready(context)?;
+        let mut wire = context.hook(&vm)?;
         wire.control_event(0, HYPERCALL, true)?;
         Ok(Self {
             vm,

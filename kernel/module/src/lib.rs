@@ -15,7 +15,6 @@
 
 mod abi;
 mod effects;
-mod glue;
 mod vcpu;
 mod vm;
 

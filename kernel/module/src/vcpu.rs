@@ -6,8 +6,7 @@ use zerocopy::IntoBytes;
 
 use crate::{
     abi::{self, CInjection, COccurrence, Vcpu},
-    effects::ThisVcpu,
-    glue,
+    effects::{ThisVcpu, kvmi_glue_intercepts_changed},
 };
 
 #[unsafe(no_mangle)]
@@ -50,7 +49,7 @@ unsafe extern "C" fn kvmi_vcpu_message(
     };
     if outcome.intercepts_changed {
         // SAFETY: promise 4. It calls back with the state, to which no reference is left.
-        unsafe { glue::kvmi_glue_intercepts_changed(vcpu) };
+        unsafe { kvmi_glue_intercepts_changed(vcpu) };
     }
     let (verdict, length) = abi::vcpu_verdict(outcome.verdict);
     // SAFETY: the caller's promise.

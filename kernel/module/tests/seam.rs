@@ -8,7 +8,7 @@ type Prototype = (String, Vec<String>);
 
 const HEADER: &str = include_str!("../../glue/seam.h");
 const SOURCES: [&str; 3] = [
-    include_str!("../src/glue.rs"),
+    include_str!("../src/effects.rs"),
     include_str!("../src/vm.rs"),
     include_str!("../src/vcpu.rs"),
 ];

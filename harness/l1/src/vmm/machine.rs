@@ -4,8 +4,8 @@
 use std::os::fd::{AsRawFd, BorrowedFd, OwnedFd};
 
 use kvm_bindings::{
-    CpuId, KVM_CAP_DIRTY_LOG_RING, KVM_CAP_SPLIT_IRQCHIP, KVM_MAX_CPUID_ENTRIES, kvm_enable_cap, kvm_guest_debug,
-    kvm_msi,
+    CpuId, KVM_CAP_DIRTY_LOG_RING, KVM_CAP_SPLIT_IRQCHIP, KVM_CAP_X86_DISABLE_EXITS, KVM_MAX_CPUID_ENTRIES,
+    KVM_X86_DISABLE_EXITS_HLT, kvm_enable_cap, kvm_guest_debug, kvm_msi,
 };
 use kvm_ioctls::{Kvm, MsrFilterDefaultAction, MsrFilterRange, MsrFilterRangeFlags, VcpuFd, VmFd};
 use kvmi_guests::{DOORBELL_VECTOR, layout};
@@ -44,25 +44,36 @@ impl Machine {
         let vm = kvm.create_vm().refused("KVM_CREATE_VM")?;
         let slots = Slots::new(ram)?;
         slots.set_ram(&vm, false)?;
-        if config.split_irqchip {
-            let split = kvm_enable_cap {
-                cap: KVM_CAP_SPLIT_IRQCHIP,
-                args: [IOAPIC_PINS, 0, 0, 0],
+        let enable = |cap, what, argument| {
+            let request = kvm_enable_cap {
+                cap,
+                args: [argument, 0, 0, 0],
                 ..Default::default()
             };
-            vm.enable_cap(&split)
-                .refused("KVM_ENABLE_CAP of KVM_CAP_SPLIT_IRQCHIP")?;
+            vm.enable_cap(&request).refused(what)
+        };
+        if config.split_irqchip {
+            enable(
+                KVM_CAP_SPLIT_IRQCHIP,
+                "KVM_ENABLE_CAP of KVM_CAP_SPLIT_IRQCHIP",
+                IOAPIC_PINS,
+            )?;
         } else {
             vm.create_irq_chip().refused("KVM_CREATE_IRQCHIP")?;
         }
         if config.dirty_ring {
-            let ring = kvm_enable_cap {
-                cap: KVM_CAP_DIRTY_LOG_RING,
-                args: [DIRTY_RING_BYTES, 0, 0, 0],
-                ..Default::default()
-            };
-            vm.enable_cap(&ring)
-                .refused("KVM_ENABLE_CAP of KVM_CAP_DIRTY_LOG_RING")?;
+            enable(
+                KVM_CAP_DIRTY_LOG_RING,
+                "KVM_ENABLE_CAP of KVM_CAP_DIRTY_LOG_RING",
+                DIRTY_RING_BYTES,
+            )?;
+        }
+        if config.halts_in_guest {
+            enable(
+                KVM_CAP_X86_DISABLE_EXITS,
+                "KVM_ENABLE_CAP of KVM_CAP_X86_DISABLE_EXITS",
+                KVM_X86_DISABLE_EXITS_HLT.into(),
+            )?;
         }
         let mut cpuid = kvm
             .get_supported_cpuid(KVM_MAX_CPUID_ENTRIES)

@@ -80,6 +80,10 @@ fn read(context: &mut Context) -> Result<(), Failure> {
             "{size} bytes at {offset:#x}"
         );
     }
+    for (offset, size) in [(1, 4096), (4095, 2), (4089, 8)] {
+        let got = wire.read_physical(page + offset, size)?;
+        check_eq!(got, Err(EINVAL), "{size} bytes at {offset:#x}, of two pages");
+    }
     // A shorter request reads as zero in the tail: without a size, size 0.
     check_eq!(
         wire.vm(msg::VM_READ_PHYSICAL, &page)?,

@@ -155,6 +155,7 @@ fn xsave_avx(context: &mut Context) -> Result<(), Failure> {
 fn xsave(context: &mut Context) -> Result<(), Failure> {
     const GUESTS: u64 = 0x1122_3344_5566_7788;
     const TOOLS: u64 = 0x8877_6655_4433_2211;
+    const ROUNDS: u64 = 200;
     let id = msg::VCPU_SET_XSAVE;
     context.stage("start", Duration::from_secs(20));
     let (vm, mut wire) = context.hooked_vm("system", 1)?;
@@ -172,6 +173,20 @@ fn xsave(context: &mut Context) -> Result<(), Failure> {
         TOOLS,
         "XMM3 as the guest reads it"
     );
+    // Whether the CPU still holds the guest's state when a command comes is a matter of moments.
+    context.stage("write again and again", Duration::from_secs(20));
+    for round in 1..=ROUNDS {
+        put(&mut state, XMM3, round);
+        check_eq!(wire.vcpu(0, id, &state[..])?, Ok(vec![]), "VCPU_SET_XSAVE");
+        check_eq!(get_xsave(&mut wire)?, state, "state after write {round}");
+    }
+    check_eq!(
+        vm.carry_out(context, 0, Op::ReadXmm, [0; 4])?,
+        ROUNDS,
+        "XMM3 as the guest reads it"
+    );
+    put(&mut state, XMM3, TOOLS);
+    check_eq!(wire.vcpu(0, id, &state[..])?, Ok(vec![]), "VCPU_SET_XSAVE");
     context.stage("errors", Duration::from_secs(10));
     check_eq!(wire.vcpu(0, id, &state[..4095])?, Err(EINVAL), "4095 of 4096 bytes");
     for (what, at, value) in [("XSTATE_BV", XSTATE_BV, 1 << 62), ("MXCSR", MXCSR, u64::from(u32::MAX))] {

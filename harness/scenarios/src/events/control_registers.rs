@@ -39,7 +39,7 @@ struct Values {
     /// What the tool puts in the place of another write.
     replacement: u64,
     /// What the guest must not write.
-    illegal: u64,
+    illegal: [u64; 2],
 }
 
 fn values(cr: u8, now: u64) -> Values {
@@ -52,21 +52,21 @@ fn values(cr: u8, now: u64) -> Values {
         0 => Values {
             first: now ^ CR0_AM,
             replacement: now ^ CR0_AM ^ CR0_NE,
-            // Not write-through without cache disable.
-            illegal: now | CR0_NW,
+            // Not write-through without cache disable; one of the upper half, which is reserved.
+            illegal: [now | CR0_NW, now | 1 << 40],
         },
         3 => Values {
             first: layout::OTHER_ROOT,
             // Write-through.
             replacement: layout::ROOT | 1 << 3,
             // Beyond what any CPU can address.
-            illegal: layout::ROOT | 1 << 60,
+            illegal: [60, 52].map(|bit| layout::ROOT | 1 << bit),
         },
         _ => Values {
             first: now ^ CR4_PSE,
             replacement: now ^ CR4_PSE ^ CR4_DE,
             // Reserved.
-            illegal: now | 1 << 31,
+            illegal: [31, 40].map(|bit| now | 1 << bit),
         },
     }
 }
@@ -153,16 +153,20 @@ fn control_register(context: &mut Context, cr: u8) -> Result<(), Failure> {
     let value = watched.answered(context, [replacement, start, replacement])?;
     check_eq!(value, replacement, "CR{cr} after a write that was kept out");
 
-    context.stage("illegal by the tool", Duration::from_secs(10));
-    check_eq!(watched.faults()?, 0, "#GP so far");
-    let value = watched.answered(context, [replacement, start, illegal])?;
-    check_eq!(value, replacement, "CR{cr} after an illegal replacement");
-    check_eq!(watched.faults()?, 1, "#GP after an illegal replacement");
+    for illegal in illegal {
+        let before = watched.faults()?;
+        context.stage("illegal by the tool", Duration::from_secs(10));
+        let value = watched.answered(context, [replacement, start, illegal])?;
+        check_eq!(value, replacement, "CR{cr} after an illegal replacement, {illegal:#x}");
+        let faults = watched.faults()? - before;
+        check_eq!(faults, 1, "#GP after an illegal replacement, {illegal:#x}");
 
-    context.stage("illegal by the guest", Duration::from_secs(10));
-    let value = watched.silent(context, illegal)?;
-    check_eq!(value, replacement, "CR{cr} after an illegal write");
-    check_eq!(watched.faults()?, 2, "#GP after an illegal write");
+        context.stage("illegal by the guest", Duration::from_secs(10));
+        let value = watched.silent(context, illegal)?;
+        check_eq!(value, replacement, "CR{cr} after an illegal write, {illegal:#x}");
+        let faults = watched.faults()? - before;
+        check_eq!(faults, 2, "#GP after an illegal write, {illegal:#x}");
+    }
 
     context.stage("off", Duration::from_secs(10));
     watched.wire.control_cr(0, cr, false)?;

@@ -33,7 +33,12 @@ pub(super) const SCENARIOS: &[Scenario] = &[
     scenario(
         "pages::nothing_denied_by_a_session_that_ends",
         "UNHOOK waits for a vCPU that stands still in the host: another one meets the session's restrictions no more",
-        session_that_ends,
+        |c| session_that_ends(c, Receiving::Nothing),
+    ),
+    scenario(
+        "pages::nothing_denied_while_a_command_ends",
+        "the same while the receiving thread still carries out a command, which waits for that vCPU too",
+        |c| session_that_ends(c, Receiving::Command),
     ),
 ];
 
@@ -44,6 +49,21 @@ fn withhold(watched: &Watched) -> Result<u64, Failure> {
     watched.vm.add_slot(layout::ANONYMOUS_SLOT, PAGE)?;
     watched.vm.withhold_slot()?;
     Ok(layout::ANONYMOUS_SLOT)
+}
+
+/// Waits until the receiving thread waits for a vCPU, and has answered nothing.
+fn wait_for_reader(context: &Context, watched: &Watched) -> Result<(), Failure> {
+    let now = Timespec { tv_sec: 0, tv_nsec: 0 };
+    context.wait_for("the receiving thread to wait for the vCPU", || {
+        let socket = watched.wire.socket();
+        let mut answer = [PollFd::new(&socket, PollFlags::IN)];
+        check_eq!(
+            poll(&mut answer, Some(&now))?,
+            0,
+            "messages while the vCPU stands still"
+        );
+        Ok(readers_with("(kvmi-recv) D")? == 1)
+    })
 }
 
 fn waits_for_emulation(context: &mut Context) -> Result<(), Failure> {
@@ -57,13 +77,7 @@ fn waits_for_emulation(context: &mut Context) -> Result<(), Failure> {
     let seq = watched.wire.submit(&SetPageAccess {
         entries: &entries(&[(page, 0)]),
     })?;
-    let now = Timespec { tv_sec: 0, tv_nsec: 0 };
-    context.wait_for("the receiving thread to wait for the vCPU", || {
-        let socket = watched.wire.socket();
-        let mut answer = [PollFd::new(&socket, PollFlags::IN)];
-        check_eq!(poll(&mut answer, Some(&now))?, 0, "messages while the read is not over");
-        Ok(readers_with("(kvmi-recv) D")? == 1)
-    })?;
+    wait_for_reader(context, &watched)?;
     watched.vm.serve_slot()?;
     check_eq!(watched.wire.answer(seq)?, Ok(vec![]), "VM_SET_PAGE_ACCESS");
     context.stage("the write", Duration::from_secs(20));
@@ -148,8 +162,22 @@ fn no_asynchronous_fault_between(context: &mut Context) -> Result<(), Failure> {
     watched.vm.exit()
 }
 
-fn session_that_ends(context: &mut Context) -> Result<(), Failure> {
+/// What the receiving thread does when the session ends.
+#[derive(Clone, Copy, PartialEq, Eq)]
+enum Receiving {
+    Nothing,
+    Command,
+}
+
+fn session_that_ends(context: &mut Context, receiving: Receiving) -> Result<(), Failure> {
     let (mut watched, first) = one_stands_still(context)?;
+    if receiving == Receiving::Command {
+        context.stage("a command", Duration::from_secs(20));
+        watched.wire.submit(&SetPageAccess {
+            entries: &entries(&[(PLACE + PAGE, R)]),
+        })?;
+        wait_for_reader(context, &watched)?;
+    }
     context.stage("UNHOOK", Duration::from_secs(20));
     let fd = watched.vm.steal_vm_fd()?;
     let unhook = std::thread::spawn(move || ioctls::unhook(fd.as_fd()));

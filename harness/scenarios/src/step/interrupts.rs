@@ -4,10 +4,11 @@
 use std::time::Duration;
 
 use kvmi_guests::{COUNTED_VECTOR, DOORBELL_VECTOR, Routine};
+use kvmi_lab_control::Lane;
 use kvmi_uapi::event::CONTINUE;
 
 use super::{Seen, Stepped, check_rips};
-use crate::vmm::{VcpuWrite, Vm, field};
+use crate::vmm::{VcpuWrite, Vm, VmConfig, field};
 use crate::{Context, Failure, Scenario, check, check_eq, scenario};
 
 pub(super) const SCENARIOS: &[Scenario] = &[
@@ -32,6 +33,11 @@ pub(super) const SCENARIOS: &[Scenario] = &[
         nmi_and_smi_wait,
     ),
     scenario(
+        "step::waits_before_window",
+        "an interrupt that the VMM brings when it may: it may not before stepping ends",
+        waits_before_window,
+    ),
+    scenario(
         "step::with_interrupts",
         "stepped with interrupts: one that is pending is taken in between, its handler is stepped too",
         with_interrupts,
@@ -51,6 +57,15 @@ pub(super) const SCENARIOS: &[Scenario] = &[
         "HLT: told, then the vCPU sleeps; an interrupt wakes it, and is taken when stepping ends",
         halt,
     ),
+    scenario(
+        "step::halt_in_guest",
+        "HLT by which the CPU itself would halt: told, and the vCPU goes on with the next step",
+        halt_in_guest,
+    )
+    .not_on(&[(
+        Lane::SvmTcg,
+        "QEMU ends by an assertion where a guest with TF halts without an exit",
+    )]),
 ];
 
 const BREAKPOINT_VECTOR: u64 = 3;
@@ -141,6 +156,42 @@ fn interrupt_waits(context: &mut Context) -> Result<(), Failure> {
         rung,
         "doorbells that the guest took afterwards, less one"
     );
+    stepped.vm.exit()
+}
+
+fn waits_before_window(context: &mut Context) -> Result<(), Failure> {
+    // With the PIC outside of the kernel the VMM asks for a window.
+    let mut stepped = Stepped::start_with(
+        context,
+        &VmConfig {
+            split_irqchip: true,
+            ..Stepped::config()
+        },
+    )?;
+    context.stage("an interrupt is to come", Duration::from_secs(20));
+    let is_untaken = |vm: &Vm| {
+        let taken = vm.guest.field(0, field!(counted_interrupts))?;
+        let windows = vm.status(0)?.exits("interrupt window");
+        check_eq!((taken, windows), (0, 0), "interrupts taken and windows, within steps");
+        Ok::<_, Failure>(())
+    };
+    let mut is_wanted = false;
+    let seen = stepped.run(context, Routine::Straight, 0, |stepped, _| {
+        if !is_wanted {
+            stepped.vm.pause(0)?;
+            stepped.vm.interrupt_in_window(0, COUNTED_VECTOR)?;
+            stepped.vm.resume(0)?;
+            is_wanted = true;
+        }
+        is_untaken(&stepped.vm)
+    })?;
+    check_rips(&seen.rips, &stepped.list(Routine::Straight)?, Routine::Straight)?;
+    context.stage("afterwards", Duration::from_secs(20));
+    let vm = &stepped.vm;
+    context.wait_for("the interrupt", || {
+        Ok(vm.guest.field(0, field!(counted_interrupts))? == 1)
+    })?;
+    check_eq!(vm.status(0)?.exits("interrupt window"), 1, "windows");
     stepped.vm.exit()
 }
 
@@ -294,6 +345,21 @@ fn rsm(context: &mut Context) -> Result<(), Failure> {
     stepped.wire.reply(&event, CONTINUE)?;
     context.stage("afterwards", Duration::from_secs(20));
     check_eq!(stepped.run_as_listed(context, Routine::Straight, 0)?, 16, "the result");
+    stepped.vm.exit()
+}
+
+fn halt_in_guest(context: &mut Context) -> Result<(), Failure> {
+    let mut stepped = Stepped::start_with(
+        context,
+        &VmConfig {
+            halts_in_guest: true,
+            ..Stepped::config()
+        },
+    )?;
+    for round in 1..=3 {
+        context.stage(&format!("halt, {round}"), Duration::from_secs(20));
+        stepped.run_as_listed(context, Routine::Halt, 0)?;
+    }
     stepped.vm.exit()
 }
 

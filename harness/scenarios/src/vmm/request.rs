@@ -27,6 +27,8 @@ pub struct VmConfig {
     pub dirty_ring: bool,
     /// Run vCPUs on threads without rseq(2), which the C library has each thread use.
     pub without_rseq: bool,
+    /// Have the CPU itself halt at HLT, without an exit (`KVM_CAP_X86_DISABLE_EXITS`).
+    pub halts_in_guest: bool,
 }
 
 /// A hypervisor that KVM passes itself off as, where a guest's hypercalls are concerned.
@@ -52,6 +54,7 @@ impl VmConfig {
             hypercalls: Hypercalls::Kvm,
             dirty_ring: false,
             without_rseq: false,
+            halts_in_guest: false,
         }
     }
 }
