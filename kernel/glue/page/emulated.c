@@ -35,9 +35,10 @@ static bool tell_access(struct kvm_vcpu *vcpu, gpa_t gpa, gva_t gva, u8 kind,
 	};
 	gfn_t gfn = gpa_to_gfn(gpa);
 
-	/* In real mode the emulator may be delivering an interrupt, which it cannot leave, nor a task switch. */
+	/* The emulator switches tasks and, in real mode, delivers interrupts: neither can be left. */
+	if (accessor == KVMI_EMULATOR && !vcpu->arch.emulate_ctxt->opcode_len)
+		return false;
 	if (!vi || is_guest_mode(vcpu) || is_smm(vcpu) || !is_protmode(vcpu) ||
-	    vcpu->arch.introspection.in_task_switch ||
 	    !(kvmi_denied_access(vcpu->kvm, KVMI_VIEW, gfn) & kind) ||
 	    !kvm_is_visible_gfn(vcpu->kvm, gfn))
 		return false;
@@ -124,8 +125,8 @@ static void leave_emulation(struct kvm_vcpu *vcpu)
 	struct x86_emulate_ctxt *ctxt = vcpu->arch.emulate_ctxt;
 	unsigned int count = 1;
 
-	if (ctxt->io_read.end || (vcpu->arch.introspection.completes_io && ctxt->mem_read.end &&
-				  ctxt->src.type != OP_REG))
+	if (ctxt->io_read.end || ((ctxt->emulation_type & EMULTYPE_NO_DECODE) &&
+				  ctxt->mem_read.end && ctxt->src.type != OP_REG))
 		vcpu->arch.complete_userspace_io = complete_half_way;
 	vcpu->arch.emulate_regs_need_sync_to_vcpu = false;
 	vcpu->arch.emulate_regs_need_sync_from_vcpu = true;
@@ -211,9 +212,7 @@ int kvmi_emulate_anew(struct kvm_vcpu *vcpu, bool goes_on)
 
 	if (kvmi_is_half_way(vcpu)) {
 		vcpu->arch.complete_userspace_io = NULL;
-		vcpu->arch.introspection.completes_io = true;
 		r = kvm_emulate_instruction(vcpu, EMULTYPE_NO_DECODE);
-		vcpu->arch.introspection.completes_io = false;
 	} else if (goes_on) {
 		r = kvm_emulate_instruction(vcpu, 0);
 	}
