@@ -32,7 +32,7 @@ pub mod runtime;
 
 pub use access::Access;
 pub use mailbox::{DescriptorOp, Mailbox, MemoryOp, Op, RepeatOp, Slot, StoreOp};
-pub use nested::{Deed, Level, Operand};
+pub use nested::{Level, NestedOp, Operand};
 pub use routine::Routine;
 
 /// The port to which a guest writes text for the VMM's log, a byte at a time.

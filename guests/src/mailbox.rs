@@ -132,7 +132,7 @@ numbered! {
         Descriptor = 19,
         /// Executes what argument 0, a [`RepeatOp`], names as often as argument 1 says; the result is a value that shows the last time.
         Repeat = 20,
-        /// Does what argument 0, a [`crate::Deed`], names, with argument 1; argument 2 is the [`crate::Level`] that does
+        /// Does what argument 0, a [`crate::NestedOp`], names, with argument 1; argument 2 is the [`crate::Level`] that does
         /// it; an INT3 before the entry into a guest and one after it if argument 3 is not 0.
         Nested = 21,
         /// Puts argument 0 into the third quarter of YMM3.

@@ -3,7 +3,7 @@
 
 numbered! {
     /// What [`crate::Op::Nested`] does; it is argument 0.
-    pub enum Deed {
+    pub enum NestedOp {
         /// Nothing but to be there; the result is 1.
         Nothing = 0,
         /// INT3; the result is how many #BP the vCPU has taken in all.

@@ -12,13 +12,13 @@ use std::process::ExitCode;
 
 use anyhow::Result;
 use clap::{Parser, Subcommand};
-use kvmi_lab::e2e::{self, Slice, Wanted};
+use kvmi_lab::e2e::{self, Options, Slice};
 use kvmi_lab::filter::Filter;
 use kvmi_lab::{hardware, kernels, list, parity, repro, scenarios_page, shell, summary};
 use kvmi_lab_checks::{bench, endure, explore, mutants, planted, twice};
 use kvmi_lab_control::Lane;
+use kvmi_lab_environment::Environment;
 use kvmi_lab_environment::finding::Finding;
-use kvmi_lab_environment::workshop::Workshop;
 use kvmi_lab_environment::{apt, complain, exit, output, show};
 use kvmi_lab_kernel::{self as kernel, Choice};
 use kvmi_lab_selftests::{command as selftests, record as selftests_record};
@@ -121,7 +121,7 @@ enum Command {
         #[arg(long, value_name = "FOLDER")]
         selftests: Vec<PathBuf>,
     },
-    /// Say what this machine has, lacks and can run, and the command that mends each lack
+    /// Say what this machine has, unavailable_lanes and can run, and the command that mends each lack
     Doctor,
     /// Kill the lab's processes at random moments and look for what is left
     Endure {
@@ -162,10 +162,10 @@ struct E2eArguments {
 fn main() -> ExitCode {
     let arguments = Arguments::parse();
     let progress = screen::progress(arguments.json);
-    let ran = Workshop::open(progress, arguments.logs.as_deref(), arguments.install).and_then(|shop| {
-        let code = run(&shop, &arguments)?;
+    let ran = Environment::open(progress, arguments.logs.as_deref(), arguments.install).and_then(|env| {
+        let code = run(&env, &arguments)?;
         if code == exit::OK {
-            shop.runs.passed()?;
+            env.runs.passed()?;
         }
         Ok(code)
     });
@@ -180,12 +180,12 @@ fn main() -> ExitCode {
     }
 }
 
-fn run(shop: &Workshop, arguments: &Arguments) -> Result<u8> {
+fn run(env: &Environment, arguments: &Arguments) -> Result<u8> {
     match &arguments.command {
         Command::Build(choice) => {
             apt::require_debian()?;
-            apt::install_needed(shop)?;
-            let built = kernel::build(shop, choice)?;
+            apt::install_needed(env)?;
+            let built = kernel::build(env, choice)?;
             let release = built.kernel.version.release();
             if arguments.json {
                 show!(
@@ -199,8 +199,8 @@ fn run(shop: &Workshop, arguments: &Arguments) -> Result<u8> {
         }
         Command::KvmSource { folder, kernel } => {
             apt::require_debian()?;
-            apt::install_needed(shop)?;
-            let version = kernel::begin_own_source(shop, kernel.as_deref(), folder)?;
+            apt::install_needed(env)?;
+            let version = kernel::begin_own_source(env, kernel.as_deref(), folder)?;
             if arguments.json {
                 show!(
                     "{}",
@@ -215,15 +215,19 @@ fn run(shop: &Workshop, arguments: &Arguments) -> Result<u8> {
             Ok(exit::OK)
         }
         Command::E2e(e2e) => {
-            let lacks = if e2e.hardware { hardware::lacks() } else { Vec::new() };
-            if !lacks.is_empty() {
-                for lack in &lacks {
-                    shop.progress.say(lack.clone());
+            let unavailable_lanes = if e2e.hardware {
+                hardware::unavailable_lanes()
+            } else {
+                Vec::new()
+            };
+            if !unavailable_lanes.is_empty() {
+                for lack in &unavailable_lanes {
+                    env.progress.say(lack.clone());
                 }
-                summary::add_lacks(&lacks)?;
+                summary::add_lacks(&unavailable_lanes)?;
                 return Ok(exit::OK);
             }
-            let wanted = Wanted {
+            let wanted = Options {
                 filter: e2e.filter.clone(),
                 lanes: e2e.lane.clone(),
                 hardware: e2e.hardware,
@@ -232,18 +236,18 @@ fn run(shop: &Workshop, arguments: &Arguments) -> Result<u8> {
                 slice: e2e.slice,
                 json: arguments.json,
             };
-            let ran = e2e::run(shop, &wanted)?;
+            let ran = e2e::run(env, &wanted)?;
             Ok(if ran.failed() == 0 {
                 exit::OK
             } else {
                 exit::SCENARIO_FAILED
             })
         }
-        Command::Shell(wanted) => shell::run(shop, wanted),
-        Command::Repro(wanted) => repro::run(shop, wanted, arguments.json),
+        Command::Shell(wanted) => shell::run(env, wanted),
+        Command::Repro(wanted) => repro::run(env, wanted, arguments.json),
         Command::Planted { lane, filter, sanitize } => {
             let all = if *sanitize { planted::SANITIZED } else { planted::GROUP };
-            let wanted = Wanted {
+            let wanted = Options {
                 filter: Some(filter.clone().unwrap_or_else(|| all.to_owned())),
                 lanes: lane.iter().copied().collect(),
                 choice: Choice {
@@ -252,46 +256,46 @@ fn run(shop: &Workshop, arguments: &Arguments) -> Result<u8> {
                 },
                 seed: SEED,
                 json: arguments.json,
-                ..Wanted::default()
+                ..Options::default()
             };
-            planted::run(shop, &wanted)
+            planted::run(env, &wanted)
         }
-        Command::Explore(wanted) => explore::run(shop, wanted, arguments.json),
+        Command::Explore(wanted) => explore::run(env, wanted, arguments.json),
         Command::Twice { lane, filter } => {
-            let wanted = Wanted {
+            let wanted = Options {
                 filter: filter.clone(),
                 lanes: lane.iter().copied().collect(),
                 seed: SEED,
                 json: arguments.json,
-                ..Wanted::default()
+                ..Options::default()
             };
-            twice::run(shop, &wanted)
+            twice::run(env, &wanted)
         }
-        Command::Mutants(wanted) => mutants::run(shop, wanted, SEED, arguments.json),
-        Command::Selftests(wanted) => selftests::run(shop, wanted, arguments.json),
+        Command::Mutants(wanted) => mutants::run(env, wanted, SEED, arguments.json),
+        Command::Selftests(wanted) => selftests::run(env, wanted, arguments.json),
         Command::List { filter, why, kernels } => {
             let filter = Filter::of(filter.as_deref())?;
             if *kernels {
-                list::kernels(shop, arguments.json)?;
+                list::kernels(env, arguments.json)?;
             } else if *why {
-                list::why(shop, &filter, arguments.json)?;
+                list::why(env, &filter, arguments.json)?;
             } else {
                 list::scenarios(&filter, arguments.json);
             }
             Ok(exit::OK)
         }
-        Command::Kernels(wanted) => kernels::run(shop, wanted, SEED, arguments.json),
+        Command::Kernels(wanted) => kernels::run(env, wanted, SEED, arguments.json),
         Command::Ci => {
-            let wanted = Wanted {
+            let wanted = Options {
                 seed: SEED,
                 json: arguments.json,
-                ..Wanted::default()
+                ..Options::default()
             };
-            Ok(show_count(arguments, ci::run(shop, &wanted, refusal)?))
+            Ok(show_count(arguments, ci::run(env, &wanted, refusal)?))
         }
-        Command::Check { kernel } => Ok(show_count(arguments, check::run(shop, refusal, *kernel)?)),
+        Command::Check { kernel } => Ok(show_count(arguments, check::run(env, refusal, *kernel)?)),
         Command::Tidy => {
-            let findings = tidy::findings(&shop.checkout, refusal)?;
+            let findings = tidy::findings(&env.checkout, refusal)?;
             for Finding { at, what } in &findings {
                 if arguments.json {
                     show!("{}", serde_json::json!({ "event": "untidy", "at": at, "what": what }));
@@ -310,11 +314,11 @@ fn run(shop: &Workshop, arguments: &Arguments) -> Result<u8> {
         }
         Command::Docs { results, selftests } => {
             let written = [
-                contract::write(&shop.checkout)?,
-                series::write(&shop.checkout)?,
-                scenarios_page::write(&shop.checkout)?,
-                parity::write(&shop.checkout, results)?,
-                selftests_record::write(&shop.checkout, selftests)?,
+                contract::write(&env.checkout)?,
+                series::write(&env.checkout)?,
+                scenarios_page::write(&env.checkout)?,
+                parity::write(&env.checkout, results)?,
+                selftests_record::write(&env.checkout, selftests)?,
             ];
             let changed = written.contains(&true);
             if arguments.json {
@@ -326,7 +330,7 @@ fn run(shop: &Workshop, arguments: &Arguments) -> Result<u8> {
         }
         Command::Doctor => {
             let mut lacking = 0;
-            doctor::examine(shop, |item| {
+            doctor::examine(env, |item| {
                 lacking += usize::from(item.state == doctor::State::Lacks);
                 doctor::show(item, arguments.json)
             })?;
@@ -334,7 +338,7 @@ fn run(shop: &Workshop, arguments: &Arguments) -> Result<u8> {
             Ok(if lacking > 0 { exit::LACKING } else { exit::OK })
         }
         &Command::Endure { moments, lane, seed } => {
-            let endured = endure::run(shop, endure::Wanted { moments, lane, seed })?;
+            let endured = endure::run(env, endure::Options { moments, lane, seed })?;
             let is_well = endured.left.is_empty();
             if arguments.json {
                 show!(
@@ -362,15 +366,15 @@ fn run(shop: &Workshop, arguments: &Arguments) -> Result<u8> {
         Command::Bench(choice) => {
             // Only Bochs counts exactly.
             let (filter, lanes) = (Some(bench::GROUP.to_owned()), vec![Lane::VmxBochs]);
-            let wanted = Wanted {
+            let wanted = Options {
                 filter,
                 lanes,
                 choice: choice.clone(),
                 seed: SEED,
                 json: arguments.json,
-                ..Wanted::default()
+                ..Options::default()
             };
-            let is_fine = bench::run(shop, &wanted)?;
+            let is_fine = bench::run(env, &wanted)?;
             Ok(if is_fine { exit::OK } else { exit::SCENARIO_FAILED })
         }
     }

@@ -5,7 +5,7 @@
 //! most [`MAX_LINE_BYTES`] long. L1 speaks first:
 //!
 //! ```text
-//! L1  Ready, then the bare byte POINT        L0 has the emulator save L1; what follows is in a restored one
+//! L1  Ready, then the bare byte SNAPSHOT        L0 has the emulator save L1; what follows is in a restored one
 //! L0  Run; in a machine that is to repeat itself to the instruction, in brief (the module `brief`)
 //! L1  Started, then any of Stage, Log, Wire, Measure, then Done exactly once; L1 then powers off
 //! ```
@@ -22,7 +22,7 @@ mod selftest;
 
 pub use lane::{Backend, Lane, PLATFORM, Platform, UnknownLane, UnknownPlatform};
 pub use line::{LineReader, MAX_LINE_BYTES, ReadError, encode};
-pub use message::{FromL1, HOOK_BEFORE_POINT, LoadedModule, PLACES, POINT, SCENARIO, SEED, ToL1, Verdict};
+pub use message::{FromL1, HOOK_BEFORE_SNAPSHOT, LoadedModule, PLACES, SCENARIO, SEED, SNAPSHOT, ToL1, Verdict};
 pub use selftest::{SELFTEST_ARGUMENTS, SELFTESTS, SelftestMode, UnknownMode};
 
 /// What the releases of kernels end with that watch themselves.

@@ -6,7 +6,7 @@ use std::io::{self, Read};
 use serde::Serialize;
 use serde::de::DeserializeOwned;
 
-use crate::message::POINT;
+use crate::message::SNAPSHOT;
 
 /// The longest line that is accepted, in bytes, its newline not counted.
 pub const MAX_LINE_BYTES: usize = 64 * 1024;
@@ -51,8 +51,8 @@ pub enum ReadError {
         /// What the decoder says.
         reason: String,
     },
-    /// [`POINT`] was expected.
-    #[error("expected the byte {POINT:#04x} after ready, got {0:#04x}")]
+    /// [`SNAPSHOT`] was expected.
+    #[error("expected the byte {SNAPSHOT:#04x} after ready, got {0:#04x}")]
     NotThePoint(u8),
     /// The stream itself failed. After `WouldBlock` or `TimedOut` nothing is lost: call again.
     #[error("control channel: {0}")]
@@ -110,12 +110,12 @@ impl<R: Read> LineReader<R> {
         })
     }
 
-    /// Reads the byte [`POINT`], which L1 writes after Ready; false when the stream ends before it.
+    /// Reads the byte [`SNAPSHOT`], which L1 writes after Ready; false when the stream ends before it.
     ///
     /// # Errors
     ///
     /// [`ReadError::NotThePoint`] or [`ReadError::Io`].
-    pub fn point(&mut self) -> Result<bool, ReadError> {
+    pub fn snapshot(&mut self) -> Result<bool, ReadError> {
         while self.pending.is_empty() {
             if self.fill()? == 0 {
                 return Ok(false);
@@ -123,7 +123,7 @@ impl<R: Read> LineReader<R> {
         }
         let byte = self.pending.remove(0);
         self.searched = 0;
-        if byte == POINT {
+        if byte == SNAPSHOT {
             Ok(true)
         } else {
             Err(ReadError::NotThePoint(byte))

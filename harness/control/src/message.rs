@@ -8,20 +8,20 @@ use crate::lane::Backend;
 /// The byte that L1 writes after [`FromL1::Ready`], outside any line: every scenario starts from the instant in which it left.
 ///
 /// It cannot occur inside a line, because JSON escapes control characters.
-pub const POINT: u8 = 0x06;
+pub const SNAPSHOT: u8 = 0x06;
 
 /// Who says, in a [`FromL1::Log`], where the kernel's modules are in memory: one log a module, `NAME SECTION=ADDRESS …`. Said by an L1 that has
 /// its order from its command line.
 pub const PLACES: &str = "modules";
 
-/// The kernel argument that names the scenario where L1 is to run one without being told: it then says neither Ready nor the point.
+/// The kernel argument that names the scenario where L1 is to run one without being told: it then says neither Ready nor the snapshot.
 pub const SCENARIO: &str = "kvmi_lab.scenario";
 
 /// The kernel argument that goes with [`SCENARIO`] and says where random numbers start.
 pub const SEED: &str = "kvmi_lab.seed";
 
-/// The kernel argument that has L1 hook a VM, and unhook it, before the point: KVM's code is then patched for introspection while no guest runs.
-pub const HOOK_BEFORE_POINT: &str = "kvmi_lab.hook_before_point";
+/// The kernel argument that has L1 hook a VM, and unhook it, before the snapshot: KVM's code is then patched for introspection while no guest runs.
+pub const HOOK_BEFORE_SNAPSHOT: &str = "kvmi_lab.hook_before_snapshot";
 
 /// What L1 tells L0.
 #[derive(Clone, Debug, PartialEq, Serialize, Deserialize)]

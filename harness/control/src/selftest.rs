@@ -6,7 +6,7 @@ use std::str::FromStr;
 
 use serde::{Deserialize, Serialize};
 
-/// The kernel argument of an L1 that runs selftests: it loads no KVM before its point.
+/// The kernel argument of an L1 that runs selftests: it loads no KVM before its snapshot.
 pub const SELFTESTS: &str = "kvmi_lab.selftests";
 
 /// The file in L1 that says with which arguments tests are run: on each line a test's name and its arguments.

@@ -6,7 +6,7 @@ use std::collections::VecDeque;
 use std::io::{self, Read};
 
 use kvmi_lab_control::{
-    Backend, FromL1, LineReader, LoadedModule, MAX_LINE_BYTES, POINT, ReadError, ToL1, Verdict, encode,
+    Backend, FromL1, LineReader, LoadedModule, MAX_LINE_BYTES, ReadError, SNAPSHOT, ToL1, Verdict, encode,
 };
 use proptest::prelude::*;
 
@@ -133,15 +133,15 @@ fn the_form_on_the_wire_is_fixed() {
 #[test]
 fn the_point_stands_between_lines() {
     let mut bytes = encode(&examples()[0]).into_bytes();
-    bytes.push(POINT);
+    bytes.push(SNAPSHOT);
     bytes.extend(encode(&examples()[1]).bytes());
     let mut reader = LineReader::new(&bytes[..]);
     assert_eq!(reader.message().unwrap(), Some(examples()[0].clone()));
-    assert!(reader.point().unwrap());
+    assert!(reader.snapshot().unwrap());
     assert_eq!(reader.message().unwrap(), Some(examples()[1].clone()));
-    assert!(!reader.point().unwrap());
+    assert!(!reader.snapshot().unwrap());
     assert!(matches!(
-        LineReader::new(&b"{}"[..]).point(),
+        LineReader::new(&b"{}"[..]).snapshot(),
         Err(ReadError::NotThePoint(b'{'))
     ));
 }

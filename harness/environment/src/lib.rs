@@ -4,9 +4,11 @@
 #![forbid(unsafe_code)]
 
 pub mod apt;
+mod environment;
 pub mod exit;
 pub mod finding;
 pub mod output;
 pub mod runs;
 pub mod tools;
-pub mod workshop;
+
+pub use environment::Environment;

@@ -7,7 +7,7 @@ use std::path::PathBuf;
 use anyhow::{Context, Result};
 use kvmi_lab_machine::process::Program;
 
-use crate::workshop::Workshop;
+use crate::Environment;
 
 /// A program from crates.io.
 #[derive(Clone, Copy, Debug)]
@@ -40,17 +40,17 @@ impl Tool {
     /// # Errors
     ///
     /// When it cannot be built.
-    pub fn program(&self, shop: &Workshop) -> Result<PathBuf> {
+    pub fn program(&self, env: &Environment) -> Result<PathBuf> {
         let on_path = PathBuf::from(self.package);
         if self.version_of(&on_path).is_some() {
             return Ok(on_path);
         }
-        let root = self.installed_into(shop);
+        let root = self.installed_into(env);
         let program = root.join("bin").join(self.package);
         if self.version_of(&program).is_some() {
             return Ok(program);
         }
-        let task = shop.progress.task(format!("build {} {}", self.package, self.version));
+        let task = env.progress.task(format!("build {} {}", self.package, self.version));
         Program::new("cargo")
             // It waits for others most of its time; an unoptimised one is built in a fraction of the time.
             .args([
@@ -63,7 +63,7 @@ impl Tool {
                 "--root",
             ])
             .arg(&root)
-            .in_dir(&shop.checkout)
+            .in_dir(&env.checkout)
             .env("CARGO_TERM_COLOR", "never")
             .env_remove("CARGO_TARGET_DIR")
             .run(&task)
@@ -73,9 +73,9 @@ impl Tool {
     }
 
     /// The version of the one that fits, if one is at hand.
-    pub fn find(&self, shop: &Workshop) -> Option<String> {
+    pub fn find(&self, env: &Environment) -> Option<String> {
         self.version_of(self.package)
-            .or_else(|| self.version_of(self.installed_into(shop).join("bin").join(self.package)))
+            .or_else(|| self.version_of(self.installed_into(env).join("bin").join(self.package)))
     }
 
     /// The command that installs it, as a person would type it.
@@ -83,9 +83,9 @@ impl Tool {
         format!("cargo install {} --locked --version {}", self.package, self.version)
     }
 
-    fn installed_into(&self, shop: &Workshop) -> PathBuf {
+    fn installed_into(&self, env: &Environment) -> PathBuf {
         let name = format!("{}-{}", self.subcommand, self.version);
-        shop.cache.root().join("tools").join(name)
+        env.cache.root().join("tools").join(name)
     }
 
     /// The version of a program, if it is there and fits.

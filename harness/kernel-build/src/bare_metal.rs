@@ -4,7 +4,7 @@
 use std::path::{Path, PathBuf};
 
 use anyhow::{Result, bail};
-use kvmi_lab_environment::workshop::Workshop;
+use kvmi_lab_environment::Environment;
 use kvmi_lab_machine::process::Program;
 
 /// Debian's compiler, by its whole path: the search path leads to rustup's.
@@ -14,7 +14,7 @@ pub const RUSTC: &str = "/usr/bin/rustc";
 pub(crate) const TARGET: &str = "x86_64-unknown-none";
 
 /// A cargo command (its subcommand and arguments first) that builds for bare metal in release mode into `target`.
-pub fn cargo(shop: &Workshop, command: &[&str], flags: &[String], target: &Path) -> Program {
+pub fn cargo(env: &Environment, command: &[&str], flags: &[String], target: &Path) -> Program {
     let cargo = Program::new("cargo")
         .args(command)
         .args([
@@ -33,7 +33,7 @@ pub fn cargo(shop: &Workshop, command: &[&str], flags: &[String], target: &Path)
             "--config",
             "profile.release.codegen-units=1",
         ])
-        .in_dir(&shop.checkout)
+        .in_dir(&env.checkout)
         // It is what makes an ordinary compiler take -Z flags.
         .env("RUSTC_BOOTSTRAP", "1")
         .env("RUSTC", RUSTC)

@@ -5,8 +5,8 @@ use std::fs;
 use std::path::Path;
 
 use anyhow::{Context, Result, ensure};
+use kvmi_lab_environment::Environment;
 use kvmi_lab_environment::finding::{Finding, finding};
-use kvmi_lab_environment::workshop::Workshop;
 use kvmi_lab_machine::cache::files_below;
 use kvmi_lab_machine::process::Program;
 use kvmi_lab_machine::progress::Task;
@@ -56,21 +56,21 @@ const IGNORED: &[(&str, &str, &str)] = &[
 /// # Errors
 ///
 /// When there is no kernel source, or checkpatch does not run.
-pub fn findings(shop: &Workshop, task: &Task) -> Result<Vec<Finding>> {
-    let (version, archive) = resolve(shop, None)?;
-    let checkpatch = fetch::source(shop, &version, &archive)?.join("scripts/checkpatch.pl");
+pub fn findings(env: &Environment, task: &Task) -> Result<Vec<Finding>> {
+    let (version, archive) = resolve(env, None)?;
+    let checkpatch = fetch::source(env, &version, &archive)?.join("scripts/checkpatch.pl");
     let mut output = String::new();
     for folder in FOLDERS {
-        let files = files_below(&shop.path(folder))?;
+        let files = files_below(&env.path(folder))?;
         let is_c = |name: &String| name.ends_with(".c") || name.ends_with(".h");
         let names = files.iter().map(|(name, _)| name).filter(|name| is_c(name));
         let names: Vec<String> = names.map(|name| format!("{folder}/{name}")).collect();
         ensure!(!names.is_empty(), "{folder} has no C");
-        output += &run(&checkpatch, &shop.checkout, "--file", &names, task)?;
+        output += &run(&checkpatch, &env.checkout, "--file", &names, task)?;
     }
     // A file that git knows would be taken for C, so patches are looked at where no checkout is.
     let elsewhere = tempfile::tempdir().context("make a folder for the patches")?;
-    for (name, path) in files_below(&shop.path("kernel/patches"))? {
+    for (name, path) in files_below(&env.path("kernel/patches"))? {
         if name.ends_with(".patch") {
             let name = format!("kernel/patches/{name}");
             let to = elsewhere.path().join(&name);

@@ -5,8 +5,8 @@ use std::fs;
 use std::path::{Path, PathBuf};
 
 use anyhow::{Context, Result, ensure};
+use kvmi_lab_environment::Environment;
 use kvmi_lab_environment::apt::{self, Archive};
-use kvmi_lab_environment::workshop::Workshop;
 use kvmi_lab_machine::cache::Key;
 use kvmi_lab_machine::process::Program;
 use kvmi_lab_machine::progress::Task;
@@ -62,8 +62,8 @@ fn key(recipe: &str, version: &KernelVersion, of: &str) -> Key {
 }
 
 /// A kernel's image, if the cache has it.
-pub(crate) fn image_at_hand(shop: &Workshop, version: &KernelVersion) -> Option<PathBuf> {
-    let entry = shop
+pub(crate) fn image_at_hand(env: &Environment, version: &KernelVersion) -> Option<PathBuf> {
+    let entry = env
         .cache
         .find("kernel-image", &key(IMAGE, version, &version.release()))?;
     Some(entry.join("vmlinuz"))
@@ -71,14 +71,14 @@ pub(crate) fn image_at_hand(shop: &Workshop, version: &KernelVersion) -> Option<
 
 /// An entry of the cache with a part of a kernel's packages.
 fn entry(
-    shop: &Workshop,
+    env: &Environment,
     version: &KernelVersion,
     what: &str,
     key: &Key,
     make: impl Fn(&Path, &Task) -> Result<()>,
 ) -> Result<PathBuf> {
-    shop.cache.entry(&format!("kernel-{what}"), key, |dir| {
-        let task = shop.progress.task(format!("fetch the kernel's {what}, {version}"));
+    env.cache.entry(&format!("kernel-{what}"), key, |dir| {
+        let task = env.progress.task(format!("fetch the kernel's {what}, {version}"));
         make(dir, &task)?;
         task.done();
         anyhow::Ok(())
@@ -86,21 +86,21 @@ fn entry(
 }
 
 /// Unpacks a kernel's source, unless the cache has it. It is the same for all flavours.
-pub(crate) fn source(shop: &Workshop, version: &KernelVersion, archive: &Archive) -> Result<PathBuf> {
-    entry(shop, version, "source", &key("source 3", version, ""), |dir, task| {
+pub(crate) fn source(env: &Environment, version: &KernelVersion, archive: &Archive) -> Result<PathBuf> {
+    entry(env, version, "source", &key("source 3", version, ""), |dir, task| {
         unpack_source(version, archive, dir, KEPT_SOURCE, task)
     })
 }
 
 /// Unpacks what is not in the cache yet.
-pub(crate) fn fetch(shop: &Workshop, version: KernelVersion, archive: &Archive, tools: &Toolchain) -> Result<Kernel> {
+pub(crate) fn fetch(env: &Environment, version: KernelVersion, archive: &Archive, tools: &Toolchain) -> Result<Kernel> {
     let release = version.release();
-    let source = source(shop, &version, archive)?;
+    let source = source(env, &version, archive)?;
     let headers_key = key("headers 2", &version, &release);
-    let headers = entry(shop, &version, "headers", &headers_key, |dir, task| {
+    let headers = entry(env, &version, "headers", &headers_key, |dir, task| {
         headers(&version, archive, tools, dir, task)
     })?;
-    let image = entry(shop, &version, "image", &key(IMAGE, &version, &release), |dir, task| {
+    let image = entry(env, &version, "image", &key(IMAGE, &version, &release), |dir, task| {
         image(&version, archive, dir, task)
     })?;
     let headers = headers.join(format!("usr/src/linux-headers-{release}"));

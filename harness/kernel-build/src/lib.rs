@@ -25,8 +25,8 @@ use std::path::{Path, PathBuf};
 use std::{fmt, fs};
 
 use anyhow::{Context, Result, bail};
+use kvmi_lab_environment::Environment;
 use kvmi_lab_environment::apt::{self, Archive};
-use kvmi_lab_environment::workshop::Workshop;
 use kvmi_lab_machine::cache::{Key, Lock};
 use kvmi_lab_machine::emulator::quoted;
 
@@ -94,16 +94,16 @@ pub struct Built {
 }
 
 /// The kernel to build for, and where it comes from: `wanted`, or the newest of what stands first in the table.
-pub fn resolve(shop: &Workshop, wanted: Option<&str>) -> Result<(KernelVersion, Archive)> {
+pub fn resolve(env: &Environment, wanted: Option<&str>) -> Result<(KernelVersion, Archive)> {
     let matrix = matrix();
     let mut offered = Vec::new();
     for suite in &matrix.suites {
         if wanted.is_some_and(|name| matrix.is_of_another(name, suite)) {
             continue;
         }
-        let (archive, kernels) = on_offer(shop, suite, Lists::Fresh)?;
+        let (archive, kernels) = on_offer(env, suite, Lists::Fresh)?;
         if let Some(version) = version::choose(&kernels, wanted) {
-            record(shop, &version)?;
+            record(env, &version)?;
             return Ok((version, archive));
         }
         offered.extend(kernels.iter().map(ToString::to_string));
@@ -133,7 +133,7 @@ pub enum Lists {
 }
 
 /// The kernels of a suite, newest first, and where they come from: the machine's own apt where that knows the suite, else one of ours.
-pub fn on_offer(shop: &Workshop, suite: &Suite, lists: Lists) -> Result<(Archive, Vec<KernelVersion>)> {
+pub fn on_offer(env: &Environment, suite: &Suite, lists: Lists) -> Result<(Archive, Vec<KernelVersion>)> {
     let kinds = ["linux-source-", "linux-headers-", "linux-kbuild-", "linux-image-"];
     let prefixes = kinds.map(|kind| format!("{kind}{}", matrix().series));
     let kernels = |archive: &Archive| anyhow::Ok(version::complete(&archive.records(&prefixes)?, matrix(), suite));
@@ -142,16 +142,16 @@ pub fn on_offer(shop: &Workshop, suite: &Suite, lists: Lists) -> Result<(Archive
         return Ok((Archive::Machine, of_machine));
     }
     let suites = suite.archives.iter().map(|o| (o.folder.as_str(), o.suite.as_str()));
-    let archive = Archive::own(&shop.cache.work(&format!("apt-{}", suite.name))?, suites)?;
+    let archive = Archive::own(&env.cache.work(&format!("apt-{}", suite.name))?, suites)?;
     if lists == Lists::Fresh && !archive.is_fresh() {
-        let _lock = shop.cache.lock(&format!("apt-{}", suite.name))?;
-        let task = shop
+        let _lock = env.cache.lock(&format!("apt-{}", suite.name))?;
+        let task = env
             .progress
             .task(format!("fetch the package lists of Debian {}", suite.name));
         match archive.update(&task) {
             Ok(()) => task.done(),
             // Without a network one works with what one has.
-            Err(e) if archive.has_lists() => shop.progress.say(format!("old lists of {}: {e:#}", suite.name)),
+            Err(e) if archive.has_lists() => env.progress.say(format!("old lists of {}: {e:#}", suite.name)),
             Err(e) => return Err(e),
         }
     }
@@ -164,38 +164,38 @@ pub fn on_offer(shop: &Workshop, suite: &Suite, lists: Lists) -> Result<(Archive
 }
 
 /// Keeps which kernel was chosen, for people and for `doctor`.
-fn record(shop: &Workshop, version: &KernelVersion) -> Result<()> {
-    fs::create_dir_all(shop.cache.root())?;
-    let path = shop.cache.root().join("kernel.json");
+fn record(env: &Environment, version: &KernelVersion) -> Result<()> {
+    fs::create_dir_all(env.cache.root())?;
+    let path = env.cache.root().join("kernel.json");
     fs::write(&path, serde_json::to_vec_pretty(version)?).with_context(|| format!("write {}", path.display()))
 }
 
 /// The image of the kernel that was last chosen, if the cache has it.
-pub fn image_at_hand(shop: &Workshop) -> Option<PathBuf> {
-    let text = fs::read(shop.cache.root().join("kernel.json")).ok()?;
+pub fn image_at_hand(env: &Environment) -> Option<PathBuf> {
+    let text = fs::read(env.cache.root().join("kernel.json")).ok()?;
     let version: KernelVersion = serde_json::from_slice(&text).ok()?;
-    fetch::image_at_hand(shop, &version)
+    fetch::image_at_hand(env, &version)
 }
 
 /// Copies the KVM that a kernel is packaged with into a new folder, to be changed; the kernel.
-pub fn begin_own_source(shop: &Workshop, wanted: Option<&str>, folder: &Path) -> Result<KernelVersion> {
-    let (version, archive) = resolve(shop, wanted)?;
-    let tools = toolchain::of(shop, &version, &archive)?;
-    let kernel = fetch::fetch(shop, version, &archive, &tools)?;
+pub fn begin_own_source(env: &Environment, wanted: Option<&str>, folder: &Path) -> Result<KernelVersion> {
+    let (version, archive) = resolve(env, wanted)?;
+    let tools = toolchain::of(env, &version, &archive)?;
+    let kernel = fetch::fetch(env, version, &archive, &tools)?;
     own_source::begin(&kernel.source, folder)?;
     Ok(kernel.version)
 }
 
 /// The name of the kernel that a source tree of someone's own is for, if the mirrors have it.
-fn named_by(shop: &Workshop, own: &OwnSource) -> Result<Option<String>> {
+fn named_by(env: &Environment, own: &OwnSource) -> Result<Option<String>> {
     let Some(version) = own.version() else { return Ok(None) };
     for suite in &matrix().suites {
-        let (_, kernels) = on_offer(shop, suite, Lists::Fresh)?;
+        let (_, kernels) = on_offer(env, suite, Lists::Fresh)?;
         if kernels.iter().any(|k| k.upstream() == version) {
             return Ok(Some(version.to_owned()));
         }
     }
-    shop.progress.say(format!(
+    env.progress.say(format!(
         "{} is of {version}, for which there is no packaged kernel: the newest is taken; cargo xtask list --kernels shows all",
         own.folder().display()
     ));
@@ -203,25 +203,25 @@ fn named_by(shop: &Workshop, own: &OwnSource) -> Result<Option<String>> {
 }
 
 /// What the modules are for, what to make them of, and with which compiler.
-fn sources(shop: &Workshop, choice: &Choice) -> Result<(Kernel, Sources, Toolchain)> {
+fn sources(env: &Environment, choice: &Choice) -> Result<(Kernel, Sources, Toolchain)> {
     let own = choice.kvm_source.as_deref().map(OwnSource::at).transpose()?;
     let named = match (&choice.kernel, &own) {
-        (None, Some(own)) => named_by(shop, own)?,
+        (None, Some(own)) => named_by(env, own)?,
         (kernel, _) => kernel.clone(),
     };
-    let (version, archive) = resolve(shop, named.as_deref())?;
-    let tools = toolchain::of(shop, &version, &archive)?;
-    let mut kernel = fetch::fetch(shop, version, &archive, &tools)?;
+    let (version, archive) = resolve(env, named.as_deref())?;
+    let tools = toolchain::of(env, &version, &archive)?;
+    let mut kernel = fetch::fetch(env, version, &archive, &tools)?;
     if choice.sanitize {
-        kernel = sanitized::kernel(shop, &kernel, &archive, &tools)?;
+        kernel = sanitized::kernel(env, &kernel, &archive, &tools)?;
     }
     let with_headers = |own: OwnSource| {
         let headers = own.headers(&kernel.source)?;
         if !headers.taken.is_empty() {
-            shop.progress.say(format!("with its own {}", some_of(&headers.taken)));
+            env.progress.say(format!("with its own {}", some_of(&headers.taken)));
         }
         if !headers.left.is_empty() {
-            shop.progress.say(format!(
+            env.progress.say(format!(
                 "without its own {}: the stock kernel was built with other ones",
                 some_of(&headers.left)
             ));
@@ -250,7 +250,7 @@ fn some_of(names: &[String]) -> String {
 }
 
 /// Everything that decides what the modules will be.
-fn key(shop: &Workshop, parts: &Parts) -> Result<Key> {
+fn key(env: &Environment, parts: &Parts) -> Result<Key> {
     let Parts {
         kernel,
         sources,
@@ -279,36 +279,36 @@ fn key(shop: &Workshop, parts: &Parts) -> Result<Key> {
     if !sources.introspection {
         return Ok(key.text("introspection", "none").finish());
     }
-    key = key.tree("kernel", &shop.path("kernel"), |name| !name.ends_with(".md"))?;
+    key = key.tree("kernel", &env.path("kernel"), |name| !name.ends_with(".md"))?;
     if *with_core {
         key = key
-            .tree("uapi", &shop.path("uapi"), |name| !name.ends_with(".md"))?
+            .tree("uapi", &env.path("uapi"), |name| !name.ends_with(".md"))?
             .text("rustc", &rust_core::compiler()?)
             .text(
                 "crates",
-                &lockfile::closure(&fs::read_to_string(shop.path("Cargo.lock"))?, "kvmi-module")?,
+                &lockfile::closure(&fs::read_to_string(env.path("Cargo.lock"))?, "kvmi-module")?,
             );
     }
     Ok(key.finish())
 }
 
 /// Builds the modules, unless the cache has them.
-pub fn build(shop: &Workshop, choice: &Choice) -> Result<Built> {
-    build_variant(shop, choice, Variant::PLAIN)
+pub fn build(env: &Environment, choice: &Choice) -> Result<Built> {
+    build_variant(env, choice, Variant::PLAIN)
 }
 
 /// Builds a variant of the modules, unless the cache has it.
-pub fn build_variant(shop: &Workshop, choice: &Choice, variant: Variant) -> Result<Built> {
-    let parts = Parts::of(shop, choice, variant)?;
-    let key = key(shop, &parts)?;
-    let modules = shop.cache.entry("modules", &key, |into| {
+pub fn build_variant(env: &Environment, choice: &Choice, variant: Variant) -> Result<Built> {
+    let parts = Parts::of(env, choice, variant)?;
+    let key = key(env, &parts)?;
+    let modules = env.cache.entry("modules", &key, |into| {
         // The objects of one kind fit no other one.
         let kind = if parts.sources.introspection {
             variant.suffix()
         } else {
             "-plain"
         };
-        let Warned { tree, warnings, _lock } = build_into(shop, &parts, kind, into)?;
+        let Warned { tree, warnings, _lock } = build_into(env, &parts, kind, into)?;
         if !warnings.is_empty() {
             let warnings = warnings.join("\n");
             if parts.sources.own.is_none() {
@@ -317,21 +317,21 @@ pub fn build_variant(shop: &Workshop, choice: &Choice, variant: Variant) -> Resu
                 bail!("the modules build with warnings, which are not accepted:\n{warnings}");
             }
             // Whether they are accepted is for the owner of the tree to say.
-            shop.progress
+            env.progress
                 .say(format!("the modules build with warnings:\n{warnings}"));
         }
         anyhow::Ok(())
     })?;
-    shop.cache.prune("modules", KEPT_MODULES)?;
+    env.cache.prune("modules", KEPT_MODULES)?;
     Ok(parts.built(modules))
 }
 
 /// Builds the modules of a kernel side that is wrong on purpose: into a folder of the caller's and not into the cache, whatever the
-/// compiler warns of. `shop.checkout` is a copy of the checkout that has the fault.
-pub fn build_faulty(shop: &Workshop, choice: &Choice, into: &Path) -> Result<Built> {
-    let parts = Parts::of(shop, choice, Variant::PLAIN)?;
+/// compiler warns of. `env.checkout` is a copy of the checkout that has the fault.
+pub fn build_faulty(env: &Environment, choice: &Choice, into: &Path) -> Result<Built> {
+    let parts = Parts::of(env, choice, Variant::PLAIN)?;
     // In a tree that others leave as it is: what a fault does not change has been compiled there.
-    build_into(shop, &parts, "-faulty", into)?;
+    build_into(env, &parts, "-faulty", into)?;
     Ok(parts.built(into.to_owned()))
 }
 
@@ -345,9 +345,9 @@ struct Parts {
 }
 
 impl Parts {
-    fn of(shop: &Workshop, choice: &Choice, variant: Variant) -> Result<Self> {
-        let (kernel, sources, tools) = sources(shop, choice)?;
-        let with_core = sources.introspection && uses_rust_core(shop)?;
+    fn of(env: &Environment, choice: &Choice, variant: Variant) -> Result<Self> {
+        let (kernel, sources, tools) = sources(env, choice)?;
+        let with_core = sources.introspection && uses_rust_core(env)?;
         Ok(Self {
             kernel,
             sources,
@@ -375,7 +375,7 @@ struct Warned {
 }
 
 /// Builds the modules in the tree of their kind, of which only what has changed is compiled anew.
-fn build_into(shop: &Workshop, parts: &Parts, kind: &str, into: &Path) -> Result<Warned> {
+fn build_into(env: &Environment, parts: &Parts, kind: &str, into: &Path) -> Result<Warned> {
     let Parts {
         kernel,
         sources,
@@ -383,21 +383,21 @@ fn build_into(shop: &Workshop, parts: &Parts, kind: &str, into: &Path) -> Result
         tools,
         with_core,
     } = parts;
-    let task = shop
+    let task = env
         .progress
         .task(format!("build the modules for kernel {}{variant}", kernel.version));
-    let lock = shop.cache.lock("kernel-tree")?;
-    let fresh = tempfile_dir(shop)?;
-    tree::make(shop, sources, &fresh, &task)?;
+    let lock = env.cache.lock("kernel-tree")?;
+    let fresh = tempfile_dir(env)?;
+    tree::make(env, sources, &fresh, &task)?;
     if *with_core {
         let [object, command] = rust_core::shipped(&fresh);
-        rust_core::build(shop, &flags::Config::parse(&kernel.config()?), &object, &task)?;
+        rust_core::build(env, &flags::Config::parse(&kernel.config()?), &object, &task)?;
         // Kbuild wants to know how an object came to be; this one is made by cargo.
         fs::write(command, "")?;
     }
-    let tree = shop.cache.work(&format!("{}{kind}", tree_name(&kernel.version)))?;
+    let tree = env.cache.work(&format!("{}{kind}", tree_name(&kernel.version)))?;
     tree::sync(&fresh, &tree)?;
-    let warnings = modules::build(shop, kernel, *variant, tools, &tree, into, &task)?;
+    let warnings = modules::build(env, kernel, *variant, tools, &tree, into, &task)?;
     task.done();
     Ok(Warned {
         tree,
@@ -407,36 +407,36 @@ fn build_into(shop: &Workshop, parts: &Parts, kind: &str, into: &Path) -> Result
 }
 
 /// Applies the series to the source of a kernel and builds nothing: whether each hook still finds its place.
-pub fn take(shop: &Workshop, version: &KernelVersion, archive: &Archive) -> Result<()> {
+pub fn take(env: &Environment, version: &KernelVersion, archive: &Archive) -> Result<()> {
     let sources = Sources {
         version: version.clone(),
-        packaged: fetch::source(shop, version, archive)?,
+        packaged: fetch::source(env, version, archive)?,
         own: None,
         introspection: true,
     };
-    let task = shop
+    let task = env
         .progress
         .task(format!("apply the series to the source of {}", version.package));
-    let _lock = shop.cache.lock("kernel-tree")?;
-    tree::make(shop, &sources, &tempfile_dir(shop)?, &task)?;
+    let _lock = env.cache.lock("kernel-tree")?;
+    tree::make(env, &sources, &tempfile_dir(env)?, &task)?;
     task.done();
     Ok(())
 }
 
 /// Every kernel on offer, the newest of each suite first, and where it comes from.
-pub fn all(shop: &Workshop) -> Result<Vec<(KernelVersion, Archive)>> {
+pub fn all(env: &Environment) -> Result<Vec<(KernelVersion, Archive)>> {
     let mut all = Vec::new();
     for suite in &matrix().suites {
-        let (archive, kernels) = on_offer(shop, suite, Lists::Fresh)?;
+        let (archive, kernels) = on_offer(env, suite, Lists::Fresh)?;
         all.extend(kernels.into_iter().map(|version| (version, archive.clone())));
     }
     Ok(all)
 }
 
 /// Removes the tree that modules for a kernel were built in; the modules stay.
-pub fn forget_tree(shop: &Workshop, version: &KernelVersion) -> Result<()> {
-    let _lock = shop.cache.lock("kernel-tree")?;
-    let tree = shop.cache.work(&tree_name(version))?;
+pub fn forget_tree(env: &Environment, version: &KernelVersion) -> Result<()> {
+    let _lock = env.cache.lock("kernel-tree")?;
+    let tree = env.cache.work(&tree_name(version))?;
     fs::remove_dir_all(&tree).with_context(|| format!("remove {}", tree.display()))
 }
 
@@ -446,15 +446,15 @@ fn tree_name(version: &KernelVersion) -> String {
 }
 
 /// An empty folder for the next tree; the lock on trees is held.
-fn tempfile_dir(shop: &Workshop) -> Result<PathBuf> {
-    let dir = shop.cache.work("kernel-fresh")?;
+fn tempfile_dir(env: &Environment) -> Result<PathBuf> {
+    let dir = env.cache.work("kernel-fresh")?;
     fs::remove_dir_all(&dir)?;
     fs::create_dir_all(&dir)?;
     Ok(dir)
 }
 
 /// Whether the modules hold the Rust core yet: Kbuild names its object.
-fn uses_rust_core(shop: &Workshop) -> Result<bool> {
-    let kbuild = shop.path("kernel/Kbuild");
+fn uses_rust_core(env: &Environment) -> Result<bool> {
+    let kbuild = env.path("kernel/Kbuild");
     Ok(kbuild.is_file() && fs::read_to_string(kbuild)?.contains("core.o"))
 }

@@ -12,7 +12,7 @@ pub struct Matrix {
     /// The series that kernel/patches is for, e.g. `6.12`.
     pub series: String,
     /// Files that not every kernel of the series has.
-    pub elsewhere: Vec<Elsewhere>,
+    pub elsewhere: Vec<MovedFile>,
     #[serde(rename = "flavour")]
     /// The configurations.
     pub flavours: Vec<Flavour>,
@@ -24,7 +24,7 @@ pub struct Matrix {
 /// A file that not every kernel of the series has.
 #[derive(Debug, Deserialize)]
 #[serde(deny_unknown_fields)]
-pub struct Elsewhere {
+pub struct MovedFile {
     /// Its path in the kernel source.
     pub file: String,
     /// The folder, beside the patches, that says what they do to it where it is missing.

@@ -5,7 +5,7 @@ use std::fs;
 use std::path::Path;
 
 use anyhow::{Context, Result};
-use kvmi_lab_environment::workshop::Workshop;
+use kvmi_lab_environment::Environment;
 use kvmi_lab_machine::progress::Task;
 
 use super::fetch::Kernel;
@@ -17,7 +17,7 @@ pub const MODULES: &[&str] = &["kvm.ko", "kvm-intel.ko", "kvm-amd.ko"];
 
 /// Builds the modules of a work tree and puts them into `into`, without debugging information; with it into `into/debug`. What was warned of.
 pub(crate) fn build(
-    shop: &Workshop,
+    env: &Environment,
     kernel: &Kernel,
     variant: Variant,
     tools: &Toolchain,
@@ -31,7 +31,7 @@ pub(crate) fn build(
         .arg("-C")
         .arg(&kernel.headers)
         .arg(format!("M={}", kvm.display()))
-        .arg(format!("-j{}", shop.jobs()))
+        .arg(format!("-j{}", env.jobs()))
         .args(variant.arguments())
         .arg("modules")
         .env_remove("MAKEFLAGS")

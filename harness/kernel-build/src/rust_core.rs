@@ -6,7 +6,7 @@ use std::fs;
 use std::path::{Path, PathBuf};
 
 use anyhow::{Context, Result, bail, ensure};
-use kvmi_lab_environment::workshop::Workshop;
+use kvmi_lab_environment::Environment;
 use kvmi_lab_machine::process::Program;
 use kvmi_lab_machine::progress::Task;
 use object::read::archive::ArchiveFile;
@@ -19,11 +19,11 @@ use crate::bare_metal;
 const SEAM_PREFIX: &str = "kvmi_";
 
 /// Builds the core for a kernel of this configuration and links it to the object `to`.
-pub(crate) fn build(shop: &Workshop, config: &Config, to: &Path, task: &Task) -> Result<()> {
+pub(crate) fn build(env: &Environment, config: &Config, to: &Path, task: &Task) -> Result<()> {
     let flags = rust_flags(config);
-    let target = shop.path("target/kernel");
+    let target = env.path("target/kernel");
     bare_metal::cargo(
-        shop,
+        env,
         &[
             "rustc",
             "--package",

@@ -9,8 +9,8 @@ use std::sync::LazyLock;
 
 use anyhow::{Context, Result, ensure};
 use kvmi_lab_control::WATCHES_ITSELF;
+use kvmi_lab_environment::Environment;
 use kvmi_lab_environment::apt::{self, Archive};
-use kvmi_lab_environment::workshop::Workshop;
 use kvmi_lab_machine::cache::{Key, files_below};
 use kvmi_lab_machine::process::Program;
 use kvmi_lab_machine::progress::Task;
@@ -92,7 +92,7 @@ impl Recipe {
 }
 
 /// A kernel that watches itself, of the source of `stock`, from the cache or built.
-pub(crate) fn kernel(shop: &Workshop, stock: &Kernel, archive: &Archive, tools: &Toolchain) -> Result<Kernel> {
+pub(crate) fn kernel(env: &Environment, stock: &Kernel, archive: &Archive, tools: &Toolchain) -> Result<Kernel> {
     let version = KernelVersion {
         flavour: format!("{}{WATCHES_ITSELF}", stock.version.flavour),
         ..stock.version.clone()
@@ -105,11 +105,11 @@ pub(crate) fn kernel(shop: &Workshop, stock: &Kernel, archive: &Archive, tools: 
         .text("stock", &recipe().like_stock(&config).join("\n"))
         .bytes("gcc", &tools.program(&tools.compiler).arg("--version").output()?)
         .finish();
-    let entry = shop.cache.entry("sanitized", &key, |into| {
-        apt::install_for_kernel(shop)?;
-        let task = shop.progress.task(format!("build kernel {version} (many minutes)"));
-        let _lock = shop.cache.lock("sanitized-tree")?;
-        let tree = shop.cache.work(&format!("sanitized-{}", version.release()))?;
+    let entry = env.cache.entry("sanitized", &key, |into| {
+        apt::install_for_kernel(env)?;
+        let task = env.progress.task(format!("build kernel {version} (many minutes)"));
+        let _lock = env.cache.lock("sanitized-tree")?;
+        let tree = env.cache.work(&format!("sanitized-{}", version.release()))?;
         // What an interrupted build left is gone on with.
         let unpacked = tree.join("unpacked");
         if !unpacked.is_file() {
@@ -121,7 +121,7 @@ pub(crate) fn kernel(shop: &Workshop, stock: &Kernel, archive: &Archive, tools: 
         configure(&tree, &wanted(&version, &config), tools, &task)?;
         task.note("compile");
         make(&tree, tools)
-            .arg(format!("-j{}", shop.jobs()))
+            .arg(format!("-j{}", env.jobs()))
             .args(["bzImage", "modules"])
             .log(tree.join("build.log"))
             .run(&task)

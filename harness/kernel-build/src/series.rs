@@ -7,12 +7,12 @@ use std::io::{Seek, Write};
 use std::path::Path;
 
 use anyhow::{Context, Result, bail};
-use kvmi_lab_environment::workshop::Workshop;
+use kvmi_lab_environment::Environment;
 use kvmi_lab_machine::cache::files_below;
 use kvmi_lab_machine::process::{ProcessError, Program};
 use kvmi_lab_machine::progress::Task;
 
-use super::matrix::{Elsewhere, matrix};
+use super::matrix::{MovedFile, matrix};
 
 /// A patch, fit for one kernel's source.
 #[derive(Clone, Debug, PartialEq, Eq)]
@@ -23,9 +23,9 @@ pub(crate) struct Patch {
 }
 
 /// The series for a source, of which `has` says whether it has a file; in the order in which it applies.
-pub(crate) fn patches(shop: &Workshop, has: impl Fn(&str) -> bool) -> Result<Vec<Patch>> {
-    let folder = shop.path("kernel/patches").join(&matrix().series);
-    let missing: Vec<&Elsewhere> = matrix().elsewhere.iter().filter(|e| !has(&e.file)).collect();
+pub(crate) fn patches(env: &Environment, has: impl Fn(&str) -> bool) -> Result<Vec<Patch>> {
+    let folder = env.path("kernel/patches").join(&matrix().series);
+    let missing: Vec<&MovedFile> = matrix().elsewhere.iter().filter(|e| !has(&e.file)).collect();
     let mut patches = Vec::new();
     for (name, path) in files_below(&folder)? {
         if name.contains('/') || !name.ends_with(".patch") {

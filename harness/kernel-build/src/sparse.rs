@@ -7,9 +7,9 @@ use std::path::{Path, PathBuf};
 
 use anyhow::{Context, Result, ensure};
 use deb_version::compare_versions;
+use kvmi_lab_environment::Environment;
 use kvmi_lab_environment::apt::{self, Archive};
 use kvmi_lab_environment::finding::{Finding, finding};
-use kvmi_lab_environment::workshop::Workshop;
 use kvmi_lab_machine::cache::{Key, files_below};
 use kvmi_lab_machine::emulator::quoted;
 use kvmi_lab_machine::progress::Task;
@@ -30,15 +30,15 @@ const VARIANT: Variant = Variant {
 /// # Errors
 ///
 /// When a file cannot be compiled, or sparse cannot be had.
-pub fn findings(shop: &Workshop, task: &Task) -> Result<Vec<Finding>> {
-    let sparse = program(shop)?;
-    let (kernel, sources, tools) = sources(shop, &Choice::default())?;
-    let _lock = shop.cache.lock("kernel-tree")?;
-    let fresh = tempfile_dir(shop)?;
-    tree::make(shop, &sources, &fresh, task)?;
-    let work = shop.cache.work(&format!("{}-sparse", tree_name(&kernel.version)))?;
+pub fn findings(env: &Environment, task: &Task) -> Result<Vec<Finding>> {
+    let sparse = program(env)?;
+    let (kernel, sources, tools) = sources(env, &Choice::default())?;
+    let _lock = env.cache.lock("kernel-tree")?;
+    let fresh = tempfile_dir(env)?;
+    tree::make(env, &sources, &fresh, task)?;
+    let work = env.cache.work(&format!("{}-sparse", tree_name(&kernel.version)))?;
     tree::sync(&fresh, &work)?;
-    let glue = files_below(&shop.path("kernel/glue"))?;
+    let glue = files_below(&env.path("kernel/glue"))?;
     let names = glue.iter().filter_map(|(name, _)| name.strip_suffix(".c"));
     let objects: Vec<String> = names.map(|name| format!("introspection/{name}.o")).collect();
     ensure!(!objects.is_empty(), "kernel/glue has no C");
@@ -58,7 +58,7 @@ pub fn findings(shop: &Workshop, task: &Task) -> Result<Vec<Finding>> {
         .arg("-C")
         .arg(&kernel.headers)
         .arg(format!("M={}", work.join("arch/x86/kvm").display()))
-        .arg(format!("-j{}", shop.jobs()))
+        .arg(format!("-j{}", env.jobs()))
         .args(["C=2".to_owned(), format!("CHECK={}", checker.display())])
         .args(VARIANT.arguments())
         .args(&objects)
@@ -75,7 +75,7 @@ pub fn findings(shop: &Workshop, task: &Task) -> Result<Vec<Finding>> {
 }
 
 /// The program alone, unpacked into the cache: its package wants a whole compiler for another one that it brings.
-fn program(shop: &Workshop) -> Result<PathBuf> {
+fn program(env: &Environment) -> Result<PathBuf> {
     let offered = Archive::Machine.records(&[PACKAGE.to_owned()])?;
     let versions = offered.iter().filter(|s| s.package() == PACKAGE && s.is_on_offer());
     let version = versions
@@ -83,8 +83,8 @@ fn program(shop: &Workshop) -> Result<PathBuf> {
         .max_by(|a, b| compare_versions(a, b))
         .with_context(|| format!("apt knows no {PACKAGE}; try: {}", apt::update_command()))?;
     let key = Key::of("sparse 1").text("version", version).finish();
-    let entry = shop.cache.entry("sparse", &key, |dir| {
-        let task = shop.progress.task(format!("fetch {PACKAGE} {version}"));
+    let entry = env.cache.entry("sparse", &key, |dir| {
+        let task = env.progress.task(format!("fetch {PACKAGE} {version}"));
         let deb = Archive::Machine.download(PACKAGE, version, dir, &task)?;
         apt::unpack(&deb, dir, &task)?;
         fs::remove_file(&deb)?;

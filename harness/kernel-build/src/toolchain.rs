@@ -9,8 +9,8 @@ use std::os::unix::fs::PermissionsExt;
 use std::path::{Path, PathBuf};
 
 use anyhow::{Context, Result};
+use kvmi_lab_environment::Environment;
 use kvmi_lab_environment::apt::Archive;
-use kvmi_lab_environment::workshop::Workshop;
 use kvmi_lab_machine::cache::{Key, files_below};
 use kvmi_lab_machine::process::Program;
 
@@ -34,7 +34,7 @@ pub struct Toolchain {
 }
 
 /// The toolchain of a kernel, unpacked if it is not installed.
-pub(crate) fn of(shop: &Workshop, version: &KernelVersion, archive: &Archive) -> Result<Toolchain> {
+pub(crate) fn of(env: &Environment, version: &KernelVersion, archive: &Archive) -> Result<Toolchain> {
     let suite = matrix().suites.iter().find(|s| s.name == version.suite);
     let suite = suite.with_context(|| format!("no suite {} in the table of kernels", version.suite))?;
     let compiler = suite.compiler.clone();
@@ -45,9 +45,9 @@ pub(crate) fn of(shop: &Workshop, version: &KernelVersion, archive: &Archive) ->
     for package in &suite.toolchain {
         key = key.text("package", package);
     }
-    let root = shop.cache.entry("toolchains", &key.finish(), |dir| {
+    let root = env.cache.entry("toolchains", &key.finish(), |dir| {
         let what = format!("fetch {} from Debian {}", suite.compiler, suite.name);
-        let task = shop.progress.task(what);
+        let task = env.progress.task(what);
         let packages: Vec<&str> = suite.toolchain.iter().map(String::as_str).collect();
         archive.unpack_closure(&packages, dir, &task)?;
         write_scripts(dir, &suite.compiler)?;

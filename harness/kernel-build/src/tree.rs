@@ -6,7 +6,7 @@ use std::fs;
 use std::path::{Path, PathBuf};
 
 use anyhow::{Context, Result, ensure};
-use kvmi_lab_environment::workshop::Workshop;
+use kvmi_lab_environment::Environment;
 use kvmi_lab_machine::cache::files_below;
 use kvmi_lab_machine::progress::Task;
 
@@ -65,8 +65,8 @@ impl Sources {
         }
     }
 
-    fn apply_series(&self, shop: &Workshop, tree: &Path, task: &Task) -> Result<()> {
-        let patches = series::patches(shop, |file| self.has(file))?;
+    fn apply_series(&self, env: &Environment, tree: &Path, task: &Task) -> Result<()> {
+        let patches = series::patches(env, |file| self.has(file))?;
         // Headers outside KVM's folders that the series touches.
         let touched: BTreeSet<&str> = patches.iter().flat_map(series::Patch::files).collect();
         for header in touched
@@ -104,7 +104,7 @@ impl Sources {
 }
 
 /// Makes the tree in an empty folder.
-pub(crate) fn make(shop: &Workshop, sources: &Sources, tree: &Path, task: &Task) -> Result<()> {
+pub(crate) fn make(env: &Environment, sources: &Sources, tree: &Path, task: &Task) -> Result<()> {
     for folder in FOLDERS {
         for (name, path) in sources.folder(folder)? {
             copy(&path, &tree.join(folder).join(name))?;
@@ -117,8 +117,8 @@ pub(crate) fn make(shop: &Workshop, sources: &Sources, tree: &Path, task: &Task)
         copy(&path, &tree.join(name))?;
     }
     if sources.introspection {
-        sources.apply_series(shop, tree, task)?;
-        add_ours(shop, tree)?;
+        sources.apply_series(env, tree, task)?;
+        add_ours(env, tree)?;
     }
     let makefile = tree.join("arch/x86/kvm/Makefile");
     let text = fs::read_to_string(&makefile)?;
@@ -128,15 +128,15 @@ pub(crate) fn make(shop: &Workshop, sources: &Sources, tree: &Path, task: &Task)
 }
 
 /// Our C files, Kbuild and the contract's header.
-fn add_ours(shop: &Workshop, tree: &Path) -> Result<()> {
+fn add_ours(env: &Environment, tree: &Path) -> Result<()> {
     let ours = tree.join(OURS);
-    for (name, path) in files_below(&shop.path("kernel/glue"))? {
+    for (name, path) in files_below(&env.path("kernel/glue"))? {
         if name.ends_with(".c") || name.ends_with(".h") {
             copy(&path, &ours.join(name))?;
         }
     }
     for (from, name) in [("kernel/Kbuild", "Kbuild"), ("uapi/include/kvmi.h", "kvmi.h")] {
-        let from = shop.path(from);
+        let from = env.path(from);
         if from.is_file() {
             copy(&from, &ours.join(name))?;
         }

@@ -7,8 +7,8 @@ use std::io::Write;
 
 use anyhow::{Context, anyhow};
 use kvmi_lab_control::{
-    Backend, FromL1, HOOK_BEFORE_POINT, LineReader, PLACES, POINT, SCENARIO, SEED, SELFTESTS, ToL1, Verdict, brief,
-    encode,
+    Backend, FromL1, HOOK_BEFORE_SNAPSHOT, LineReader, PLACES, SCENARIO, SEED, SELFTESTS, SNAPSHOT, ToL1, Verdict,
+    brief, encode,
 };
 use kvmi_lab_scenarios::modules::{self, Origin};
 use kvmi_lab_scenarios::planted::{self, Place};
@@ -39,7 +39,7 @@ fn run() -> anyhow::Result<()> {
     let prepared = prepare(&channel);
     let backend = match &prepared {
         Ok((backend, _)) => *backend,
-        // L0 gets to the point all the same, and hears the reason as the verdict.
+        // L0 gets to the snapshot all the same, and hears the reason as the verdict.
         Err(_) => modules::backend().unwrap_or(Backend::Svm),
     };
     let kernel = rustix::system::uname().release().to_string_lossy().into_owned();
@@ -54,7 +54,7 @@ fn run() -> anyhow::Result<()> {
         channel.write_all(encode(&FromL1::Ready { backend, kernel }).as_bytes())?;
         tcdrain(&channel)?;
         // From here on everything may happen any number of times, each time in another machine.
-        channel.write_all(&[POINT])?;
+        channel.write_all(&[SNAPSHOT])?;
         read_order(&channel)
     };
     let name = match &order {
@@ -172,8 +172,8 @@ fn prepare(channel: &File) -> anyhow::Result<(Backend, Work)> {
     }
     let origin = Origin::under_test();
     modules::load_kvm(origin, backend, true)?;
-    if origin == Origin::Kvmi && is_on_command_line(HOOK_BEFORE_POINT)? {
-        vmm::hook_and_unhook().context("hook a VM before the point")?;
+    if origin == Origin::Kvmi && is_on_command_line(HOOK_BEFORE_SNAPSHOT)? {
+        vmm::hook_and_unhook().context("hook a VM before the snapshot")?;
     }
     runner::warm_up()?;
     Ok((backend, Work::Scenarios(Waiting::start(channel)?)))

@@ -16,7 +16,7 @@ use kvmi_lab_scenarios::{Context, Failure, explore, modules, say, vmm, wire};
 /// Where the scenario's process leaves its verdict.
 const VERDICT: &str = "/tmp/verdict";
 
-/// Reads once what every scenario needs, so that it is in memory before the point.
+/// Reads once what every scenario needs, so that it is in memory before the snapshot.
 pub(crate) fn warm_up() -> anyhow::Result<()> {
     for entry in fs::read_dir("/guests").context("list /guests")? {
         fs::read(entry?.path())?;
@@ -25,7 +25,7 @@ pub(crate) fn warm_up() -> anyhow::Result<()> {
     Ok(())
 }
 
-/// A scenario's process that waits to be told which scenario it is to run. It is there before the point: to start a process takes an
+/// A scenario's process that waits to be told which scenario it is to run. It is there before the snapshot: to start a process takes an
 /// emulator longer than many a scenario.
 #[derive(Debug)]
 pub(crate) struct Waiting {

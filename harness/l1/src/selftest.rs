@@ -40,7 +40,7 @@ const VARIABLE: &str = "KVMI_SELFTEST_TOOL";
 /// Where the C library keeps semaphores that processes share.
 const SHARED_MEMORY: &str = "/dev/shm";
 
-/// In process 1, before the point: what every test needs.
+/// In process 1, before the snapshot: what every test needs.
 pub(crate) fn prepare() -> anyhow::Result<()> {
     let options: Option<&CStr> = None;
     fs::create_dir(SHARED_MEMORY).with_context(|| format!("make {SHARED_MEMORY}"))?;

@@ -3,10 +3,10 @@
 
 use anyhow::{Context, Result};
 use comfy_table::{Cell, CellAlignment, Table};
-use kvmi_lab::e2e::{self, Wanted};
+use kvmi_lab::e2e::{self, Options};
+use kvmi_lab_environment::Environment;
 use kvmi_lab_environment::output;
 use kvmi_lab_environment::show;
-use kvmi_lab_environment::workshop::Workshop;
 use kvmi_lab_machine::outcome::Record;
 use serde_json::json;
 
@@ -33,8 +33,8 @@ struct Ratio {
 }
 
 /// Runs the benchmarks and shows the ratios; false when something that must cost nothing does not.
-pub fn run(shop: &Workshop, wanted: &Wanted) -> Result<bool> {
-    let ran = e2e::run(shop, wanted)?;
+pub fn run(env: &Environment, wanted: &Options) -> Result<bool> {
+    let ran = e2e::run(env, wanted)?;
     if ran.failed() > 0 {
         return Ok(false);
     }

@@ -16,7 +16,7 @@ use std::time::{Duration, Instant};
 
 use anyhow::{Context, Result, ensure};
 use kvmi_lab_control::Lane;
-use kvmi_lab_environment::workshop::Workshop;
+use kvmi_lab_environment::Environment;
 use kvmi_lab_machine::process::end_with_us;
 use rustix::event::{PollFd, PollFlags, Timespec, poll};
 use rustix::io::Errno;
@@ -33,7 +33,7 @@ const SCENARIO: &str = "lifecycle::hook_then_unhook";
 const MARK: &str = "KVMI_LAB_ENDURE";
 
 /// What the saved L1s are kept as in the cache.
-const POINTS: &str = "points";
+const SNAPSHOTS: &str = "snapshots";
 
 /// One run in so many has to boot L1.
 const BOOTING: u32 = 5;
@@ -46,7 +46,7 @@ const TO_END: Duration = Duration::from_secs(60);
 
 /// What to do.
 #[derive(Clone, Copy, Debug)]
-pub struct Wanted {
+pub struct Options {
     /// How many.
     pub moments: u32,
     /// Where.
@@ -57,7 +57,7 @@ pub struct Wanted {
 
 /// What was found.
 #[derive(Debug, Default)]
-pub struct Endured {
+pub struct Endurance {
     /// How often each program was killed.
     pub killed: BTreeMap<String, u32>,
     /// What was left, one line each, with the moment that left it.
@@ -69,25 +69,25 @@ pub struct Endured {
 /// # Errors
 ///
 /// When the lab cannot run even if nobody kills it.
-pub fn run(shop: &Workshop, wanted: Wanted) -> Result<Endured> {
+pub fn run(env: &Environment, wanted: Options) -> Result<Endurance> {
     // Whoever loses its parent becomes a child of this process, which can wait for it.
     set_child_subreaper(Some(getpid())).context("become the parent of what the lab leaves behind")?;
-    let place = Place::make(shop)?;
+    let place = Place::make(env)?;
     let mut random = fastrand::Rng::with_seed(wanted.seed);
-    let task = shop.progress.task("run the lab undisturbed");
+    let task = env.progress.task("run the lab undisturbed");
     // The first run may build.
     place.undisturbed(wanted.lane)?;
     let restoring = place.undisturbed(wanted.lane)?;
     place.set_points_aside()?;
     let booting = place.undisturbed(wanted.lane)?;
     task.done();
-    let mut endured = Endured::default();
+    let mut endured = Endurance::default();
     for moment in 1..=wanted.moments {
         let boots = moment % BOOTING == 1;
         let whole = if boots { booting } else { restoring };
         let victim = Victim::at(moment);
         let what = format!("moment {moment} of {}", wanted.moments);
-        let task = shop.progress.task(&what);
+        let task = env.progress.task(&what);
         if boots {
             place.forget_points()?;
         } else {
@@ -119,7 +119,7 @@ pub fn run(shop: &Workshop, wanted: Wanted) -> Result<Endured> {
         task.done();
     }
     // Whoever comes next must find all in order, and leaves nothing of those before.
-    let task = shop.progress.task("run the lab undisturbed again");
+    let task = env.progress.task("run the lab undisturbed again");
     place.undisturbed(wanted.lane)?;
     endured.left.extend(place.left_files()?);
     task.done();
@@ -134,8 +134,8 @@ struct Place {
 }
 
 impl Place {
-    fn make(shop: &Workshop) -> Result<Self> {
-        let folder = shop.path("target/endure");
+    fn make(env: &Environment) -> Result<Self> {
+        let folder = env.path("target/endure");
         match fs::remove_dir_all(&folder) {
             Err(e) if e.kind() != std::io::ErrorKind::NotFound => {
                 return Err(e).context(format!("remove {}", folder.display()));
@@ -151,10 +151,10 @@ impl Place {
             folder,
         };
         // All but the saved L1s is the lab's own, as far as there is any.
-        fs::create_dir_all(shop.cache.root()).context("make the cache")?;
-        for kind in fs::read_dir(shop.cache.root()).context("look into the cache")? {
+        fs::create_dir_all(env.cache.root()).context("make the cache")?;
+        for kind in fs::read_dir(env.cache.root()).context("look into the cache")? {
             let kind = kind?;
-            if kind.file_name() != POINTS {
+            if kind.file_name() != SNAPSHOTS {
                 symlink(kind.path(), place.cache().join(kind.file_name())).context("share the cache")?;
             }
         }
@@ -225,7 +225,7 @@ impl Place {
     }
 
     /// Saved L1s that are whole. What is not is for the lab itself to sweep.
-    fn points(folder: &Path) -> Vec<PathBuf> {
+    fn snapshots(folder: &Path) -> Vec<PathBuf> {
         let entries = fs::read_dir(folder).into_iter().flatten().filter_map(Result::ok);
         let whole = entries.filter(|entry| !entry.file_name().to_string_lossy().starts_with('.'));
         whole.map(|entry| entry.path()).collect()
@@ -237,19 +237,19 @@ impl Place {
 
     /// Takes the saved L1s out of the cache, for later.
     fn set_points_aside(&self) -> Result<()> {
-        move_all(&Self::points(&self.cache().join(POINTS)), &self.aside())
+        move_all(&Self::snapshots(&self.cache().join(SNAPSHOTS)), &self.aside())
     }
 
     /// Puts back what was set aside, unless it is there.
     fn bring_points_back(&self) -> Result<()> {
         self.forget_points()?;
-        move_all(&Self::points(&self.aside()), &self.cache().join(POINTS))
+        move_all(&Self::snapshots(&self.aside()), &self.cache().join(SNAPSHOTS))
     }
 
     /// Has no saved L1 in the cache. One that was set aside stays there.
     fn forget_points(&self) -> Result<()> {
-        let here = Self::points(&self.cache().join(POINTS));
-        if Self::points(&self.aside()).is_empty() {
+        let here = Self::snapshots(&self.cache().join(SNAPSHOTS));
+        if Self::snapshots(&self.aside()).is_empty() {
             return move_all(&here, &self.aside());
         }
         for point in here {
@@ -292,7 +292,7 @@ impl Place {
         let mut left = Vec::new();
         for (folder, is_wrong) in [
             (self.temporary(), (|_| true) as fn(&str) -> bool),
-            (self.cache().join(POINTS), |name| name.starts_with('.')),
+            (self.cache().join(SNAPSHOTS), |name| name.starts_with('.')),
         ] {
             for entry in fs::read_dir(&folder).with_context(|| format!("look into {}", folder.display()))? {
                 let entry = entry?;

@@ -15,12 +15,12 @@ use std::thread;
 
 use anyhow::{Context, Result, bail, ensure};
 use kvmi_lab::e2e;
-use kvmi_lab::points::{self, Standing};
 use kvmi_lab::repro::Reproducer;
+use kvmi_lab::snapshots::{self, ReadyLane};
 use kvmi_lab::{emulators, hardware, images};
 use kvmi_lab_control::brief::MAX_SEED;
 use kvmi_lab_control::{Lane, Platform};
-use kvmi_lab_environment::workshop::Workshop;
+use kvmi_lab_environment::Environment;
 use kvmi_lab_environment::{apt, exit};
 use kvmi_lab_kernel::{self as kernel, Choice, Variant};
 use kvmi_lab_machine::lab_run::LabRun;
@@ -93,28 +93,28 @@ impl Arguments {
 }
 
 /// Explores, tells what was found, and has each kind of failure shown again by its bundle.
-pub fn run(shop: &Workshop, wanted: &Arguments, json: bool) -> Result<u8> {
+pub fn run(env: &Environment, wanted: &Arguments, json: bool) -> Result<u8> {
     let scenario = wanted.scenario()?;
     apt::require_debian()?;
     if let Some(lack) = hardware::lack(&hardware::look(), wanted.lane) {
         bail!("lane {} does not run on this machine: {}", wanted.lane, lack.text());
     }
-    apt::install_needed(shop)?;
+    apt::install_needed(env)?;
     let choice = Choice {
         sanitize: wanted.sanitize,
         ..Choice::default()
     };
-    let built = kernel::build_variant(shop, &choice, wanted.variant())?;
-    let fetched = emulators::fetch(shop)?;
-    let boot = images::boot(shop, &built)?;
-    let folder = shop.runs.new_folder()?;
+    let built = kernel::build_variant(env, &choice, wanted.variant())?;
+    let fetched = emulators::fetch(env)?;
+    let boot = images::boot(env, &built)?;
+    let folder = env.runs.new_folder()?;
     let mut machines = BTreeMap::new();
     for pace in wanted.seeds().take(PACES.len()).map(|seed| wanted.pace(seed)) {
         if machines.contains_key(&pace) {
             continue;
         }
-        let standing = points::prepare(shop, &[wanted.lane], pace, &boot, &fetched, &folder)?;
-        let source = e2e::source(shop, &boot, pace, &built.kernel.version.release(), &fetched);
+        let standing = snapshots::prepare(env, &[wanted.lane], pace, &boot, &fetched, &folder)?;
+        let source = e2e::source(env, &boot, pace, &built.kernel.version.release(), &fetched);
         let run = LabRun {
             folder: folder.clone(),
             seed: 0,
@@ -123,15 +123,15 @@ pub fn run(shop: &Workshop, wanted: &Arguments, json: bool) -> Result<u8> {
         };
         machines.insert(pace, (run, standing));
     }
-    let tried = try_all(shop, wanted, scenario, &machines)?;
+    let tried = try_all(env, wanted, scenario, &machines)?;
     drop(machines);
     let mut report = Report::new(wanted, scenario, folder.clone(), tried);
     ensure!(
         wanted.plain || report.holds() > 0,
         "no thread was held in any run: the scenario does not come where threads are held, or kvm.ko was loaded anew in it"
     );
-    report.reproduce(&mut Reproducer::new(shop, folder.join("again"))?)?;
-    report.show(shop, json);
+    report.reproduce(&mut Reproducer::new(env, folder.join("again"))?)?;
+    report.show(env, json);
     let is_well = if wanted.planted_race && !wanted.plain {
         report.has_found_and_reproduced()
     } else {
@@ -142,12 +142,12 @@ pub fn run(shop: &Workshop, wanted: &Arguments, json: bool) -> Result<u8> {
 
 /// Runs every seed, as many at once as there are processors.
 fn try_all(
-    shop: &Workshop,
+    env: &Environment,
     wanted: &Arguments,
     scenario: &str,
-    machines: &BTreeMap<Pace, (LabRun, Vec<Standing>)>,
+    machines: &BTreeMap<Pace, (LabRun, Vec<ReadyLane>)>,
 ) -> Result<Vec<Tried>> {
-    let task = shop.progress.task(format!("explore {scenario} on {}", wanted.lane));
+    let task = env.progress.task(format!("explore {scenario} on {}", wanted.lane));
     let next = AtomicU64::new(wanted.seed);
     let tried = Mutex::new(Vec::new());
     let work = || -> Result<()> {
@@ -166,7 +166,7 @@ fn try_all(
         }
     };
     thread::scope(|scope| {
-        let workers: Vec<_> = (0..shop.jobs()).map(|_| scope.spawn(work)).collect();
+        let workers: Vec<_> = (0..env.jobs()).map(|_| scope.spawn(work)).collect();
         workers.into_iter().try_for_each(|worker| {
             worker
                 .join()

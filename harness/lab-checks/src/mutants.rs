@@ -14,12 +14,12 @@ use std::thread;
 
 use anyhow::{Context, Result, bail, ensure};
 use comfy_table::Table;
-use kvmi_lab::e2e::{self, Equipment, Slice, Wanted};
+use kvmi_lab::e2e::{self, Equipment, Options, Slice};
 use kvmi_lab::summary;
 use kvmi_lab_control::Lane;
+use kvmi_lab_environment::Environment;
 use kvmi_lab_environment::output::{self, count};
 use kvmi_lab_environment::runs::Runs;
-use kvmi_lab_environment::workshop::Workshop;
 use kvmi_lab_environment::{exit, show};
 use kvmi_lab_kernel::{self as kernel, Built, Choice};
 use kvmi_lab_machine::cache::Cache;
@@ -79,13 +79,13 @@ impl Found {
 }
 
 /// Tries them one by one and says which of them nobody noticed. While one runs the next one is built.
-pub fn run(shop: &Workshop, wanted: &Arguments, seed: u64, json: bool) -> Result<u8> {
-    let mutations = chosen(table::read(&shop.checkout)?, wanted)?;
-    let equipment = e2e::equip(shop)?;
-    let work = shop.path("target/mutants");
+pub fn run(env: &Environment, wanted: &Arguments, seed: u64, json: bool) -> Result<u8> {
+    let mutations = chosen(table::read(&env.checkout)?, wanted)?;
+    let equipment = e2e::equip(env)?;
+    let work = env.path("target/mutants");
     let kept_apart = Cache::at(work.join("cache"));
     let _lock = kept_apart.lock("mutants")?;
-    let folder = shop.runs.new_folder()?;
+    let folder = env.runs.new_folder()?;
     let place = |mutation: &Mutation| folder.join(mutation.name.replace("::", "."));
     let mut tried = Vec::new();
     thread::scope(|scope| {
@@ -94,22 +94,22 @@ pub fn run(shop: &Workshop, wanted: &Arguments, seed: u64, json: bool) -> Result
         let (mutations, place, source) = (&mutations, &place, work.join("source"));
         scope.spawn(move || {
             for mutation in mutations {
-                let built = build(shop, mutation, &source, &place(mutation).join("modules"));
+                let built = build(env, mutation, &source, &place(mutation).join("modules"));
                 if send.send((mutation, built)).is_err() {
                     return;
                 }
             }
         });
         for (number, (mutation, built)) in (1..).zip(receive) {
-            let machine = Workshop {
+            let machine = Environment {
                 cache: kept_apart.clone(),
                 runs: Runs::below(place(mutation).join("run")),
-                ..shop.clone()
+                ..env.clone()
             };
             let found = built
                 .and_then(|built| notice(&machine, mutation, &built, &equipment, seed))
                 .unwrap_or_else(|e| Found::Untried(format!("{e:#}")));
-            shop.progress.say(format!(
+            env.progress.say(format!(
                 "{number} of {}: {} {} {}",
                 mutations.len(),
                 mutation.name,
@@ -146,26 +146,32 @@ fn chosen(all: Vec<Mutation>, wanted: &Arguments) -> Result<Vec<Mutation>> {
 }
 
 /// Builds the modules with the mutation, which is put into a copy of the checkout.
-fn build(shop: &Workshop, mutation: &Mutation, source: &Path, modules: &Path) -> Result<Built> {
-    copy::make_same(&shop.checkout, source)?;
+fn build(env: &Environment, mutation: &Mutation, source: &Path, modules: &Path) -> Result<Built> {
+    copy::make_same(&env.checkout, source)?;
     let file = source.join(&mutation.file);
     let text = fs::read_to_string(&file).with_context(|| format!("read {}", file.display()))?;
     fs::write(&file, mutation.apply(&text).map_err(anyhow::Error::msg)?)?;
-    let faulty = Workshop {
+    let faulty = Environment {
         checkout: source.to_owned(),
-        ..shop.clone()
+        ..env.clone()
     };
     fs::create_dir_all(modules)?;
     kernel::build_faulty(&faulty, &Choice::default(), modules)
 }
 
 /// Runs its scenario with these modules.
-fn notice(machine: &Workshop, mutation: &Mutation, built: &Built, equipment: &Equipment, seed: u64) -> Result<Found> {
-    let wanted = Wanted {
+fn notice(
+    machine: &Environment,
+    mutation: &Mutation,
+    built: &Built,
+    equipment: &Equipment,
+    seed: u64,
+) -> Result<Found> {
+    let wanted = Options {
         filter: Some(mutation.catch.clone()),
         lanes: vec![mutation.lane],
         seed,
-        ..Wanted::default()
+        ..Options::default()
     };
     let (records, _) = e2e::run_built_quietly(machine, &wanted, built, equipment)?;
     match records.as_slice() {

@@ -7,15 +7,15 @@ use std::path::Path;
 
 use anyhow::{Context, Result, bail, ensure};
 use comfy_table::Table;
-use kvmi_lab::e2e::{self, Wanted};
+use kvmi_lab::e2e::{self, Options};
 use kvmi_lab::repro::{Reproducer, repeats_itself};
 use kvmi_lab::summary;
 use kvmi_lab::table::relative;
 use kvmi_lab::transcript::{Transcripts, ended_by_itself};
+use kvmi_lab_environment::Environment;
 use kvmi_lab_environment::exit;
 use kvmi_lab_environment::output::{self, count};
 use kvmi_lab_environment::show;
-use kvmi_lab_environment::workshop::Workshop;
 use kvmi_lab_machine::bundle;
 use kvmi_lab_machine::lab_run::LabRun;
 use kvmi_lab_machine::outcome::{Outcome, Record};
@@ -89,15 +89,15 @@ fn name(record: &Record) -> String {
 }
 
 /// Plants them and looks at what comes of it. Tests that fail are what this is for, and so nothing of their runner's is shown.
-pub fn run(shop: &Workshop, wanted: &Wanted) -> Result<u8> {
+pub fn run(env: &Environment, wanted: &Options) -> Result<u8> {
     let is_sanitized = wanted.choice.sanitize;
     let say = |record: &Record| {
         let how = look_at(record, is_sanitized)
             .map_or_else(|wrong| format!("WRONG: {wrong}"), |due| format!("as it must: {due}"));
-        shop.progress.say(format!("{} ended {how}", name(record)));
+        env.progress.say(format!("{} ended {how}", name(record)));
     };
-    let (records, run) = e2e::run_quietly(shop, wanted, say)?;
-    let mut reproducer = Reproducer::new(shop, run.folder.join("again"))?;
+    let (records, run) = e2e::run_quietly(env, wanted, say)?;
+    let mut reproducer = Reproducer::new(env, run.folder.join("again"))?;
     let planted: Vec<Planted> = records
         .into_iter()
         .map(|record| {
@@ -106,13 +106,13 @@ pub fn run(shop: &Workshop, wanted: &Wanted) -> Result<u8> {
                 let gives = bundle
                     .as_ref()
                     .map_or_else(|wrong| format!("WRONG: {wrong}"), |gives| (*gives).to_owned());
-                shop.progress.say(format!("{}: its bundle {gives}", planted.name()));
+                env.progress.say(format!("{}: its bundle {gives}", planted.name()));
             }
             planted
         })
         .collect();
     let wrong = planted.iter().filter(|p| p.wrong().is_some()).count();
-    show(shop, wanted.json, &planted, wrong, &run);
+    show(env, wanted.json, &planted, wrong, &run);
     summary::add_table(&table(&planted))?;
     Ok(if wrong == 0 { exit::OK } else { exit::SCENARIO_FAILED })
 }
@@ -136,7 +136,7 @@ fn planted(record: Record, is_sanitized: bool, run: &LabRun, reproducer: &mut Re
     }
 }
 
-fn show(shop: &Workshop, json: bool, planted: &[Planted], wrong: usize, run: &LabRun) {
+fn show(env: &Environment, json: bool, planted: &[Planted], wrong: usize, run: &LabRun) {
     if json {
         for p in planted {
             show!(
@@ -153,13 +153,13 @@ fn show(shop: &Workshop, json: bool, planted: &[Planted], wrong: usize, run: &La
     for p in planted {
         if let Some(wrong) = p.wrong() {
             let logs = run.scenario_folder(p.record.lane, &p.record.scenario);
-            show!("\n{}: {wrong}\n  logs: {}", p.name(), relative(&logs, &shop.checkout));
+            show!("\n{}: {wrong}\n  logs: {}", p.name(), relative(&logs, &env.checkout));
         }
     }
     show!(
         "\n{}, {wrong} wrong; logs are in {}",
         count(planted.len(), "planted failure"),
-        relative(&run.folder, &shop.checkout)
+        relative(&run.folder, &env.checkout)
     );
 }
 

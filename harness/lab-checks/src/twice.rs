@@ -3,13 +3,13 @@
 
 use anyhow::{Result, bail};
 use comfy_table::Table;
-use kvmi_lab::e2e::{self, Ran, Wanted};
+use kvmi_lab::e2e::{self, Options, RunResults};
 use kvmi_lab::transcript::{Transcripts, compare, ended_by_itself};
 use kvmi_lab_control::{Lane, Platform};
+use kvmi_lab_environment::Environment;
 use kvmi_lab_environment::exit;
 use kvmi_lab_environment::output::{self, count};
 use kvmi_lab_environment::show;
-use kvmi_lab_environment::workshop::Workshop;
 use kvmi_lab_machine::outcome::Record;
 use serde_json::json;
 
@@ -26,7 +26,7 @@ struct Pair {
 }
 
 /// Runs them twice on each lane in Bochs that is wanted, and compares.
-pub fn run(shop: &Workshop, wanted: &Wanted) -> Result<u8> {
+pub fn run(env: &Environment, wanted: &Options) -> Result<u8> {
     let is_exact = |lane: &&Lane| lane.platform() == Platform::Bochs;
     if let Some(lane) = wanted.lanes.iter().find(|lane| !is_exact(lane)) {
         bail!("on {lane} no run is like another: only in Bochs time counts instructions");
@@ -38,11 +38,11 @@ pub fn run(shop: &Workshop, wanted: &Wanted) -> Result<u8> {
     };
     let mut pairs = Vec::new();
     for &lane in lanes.iter().filter(is_exact) {
-        let wanted = Wanted {
+        let wanted = Options {
             lanes: vec![lane],
             ..wanted.clone()
         };
-        let (first, second) = (e2e::run(shop, &wanted)?, e2e::run(shop, &wanted)?);
+        let (first, second) = (e2e::run(env, &wanted)?, e2e::run(env, &wanted)?);
         pairs.extend(first.records.iter().map(|record| pair(record, &first, &second)));
     }
     let differ = pairs.iter().filter(|p| p.said.is_err()).count();
@@ -62,28 +62,28 @@ pub fn run(shop: &Workshop, wanted: &Wanted) -> Result<u8> {
 
 /// Runs the sample once more, in a machine restored anew, and compares it with a run of all; in how many lines they are the same, or how
 /// they differ.
-pub fn sample_again(shop: &Workshop, wanted: &Wanted, first: &Ran) -> Result<Result<usize, String>> {
+pub fn sample_again(env: &Environment, wanted: &Options, first: &RunResults) -> Result<Result<usize, String>> {
     let (scenario, lane) = SAMPLE;
     let is_it = |record: &&Record| record.scenario == scenario && record.lane == lane;
     let Some(record) = first.records.iter().find(is_it) else {
         return Ok(Err(format!("{scenario} did not run on {lane}")));
     };
-    let again = Wanted {
+    let again = Options {
         filter: Some(scenario.to_owned()),
         lanes: vec![lane],
         ..wanted.clone()
     };
-    let said = pair(record, first, &e2e::run(shop, &again)?).said;
+    let said = pair(record, first, &e2e::run(env, &again)?).said;
     Ok(said.map_err(|how| format!("{scenario} on {lane}, run twice: {how}")))
 }
 
-fn pair(record: &Record, first: &Ran, second: &Ran) -> Pair {
+fn pair(record: &Record, first: &RunResults, second: &RunResults) -> Pair {
     let Record { scenario, lane, .. } = record;
-    let folder = |ran: &Ran| ran.run.scenario_folder(*lane, scenario);
+    let folder = |ran: &RunResults| ran.run.scenario_folder(*lane, scenario);
     let again = second.records.iter().find(|r| r.scenario == *scenario);
     let said = match again {
         None => Err("it ran but once".to_owned()),
-        Some(again) if again.outcome.gist() != record.outcome.gist() => {
+        Some(again) if again.outcome.signature() != record.outcome.signature() => {
             Err(format!("{}, then {}", record.outcome, again.outcome))
         }
         // It did not come to an end by itself: there is nothing to compare.

@@ -5,8 +5,8 @@ use std::fs;
 use std::path::PathBuf;
 
 use anyhow::{Context, Result};
+use kvmi_lab_environment::Environment;
 use kvmi_lab_environment::apt::Archive;
-use kvmi_lab_environment::workshop::Workshop;
 use kvmi_lab_machine::cache::Key;
 
 use crate::emulators::SUITE;
@@ -17,13 +17,13 @@ const PACKAGE: &str = "busybox-static";
 const PROGRAM: &str = "usr/bin/busybox";
 
 /// The program, from the cache or from Debian.
-pub fn fetch(shop: &Workshop) -> Result<PathBuf> {
+pub fn fetch(env: &Environment) -> Result<PathBuf> {
     let key = Key::of("busybox 1")
         .text("suite", SUITE)
         .text("package", PACKAGE)
         .finish();
-    let entry = shop.cache.entry("busybox", &key, |dir| {
-        let task = shop.progress.task(format!("fetch {PACKAGE} from Debian {SUITE}"));
+    let entry = env.cache.entry("busybox", &key, |dir| {
+        let task = env.progress.task(format!("fetch {PACKAGE} from Debian {SUITE}"));
         let apt_dir = dir.join("apt");
         let archive = Archive::own(&apt_dir, [("debian", SUITE)])?;
         archive.update(&task)?;

@@ -11,9 +11,9 @@ use std::thread;
 
 use anyhow::{Context, Result, bail, ensure};
 use kvmi_lab_control::Lane;
+use kvmi_lab_environment::Environment;
 use kvmi_lab_environment::apt;
 use kvmi_lab_environment::tools::NEXTEST;
-use kvmi_lab_environment::workshop::Workshop;
 use kvmi_lab_kernel::{self as kernel, Built, Choice};
 use kvmi_lab_machine::boot::Boot;
 use kvmi_lab_machine::bundle::{self, Source};
@@ -27,12 +27,12 @@ use crate::filter::{self, Filter};
 use crate::hardware::{self, Facts};
 use crate::images;
 use crate::nextest;
-use crate::points;
+use crate::snapshots;
 use crate::{differential, parity, summary, table};
 
 /// What to run.
 #[derive(Clone, Debug, Default)]
-pub struct Wanted {
+pub struct Options {
     /// A part of the scenarios' names, or the whole name of one.
     pub filter: Option<String>,
     /// The lanes; those of every run if none is given.
@@ -85,7 +85,7 @@ impl fmt::Display for Slice {
 }
 
 /// The lanes of a run: those that are wanted, or those of every run that this machine has.
-fn lanes(shop: &Workshop, wanted: &Wanted, facts: &Facts) -> Result<Vec<Lane>> {
+fn lanes(env: &Environment, wanted: &Options, facts: &Facts) -> Result<Vec<Lane>> {
     let lack = |lane| hardware::lack(facts, lane);
     if !wanted.lanes.is_empty() {
         for &lane in &wanted.lanes {
@@ -102,7 +102,7 @@ fn lanes(shop: &Workshop, wanted: &Wanted, facts: &Facts) -> Result<Vec<Lane>> {
     // A machine that came as far as the last step looks as if it could.
     for (lane, lack) in Lane::ALL.iter().filter_map(|&lane| Some((lane, lack(lane)?))) {
         if lack.step == 4 {
-            shop.progress.say(format!("without {lane}: {}", lack.text()));
+            env.progress.say(format!("without {lane}: {}", lack.text()));
         }
     }
     let is_wanted = |lane: &Lane| !wanted.hardware || !lane.platform().is_emulated();
@@ -117,7 +117,7 @@ fn lanes(shop: &Workshop, wanted: &Wanted, facts: &Facts) -> Result<Vec<Lane>> {
 
 /// How it went.
 #[derive(Clone, Debug)]
-pub struct Ran {
+pub struct RunResults {
     /// How each scenario ended.
     pub records: Vec<Record>,
     /// What a tool saw on one lane and not on another.
@@ -128,7 +128,7 @@ pub struct Ran {
     pub run: LabRun,
 }
 
-impl Ran {
+impl RunResults {
     /// How many scenarios passed or had a reason not to run.
     pub fn passed(&self) -> usize {
         self.records.iter().filter(|r| r.outcome.is_fine()).count()
@@ -141,15 +141,15 @@ impl Ran {
 }
 
 /// Sets everything up, runs the scenarios, and shows how they ended.
-pub fn run(shop: &Workshop, wanted: &Wanted) -> Result<Ran> {
-    let (records, run) = run_by(shop, wanted, run_tests)?;
-    table::show(shop, wanted, &records, &run);
+pub fn run(env: &Environment, wanted: &Options) -> Result<RunResults> {
+    let (records, run) = run_by(env, wanted, run_tests)?;
+    table::show(env, wanted, &records, &run);
     let differences = differential::compare(&run, &records)?;
     table::show_differences(wanted, &differences);
-    let stale = parity::compare(&shop.checkout, &run, &records)?;
-    table::show_stale(shop, wanted, &stale, &run);
+    let stale = parity::compare(&env.checkout, &run, &records)?;
+    table::show_stale(env, wanted, &stale, &run);
     summary::add(&records, &differences, &run)?;
-    Ok(Ran {
+    Ok(RunResults {
         records,
         differences,
         stale,
@@ -158,8 +158,12 @@ pub fn run(shop: &Workshop, wanted: &Wanted) -> Result<Ran> {
 }
 
 /// Sets everything up and runs the scenarios, for one who has something of their own to say of them: each is told as it ends.
-pub fn run_quietly(shop: &Workshop, wanted: &Wanted, mut ended: impl FnMut(&Record)) -> Result<(Vec<Record>, LabRun)> {
-    run_by(shop, wanted, |tests| run_tests_quietly(tests, &mut ended))
+pub fn run_quietly(
+    env: &Environment,
+    wanted: &Options,
+    mut ended: impl FnMut(&Record),
+) -> Result<(Vec<Record>, LabRun)> {
+    run_by(env, wanted, |tests| run_tests_quietly(tests, &mut ended))
 }
 
 /// What runs are done with, and what stays the same from one to the next.
@@ -169,30 +173,30 @@ pub struct Equipment {
 }
 
 /// Sets up all that a run on emulated lanes needs, but for the modules.
-pub fn equip(shop: &Workshop) -> Result<Equipment> {
+pub fn equip(env: &Environment) -> Result<Equipment> {
     apt::require_debian()?;
-    apt::install_needed(shop)?;
-    let fetched = emulators::fetch(shop)?;
-    let runner = NEXTEST.program(shop)?;
-    compile_tests(shop, &runner)?;
+    apt::install_needed(env)?;
+    let fetched = emulators::fetch(env)?;
+    let runner = NEXTEST.program(env)?;
+    compile_tests(env, &runner)?;
     Ok(Equipment { fetched, runner })
 }
 
 /// Runs scenarios on `wanted.lanes`, which are emulated ones, with modules that the caller has built; quietly, as [`run_quietly`].
 pub fn run_built_quietly(
-    shop: &Workshop,
-    wanted: &Wanted,
+    env: &Environment,
+    wanted: &Options,
     built: &Built,
     equipment: &Equipment,
 ) -> Result<(Vec<Record>, LabRun)> {
     let filter = Filter::of(wanted.filter.as_deref())?;
     let quietly = |tests: &Tests<'_>| run_tests_quietly(tests, |_| {});
-    run_built(shop, wanted, &filter, &wanted.lanes, built, equipment, quietly)
+    run_built(env, wanted, &filter, &wanted.lanes, built, equipment, quietly)
 }
 
 fn run_by(
-    shop: &Workshop,
-    wanted: &Wanted,
+    env: &Environment,
+    wanted: &Options,
     run_tests: impl FnOnce(&Tests<'_>) -> Result<Option<i32>>,
 ) -> Result<(Vec<Record>, LabRun)> {
     let filter = Filter::of(wanted.filter.as_deref())?;
@@ -205,11 +209,11 @@ fn run_by(
             bail!("lane {lane} does not run on this machine: {}", lack.text());
         }
     }
-    apt::install_needed(shop)?;
+    apt::install_needed(env)?;
     // The emulators come over the network while the processor is busy with the kernel.
     let (built, fetched) = thread::scope(|scope| {
-        let fetching = scope.spawn(|| emulators::fetch(shop));
-        let built = kernel::build(shop, &wanted.choice);
+        let fetching = scope.spawn(|| emulators::fetch(env));
+        let built = kernel::build(env, &wanted.choice);
         let fetched = fetching
             .join()
             .unwrap_or_else(|_| bail!("fetching the emulators panicked"));
@@ -217,29 +221,29 @@ fn run_by(
     })?;
     if wanted.lanes.is_empty() || wanted.lanes.iter().any(|lane| !lane.platform().is_emulated()) {
         let kernel = built.kernel.image.join("vmlinuz");
-        hardware::try_guest(shop, &mut facts, &fetched.emulators, &kernel)?;
+        hardware::try_guest(env, &mut facts, &fetched.emulators, &kernel)?;
     }
-    let chosen = lanes(shop, wanted, &facts)?;
-    let runner = NEXTEST.program(shop)?;
-    compile_tests(shop, &runner)?;
+    let chosen = lanes(env, wanted, &facts)?;
+    let runner = NEXTEST.program(env)?;
+    compile_tests(env, &runner)?;
     let equipment = Equipment { fetched, runner };
-    run_built(shop, wanted, &filter, &chosen, &built, &equipment, run_tests)
+    run_built(env, wanted, &filter, &chosen, &built, &equipment, run_tests)
 }
 
 /// Boots L1 with these modules on each lane and runs the scenarios.
 fn run_built(
-    shop: &Workshop,
-    wanted: &Wanted,
+    env: &Environment,
+    wanted: &Options,
     filter: &Filter,
     chosen: &[Lane],
     built: &Built,
     Equipment { fetched, runner }: &Equipment,
     run_tests: impl FnOnce(&Tests<'_>) -> Result<Option<i32>>,
 ) -> Result<(Vec<Record>, LabRun)> {
-    let folder = shop.runs.new_folder()?;
-    let boot = images::boot(shop, built)?;
-    let source = source(shop, &boot, Pace::Host, &built.kernel.version.release(), fetched);
-    let lanes = points::prepare(shop, chosen, Pace::Host, &boot, fetched, &folder)?;
+    let folder = env.runs.new_folder()?;
+    let boot = images::boot(env, built)?;
+    let source = source(env, &boot, Pace::Host, &built.kernel.version.release(), fetched);
+    let lanes = snapshots::prepare(env, chosen, Pace::Host, &boot, fetched, &folder)?;
     let run = LabRun {
         folder,
         seed: wanted.seed,
@@ -249,7 +253,7 @@ fn run_built(
     let file = run.folder.join("run.json");
     run.write(&file).with_context(|| format!("write {}", file.display()))?;
     let status = run_tests(&Tests {
-        shop,
+        env,
         wanted,
         selection: filter::selection(filter, wanted.choice.without_introspection, chosen),
         runner,
@@ -257,12 +261,12 @@ fn run_built(
         run_file: &file,
     })?;
     // nextest writes it to one place for all runs.
-    let junit = shop.path("target/nextest/lab/junit.xml");
+    let junit = env.path("target/nextest/lab/junit.xml");
     if junit.is_file() {
         fs::copy(&junit, run.folder.join("junit.xml")).context("keep the JUnit report")?;
     }
     drop(lanes);
-    let records = collect(shop, &run)?;
+    let records = collect(env, &run)?;
     match status {
         Some(0) => {}
         Some(nextest::TESTS_FAILED) if !records.is_empty() => {}
@@ -273,9 +277,9 @@ fn run_built(
 }
 
 /// What all scenarios of a run have in common, for bundles.
-pub fn source(shop: &Workshop, boot: &Boot, pace: Pace, kernel: &str, fetched: &Fetched) -> Source {
+pub fn source(env: &Environment, boot: &Boot, pace: Pace, kernel: &str, fetched: &Fetched) -> Source {
     let git = |arguments: &[&str]| {
-        let output = Program::new("git").args(arguments).in_dir(&shop.checkout).output();
+        let output = Program::new("git").args(arguments).in_dir(&env.checkout).output();
         String::from_utf8(output.unwrap_or_default())
             .unwrap_or_default()
             .trim()
@@ -293,11 +297,11 @@ pub fn source(shop: &Workshop, boot: &Boot, pace: Pace, kernel: &str, fetched: &
     }
 }
 
-fn compile_tests(shop: &Workshop, runner: &Path) -> Result<()> {
-    let task = shop.progress.task("build the scenarios' runner");
+fn compile_tests(env: &Environment, runner: &Path) -> Result<()> {
+    let task = env.progress.task("build the scenarios' runner");
     Program::new(runner)
         .args(["nextest", "run", "--no-run", "--locked", "--package", "kvmi-lab-tests"])
-        .in_dir(&shop.checkout)
+        .in_dir(&env.checkout)
         .env("CARGO_TERM_COLOR", "never")
         .run(&task)?;
     task.done();
@@ -306,8 +310,8 @@ fn compile_tests(shop: &Workshop, runner: &Path) -> Result<()> {
 
 /// What nextest is to run.
 struct Tests<'a> {
-    shop: &'a Workshop,
-    wanted: &'a Wanted,
+    env: &'a Environment,
+    wanted: &'a Options,
     /// Which tests, in nextest's words.
     selection: String,
     runner: &'a Path,
@@ -335,7 +339,7 @@ fn run_tests(tests: &Tests<'_>) -> Result<Option<i32>> {
     let mut command = Command::new(tests.runner);
     command
         .args(tests.arguments())
-        .current_dir(&tests.shop.checkout)
+        .current_dir(&tests.env.checkout)
         .env(VARIABLE, tests.run_file);
     if tests.wanted.json {
         // Standard output belongs to the JSON lines.
@@ -349,11 +353,11 @@ fn run_tests(tests: &Tests<'_>) -> Result<Option<i32>> {
 
 /// The same without a word of nextest's, which are in a file of the run's folder; `ended` is told of each scenario as it ends.
 fn run_tests_quietly(tests: &Tests<'_>, mut ended: impl FnMut(&Record)) -> Result<Option<i32>> {
-    let task = tests.shop.progress.task("run the scenarios");
+    let task = tests.env.progress.task("run the scenarios");
     let mut told = BTreeSet::new();
     let runner = Program::new(tests.runner)
         .args(tests.arguments())
-        .in_dir(&tests.shop.checkout)
+        .in_dir(&tests.env.checkout)
         .env(VARIABLE, tests.run_file)
         .env("CARGO_TERM_COLOR", "never")
         .log(tests.run.folder.join("nextest.log"));
@@ -388,7 +392,7 @@ fn test_of(line: &str) -> Option<(Lane, &str)> {
 }
 
 /// The records of a run, by lane and name. A scenario without one is lost: the process that ran it was ended.
-fn collect(shop: &Workshop, run: &LabRun) -> Result<Vec<Record>> {
+fn collect(env: &Environment, run: &LabRun) -> Result<Vec<Record>> {
     let mut records = Vec::new();
     for lane in run.lanes.iter().map(|prepared| prepared.lane) {
         let mut folders: Vec<PathBuf> = fs::read_dir(run.folder.join(lane.name()))?
@@ -418,7 +422,7 @@ fn collect(shop: &Workshop, run: &LabRun) -> Result<Vec<Record>> {
             if !record.outcome.is_fine() && !folder.join(bundle::FILE).is_file() {
                 // Its verdict counts all the same.
                 if let Err(e) = run.bundle(&record) {
-                    shop.progress
+                    env.progress
                         .say(format!("no bundle of {} on {lane}: {e}", record.scenario));
                 }
             }

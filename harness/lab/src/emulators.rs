@@ -6,8 +6,8 @@ use std::path::{Path, PathBuf};
 
 use anyhow::{Context, Result, ensure};
 use kvmi_lab_control::Lane;
+use kvmi_lab_environment::Environment;
 use kvmi_lab_environment::apt;
-use kvmi_lab_environment::workshop::Workshop;
 use kvmi_lab_machine::cache::Key;
 use kvmi_lab_machine::emulator::Emulators;
 use kvmi_lab_machine::progress::Task;
@@ -71,14 +71,14 @@ fn key() -> Key {
 }
 
 /// The emulators, if the cache has them.
-pub fn find(shop: &Workshop) -> Option<PathBuf> {
-    shop.cache.find("emulators", &key())
+pub fn find(env: &Environment) -> Option<PathBuf> {
+    env.cache.find("emulators", &key())
 }
 
 /// The emulators, from the cache or from Debian.
-pub fn fetch(shop: &Workshop) -> Result<Fetched> {
-    let root = shop.cache.entry("emulators", &key(), |dir| {
-        let task = shop.progress.task(format!("fetch the emulators from Debian {SUITE}"));
+pub fn fetch(env: &Environment) -> Result<Fetched> {
+    let root = env.cache.entry("emulators", &key(), |dir| {
+        let task = env.progress.task(format!("fetch the emulators from Debian {SUITE}"));
         download(dir, &task)?;
         task.done();
         anyhow::Ok(())

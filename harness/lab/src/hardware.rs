@@ -9,7 +9,7 @@ use anyhow::Result;
 use kvm_bindings::KVM_MAX_CPUID_ENTRIES;
 use kvm_ioctls::{Cap, Kvm};
 use kvmi_lab_control::{Backend, Lane, Platform};
-use kvmi_lab_environment::workshop::Workshop;
+use kvmi_lab_environment::Environment;
 use kvmi_lab_kernel as kernel;
 use kvmi_lab_machine::emulator::Emulators;
 use kvmi_lab_machine::kvm_guest;
@@ -39,7 +39,7 @@ pub struct Facts {
 
 /// Why a hardware lane does not run here.
 #[derive(Clone, Debug, PartialEq, Eq, Serialize)]
-pub struct Lack {
+pub struct Unavailable {
     /// Which of the four steps failed.
     pub step: u8,
     /// How.
@@ -48,7 +48,7 @@ pub struct Lack {
     pub mend: String,
 }
 
-impl Lack {
+impl Unavailable {
     /// Whether it is only that the last step was not tried yet.
     pub fn is_untried(&self, facts: &Facts) -> bool {
         self.step == 4 && facts.guest.is_none()
@@ -61,9 +61,9 @@ impl Lack {
 }
 
 /// Whether a back end's lane runs on a machine of which this was found.
-pub(crate) fn decide(facts: &Facts, backend: Backend) -> Result<(), Lack> {
+pub(crate) fn decide(facts: &Facts, backend: Backend) -> Result<(), Unavailable> {
     let lack = |step, why: String, mend: &str| {
-        Err(Lack {
+        Err(Unavailable {
             step,
             why,
             mend: mend.to_owned(),
@@ -120,22 +120,22 @@ pub(crate) fn decide(facts: &Facts, backend: Backend) -> Result<(), Lack> {
 }
 
 /// Steps 1 to 3, and step 4 where what it takes is at hand.
-pub fn probe(shop: &Workshop) -> Result<Facts> {
+pub fn probe(env: &Environment) -> Result<Facts> {
     let mut facts = look();
-    if let (Some(root), Some(image)) = (emulators::find(shop), kernel::image_at_hand(shop)) {
-        try_guest(shop, &mut facts, &Emulators::at(root), &image)?;
+    if let (Some(root), Some(image)) = (emulators::find(env), kernel::image_at_hand(env)) {
+        try_guest(env, &mut facts, &Emulators::at(root), &image)?;
     }
     Ok(facts)
 }
 
 /// Step 4, where the steps before it are well.
-pub fn try_guest(shop: &Workshop, facts: &mut Facts, emulators: &Emulators, kernel: &Path) -> Result<()> {
+pub fn try_guest(env: &Environment, facts: &mut Facts, emulators: &Emulators, kernel: &Path) -> Result<()> {
     if facts.extensions.as_ref().is_none_or(Vec::is_empty) || facts.guest.is_some() {
         return Ok(());
     }
-    let task = shop.progress.task("boot a guest under this machine's KVM");
-    let folder = shop.cache.work("probe-guest")?;
-    let _lock = shop.cache.lock("probe-guest")?;
+    let task = env.progress.task("boot a guest under this machine's KVM");
+    let folder = env.cache.work("probe-guest")?;
+    let _lock = env.cache.lock("probe-guest")?;
     facts.guest = Some(kvm_guest::run(emulators, kernel, "kvm", &folder)?);
     task.done();
     Ok(())
@@ -204,7 +204,7 @@ fn extensions(kvm: &Kvm) -> Vec<Backend> {
 }
 
 /// Why a lane does not run here; nothing where it does.
-pub fn lack(facts: &Facts, lane: Lane) -> Option<Lack> {
+pub fn lack(facts: &Facts, lane: Lane) -> Option<Unavailable> {
     match lane.platform() {
         Platform::Kvm => decide(facts, lane.backend()).err(),
         _ => None,
@@ -212,16 +212,16 @@ pub fn lack(facts: &Facts, lane: Lane) -> Option<Lack> {
 }
 
 /// Why each hardware lane is out of the question here, in a line each; empty where one is worth a try.
-pub fn lacks() -> Vec<String> {
+pub fn unavailable_lanes() -> Vec<String> {
     let facts = look();
     let lanes = Lane::ALL.iter().copied().filter(|lane| !lane.platform().is_emulated());
-    let lacks: Vec<Option<String>> = lanes
+    let unavailable_lanes: Vec<Option<String>> = lanes
         .map(|lane| {
             let lack = lack(&facts, lane).filter(|lack| lack.step < 4)?;
             Some(format!("without {lane}: {}", lack.text()))
         })
         .collect();
-    lacks.into_iter().collect::<Option<_>>().unwrap_or_default()
+    unavailable_lanes.into_iter().collect::<Option<_>>().unwrap_or_default()
 }
 
 #[cfg(test)]

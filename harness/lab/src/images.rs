@@ -6,7 +6,7 @@ use std::fs;
 use std::path::{Path, PathBuf};
 
 use anyhow::{Context, Result, ensure};
-use kvmi_lab_environment::workshop::Workshop;
+use kvmi_lab_environment::Environment;
 use kvmi_lab_kernel::bare_metal;
 use kvmi_lab_kernel::{self as kernel, Built};
 use kvmi_lab_machine::bochs;
@@ -21,7 +21,7 @@ use kvmi_lab_machine::progress::Task;
 const KEPT_IMAGES: usize = 6;
 
 /// How many saved L1s: as many on each lane that runs by default.
-const KEPT_POINTS: usize = 2 * KEPT_IMAGES;
+const KEPT_SNAPSHOTS: usize = 2 * KEPT_IMAGES;
 
 /// From what size of further programs on the archive is compressed: Bochs reads it from a CD.
 const LARGE_BYTES: usize = 16 << 20;
@@ -32,14 +32,14 @@ pub type Programs = BTreeMap<String, PathBuf>;
 const HOST: &str = "x86_64-unknown-linux-gnu";
 
 /// Builds L1's init and the guests, and puts them and the modules into an archive.
-pub fn boot(shop: &Workshop, built: &Built) -> Result<Boot> {
-    boot_with(shop, built, &Programs::new())
+pub fn boot(env: &Environment, built: &Built) -> Result<Boot> {
+    boot_with(env, built, &Programs::new())
 }
 
 /// The same, with further programs.
-pub fn boot_with(shop: &Workshop, built: &Built, programs: &Programs) -> Result<Boot> {
+pub fn boot_with(env: &Environment, built: &Built, programs: &Programs) -> Result<Boot> {
     let mut initrd = Initrd::new();
-    let init = build_init(shop)?;
+    let init = build_init(env)?;
     initrd
         .file("init", 0o755, read(&init)?)
         .character_device("dev/console", 5, 1);
@@ -56,7 +56,7 @@ pub fn boot_with(shop: &Workshop, built: &Built, programs: &Programs) -> Result<
         }
     }
     initrd.file("modules/dependencies", 0o644, dependencies);
-    let planted = planted_module(shop, built)?;
+    let planted = planted_module(env, built)?;
     initrd.file("modules/planted.ko", 0o644, read(&planted)?);
     let ours = if built.introspection { "kvmi" } else { "plain" };
     for module in kernel::MODULES {
@@ -67,7 +67,7 @@ pub fn boot_with(shop: &Workshop, built: &Built, programs: &Programs) -> Result<
         );
         initrd.file(&format!("modules/stock/{module}"), 0o644, read(&stock.join(module))?);
     }
-    for (name, path) in build_guests(shop)? {
+    for (name, path) in build_guests(env)? {
         initrd.file(&format!("guests/{name}"), 0o755, read(&path)?);
     }
     let mut size = 0;
@@ -82,11 +82,15 @@ pub fn boot_with(shop: &Workshop, built: &Built, programs: &Programs) -> Result<
         initrd.write(Vec::new())?
     };
     let key = Key::of("initrd 1").bytes("content", &bytes).finish();
-    let entry = shop.cache.entry("initrds", &key, |into| {
+    let entry = env.cache.entry("initrds", &key, |into| {
         fs::write(into.join("initrd"), &bytes).context("write the initrd")
     })?;
-    for (kind, keep) in [("initrds", KEPT_IMAGES), ("cds", KEPT_IMAGES), ("points", KEPT_POINTS)] {
-        shop.cache.prune(kind, keep)?;
+    for (kind, keep) in [
+        ("initrds", KEPT_IMAGES),
+        ("cds", KEPT_IMAGES),
+        ("snapshots", KEPT_SNAPSHOTS),
+    ] {
+        env.cache.prune(kind, keep)?;
     }
     let mut boot = Boot::new(stock.join("vmlinuz"), entry.join("initrd"));
     boot.slowness = built.kernel.slowness;
@@ -94,17 +98,17 @@ pub fn boot_with(shop: &Workshop, built: &Built, programs: &Programs) -> Result<
 }
 
 /// The kernel module by which scenarios plant failures, from the cache or built.
-fn planted_module(shop: &Workshop, built: &Built) -> Result<PathBuf> {
+fn planted_module(env: &Environment, built: &Built) -> Result<PathBuf> {
     let (kernel, tools) = (&built.kernel, &built.tools);
-    let sources = shop.path("harness/planted");
+    let sources = env.path("harness/planted");
     let key = Key::of("planted 2")
         .text("kernel", &kernel.version.package)
         .text("release", &kernel.version.release())
         .text("config", &kernel.config()?)
         .tree("sources", &sources, |_| true)?
         .finish();
-    let entry = shop.cache.entry("planted", &key, |into| {
-        let task = shop.progress.task("build the module that plants failures");
+    let entry = env.cache.entry("planted", &key, |into| {
+        let task = env.progress.task("build the module that plants failures");
         for name in ["Kbuild", "planted.c"] {
             fs::copy(sources.join(name), into.join(name)).with_context(|| format!("copy {name}"))?;
         }
@@ -135,9 +139,9 @@ fn read(path: &Path) -> Result<Vec<u8>> {
 }
 
 /// L1's init: one static program, so that L1 needs no libraries.
-fn build_init(shop: &Workshop) -> Result<PathBuf> {
-    let target = shop.path("target/l1");
-    let task = shop.progress.task("build L1's init");
+fn build_init(env: &Environment) -> Result<PathBuf> {
+    let target = env.path("target/l1");
+    let task = env.progress.task("build L1's init");
     Program::new("cargo")
         .args([
             "build",
@@ -150,7 +154,7 @@ fn build_init(shop: &Workshop) -> Result<PathBuf> {
             "--target-dir",
         ])
         .arg(&target)
-        .in_dir(&shop.checkout)
+        .in_dir(&env.checkout)
         .env("RUSTFLAGS", "-Ctarget-feature=+crt-static -Cstrip=debuginfo")
         .env("CARGO_TERM_COLOR", "never")
         .env_remove("CARGO_ENCODED_RUSTFLAGS")
@@ -160,18 +164,18 @@ fn build_init(shop: &Workshop) -> Result<PathBuf> {
 }
 
 /// The guests: name and file of each.
-pub fn build_guests(shop: &Workshop) -> Result<Vec<(String, PathBuf)>> {
-    let task = shop.progress.task("build the guests");
-    let guests = build_guests_with(shop, &task)?;
+pub fn build_guests(env: &Environment) -> Result<Vec<(String, PathBuf)>> {
+    let task = env.progress.task("build the guests");
+    let guests = build_guests_with(env, &task)?;
     task.done();
     Ok(guests)
 }
 
-fn build_guests_with(shop: &Workshop, task: &Task) -> Result<Vec<(String, PathBuf)>> {
-    let target = shop.path("target/guests");
-    let output = bare_metal::cargo(shop, &["build", "--package", "kvmi-guests", "--bins"], &[], &target).run(task)?;
+fn build_guests_with(env: &Environment, task: &Task) -> Result<Vec<(String, PathBuf)>> {
+    let target = env.path("target/guests");
+    let output = bare_metal::cargo(env, &["build", "--package", "kvmi-guests", "--bins"], &[], &target).run(task)?;
     bare_metal::refuse_warnings(&output).context("build the guests")?;
-    let sources = files_below(&shop.path("guests/src/bin"))?;
+    let sources = files_below(&env.path("guests/src/bin"))?;
     // A file each, or a folder with its parts.
     let names = sources.iter().filter_map(|(name, _)| match name.split_once('/') {
         Some((folder, file)) => (file == "main.rs").then_some(folder),
@@ -185,42 +189,42 @@ fn build_guests_with(shop: &Workshop, task: &Task) -> Result<Vec<(String, PathBu
 }
 
 /// The CD from which Bochs boots the same.
-pub fn cd(shop: &Workshop, boot: &Boot) -> Result<PathBuf> {
+pub fn cd(env: &Environment, boot: &Boot) -> Result<PathBuf> {
     let key = Key::of("cd 1")
         .text("arguments", &bochs::kernel_arguments_on_cd(boot))
         .file("kernel", &boot.kernel)?
         .file("initrd", &boot.initrd)?
         .finish();
-    let entry = shop.cache.entry("cds", &key, |into| {
-        bochs::write_cd(boot, &into.join("l1.iso"), &shop.progress).context("write the CD for Bochs")
+    let entry = env.cache.entry("cds", &key, |into| {
+        bochs::write_cd(boot, &into.join("l1.iso"), &env.progress).context("write the CD for Bochs")
     })?;
     Ok(entry.join("l1.iso"))
 }
 
 /// The library that makes Bochs fork.
-pub fn fork_server(shop: &Workshop) -> Result<PathBuf> {
-    preload(shop, "fork server for Bochs", "kvmi-lab-forkserver")
+pub fn fork_server(env: &Environment) -> Result<PathBuf> {
+    preload(env, "fork server for Bochs", "kvmi-lab-forkserver")
 }
 
 /// The library that makes QEMU record all interrupts.
-pub fn recorder(shop: &Workshop) -> Result<PathBuf> {
-    preload(shop, "recorder for QEMU", "kvmi-lab-recorder")
+pub fn recorder(env: &Environment) -> Result<PathBuf> {
+    preload(env, "recorder for QEMU", "kvmi-lab-recorder")
 }
 
 /// The library that has a CPU of QEMU's that spins let others run.
-pub fn yielder(shop: &Workshop) -> Result<PathBuf> {
-    preload(shop, "yielder for QEMU", "kvmi-lab-yielder")
+pub fn yielder(env: &Environment) -> Result<PathBuf> {
+    preload(env, "yielder for QEMU", "kvmi-lab-yielder")
 }
 
 /// A library to be loaded into an emulator before its own ones.
-fn preload(shop: &Workshop, what: &str, package: &str) -> Result<PathBuf> {
-    let task = shop.progress.task(format!("build the {what}"));
+fn preload(env: &Environment, what: &str, package: &str) -> Result<PathBuf> {
+    let task = env.progress.task(format!("build the {what}"));
     Program::new("cargo")
         .args(["build", "--release", "--locked", "--package", package])
-        .in_dir(&shop.checkout)
+        .in_dir(&env.checkout)
         .env("CARGO_TERM_COLOR", "never")
-        .env("CARGO_TARGET_DIR", shop.path("target"))
+        .env("CARGO_TARGET_DIR", env.path("target"))
         .run(&task)?;
     task.done();
-    Ok(shop.path(&format!("target/release/lib{}.so", package.replace('-', "_"))))
+    Ok(env.path(&format!("target/release/lib{}.so", package.replace('-', "_"))))
 }

@@ -4,15 +4,15 @@
 use std::collections::BTreeSet;
 
 use anyhow::{Result, ensure};
+use kvmi_lab_environment::Environment;
 use kvmi_lab_environment::apt::{self, Archive};
 use kvmi_lab_environment::exit;
 use kvmi_lab_environment::output;
 use kvmi_lab_environment::show;
-use kvmi_lab_environment::workshop::Workshop;
 use kvmi_lab_kernel::{self as kernel, Choice, KernelVersion};
 use serde_json::json;
 
-use crate::e2e::{self, Slice, Wanted};
+use crate::e2e::{self, Options, Slice};
 
 /// How far to go with each kernel.
 #[derive(Clone, Debug, clap::Subcommand)]
@@ -39,10 +39,10 @@ pub struct Arguments {
 }
 
 /// Goes through the kernels, through all of them even if one fails.
-pub fn run(shop: &Workshop, wanted: &Arguments, seed: u64, json: bool) -> Result<u8> {
+pub fn run(env: &Environment, wanted: &Arguments, seed: u64, json: bool) -> Result<u8> {
     apt::require_debian()?;
-    apt::install_needed(shop)?;
-    let mut kernels = kernel::all(shop)?;
+    apt::install_needed(env)?;
+    let mut kernels = kernel::all(env)?;
     if matches!(wanted.step, Step::Take) {
         // Flavours have one source.
         let mut seen = BTreeSet::new();
@@ -58,7 +58,7 @@ pub fn run(shop: &Workshop, wanted: &Arguments, seed: u64, json: bool) -> Result
     let mut failed = 0;
     let count = kernels.len();
     for (version, archive) in kernels {
-        let result = one(shop, &wanted.step, &version, &archive, seed, json);
+        let result = one(env, &wanted.step, &version, &archive, seed, json);
         let name = match wanted.step {
             Step::Take => version.package.clone(),
             Step::Build | Step::Run { .. } => version.release(),
@@ -81,29 +81,36 @@ pub fn run(shop: &Workshop, wanted: &Arguments, seed: u64, json: bool) -> Result
     })
 }
 
-fn one(shop: &Workshop, step: &Step, version: &KernelVersion, archive: &Archive, seed: u64, json: bool) -> Result<()> {
+fn one(
+    env: &Environment,
+    step: &Step,
+    version: &KernelVersion,
+    archive: &Archive,
+    seed: u64,
+    json: bool,
+) -> Result<()> {
     let choice = Choice {
         kernel: Some(version.release()),
         ..Choice::default()
     };
     match step {
-        Step::Take => kernel::take(shop, version, archive),
-        Step::Build => kernel::build(shop, &choice).and_then(|_| kernel::forget_tree(shop, version)),
+        Step::Take => kernel::take(env, version, archive),
+        Step::Build => kernel::build(env, &choice).and_then(|_| kernel::forget_tree(env, version)),
         Step::Run { filter } => {
-            let wanted = Wanted {
+            let wanted = Options {
                 filter: filter.clone(),
                 choice,
                 seed,
                 json,
-                ..Wanted::default()
+                ..Options::default()
             };
             // If the kernel before failed, that is not to pass with this one.
-            shop.runs.failed();
-            let ran = e2e::run(shop, &wanted)?;
-            kernel::forget_tree(shop, version)?;
+            env.runs.failed();
+            let ran = e2e::run(env, &wanted)?;
+            kernel::forget_tree(env, version)?;
             let (passed, failed) = (ran.passed(), ran.failed());
             ensure!(failed == 0, "{failed} failed, {passed} passed; see above");
-            shop.runs.passed()
+            env.runs.passed()
         }
     }
 }

@@ -6,9 +6,9 @@ use std::collections::BTreeMap;
 
 use anyhow::Result;
 use kvmi_lab_control::Lane;
+use kvmi_lab_environment::Environment;
 use kvmi_lab_environment::output::{self, count};
 use kvmi_lab_environment::show;
-use kvmi_lab_environment::workshop::Workshop;
 use kvmi_lab_kernel::{self as kernel, Lists};
 use kvmi_lab_scenarios::{Scenario, all};
 use serde_json::json;
@@ -47,8 +47,8 @@ fn why_not(scenario: &Scenario, lane: Lane, facts: &Facts) -> Option<String> {
 }
 
 /// Which lanes run here, and where the scenarios that are meant do not run, and why not. A program is told of each scenario and lane.
-pub fn why(shop: &Workshop, filter: &Filter, json: bool) -> Result<()> {
-    let facts = hardware::probe(shop)?;
+pub fn why(env: &Environment, filter: &Filter, json: bool) -> Result<()> {
+    let facts = hardware::probe(env)?;
     if json {
         for s in all() {
             for &lane in Lane::ALL.iter().filter(|&&lane| filter.takes_on(s, lane)) {
@@ -127,11 +127,11 @@ fn show_group(what: &str, scenarios: &[&str]) {
 }
 
 /// Every kernel that `--kernel` takes.
-pub fn kernels(shop: &Workshop, json: bool) -> Result<()> {
+pub fn kernels(env: &Environment, json: bool) -> Result<()> {
     let matrix = kernel::matrix();
     let mut table = output::table(["kernel", "suite", "packages", "for"]);
     for suite in &matrix.suites {
-        let (_, kernels) = kernel::on_offer(shop, suite, Lists::Fresh)?;
+        let (_, kernels) = kernel::on_offer(env, suite, Lists::Fresh)?;
         for version in kernels {
             if json {
                 show!(

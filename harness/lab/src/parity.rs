@@ -68,7 +68,7 @@ impl Results {
     }
 
     /// Takes over what one run of a scenario has shown, in the place of what it had shown before.
-    fn take(&mut self, table: &[Row], ran: &Ran) {
+    fn take(&mut self, table: &[Row], ran: &ScenarioRun) {
         for (what, _) in needed(table, ran.lane).filter(|(_, scenario)| *scenario == ran.scenario) {
             let lanes = self.0.entry(what.clone()).or_default();
             if ran.shows.contains(&what) {
@@ -103,13 +103,13 @@ fn runs_on(scenario: &str, lane: Lane) -> bool {
 
 /// One scenario's run, and what it has shown.
 #[derive(Clone, Debug)]
-struct Ran {
+struct ScenarioRun {
     lane: Lane,
     scenario: String,
     shows: BTreeSet<String>,
 }
 
-impl Ran {
+impl ScenarioRun {
     fn read(record: &Record, folder: &Path) -> Result<Self> {
         let mut shows = BTreeSet::new();
         if record.outcome == Outcome::Pass {
@@ -143,13 +143,13 @@ pub fn compare(checkout: &Path, run: &LabRun, records: &[Record]) -> Result<Vec<
         .iter()
         .filter(|r| r.outcome.is_fine() && lanes.contains(&r.lane));
     for record in passed {
-        let ran = Ran::read(record, &run.scenario_folder(record.lane, &record.scenario))?;
+        let ran = ScenarioRun::read(record, &run.scenario_folder(record.lane, &record.scenario))?;
         stale.extend(disagreements(&table, &results, &ran));
     }
     Ok(stale)
 }
 
-fn disagreements(table: &[Row], results: &Results, ran: &Ran) -> Vec<String> {
+fn disagreements(table: &[Row], results: &Results, ran: &ScenarioRun) -> Vec<String> {
     let (lane, scenario) = (ran.lane, &ran.scenario);
     let of_it: BTreeSet<String> = needed(table, lane)
         .filter(|(_, by)| by == scenario)
@@ -198,7 +198,7 @@ pub fn write(checkout: &Path, runs: &[PathBuf]) -> Result<bool> {
 }
 
 /// What a run's folder holds of verdicts.
-fn verdicts(folder: &Path) -> Result<Vec<Ran>> {
+fn verdicts(folder: &Path) -> Result<Vec<ScenarioRun>> {
     let mut all = Vec::new();
     for lane in Lane::ALL {
         let Ok(scenarios) = fs::read_dir(folder.join(lane.name())) else {
@@ -207,7 +207,7 @@ fn verdicts(folder: &Path) -> Result<Vec<Ran>> {
         for scenario in scenarios {
             let scenario = scenario?.path();
             if let Ok(record) = Record::read(&scenario) {
-                all.push(Ran::read(&record, &scenario)?);
+                all.push(ScenarioRun::read(&record, &scenario)?);
             }
         }
     }
@@ -216,9 +216,9 @@ fn verdicts(folder: &Path) -> Result<Vec<Ran>> {
 
 /// README with the table of what works.
 fn with_works(readme: &str, table: &[Row], results: &Results) -> Result<String> {
-    let lacks = |what: &str| format!("{README} has no line `{}`", what.trim());
-    let (before, rest) = readme.split_once(BEGIN).with_context(|| lacks(BEGIN))?;
-    let (_, after) = rest.split_once(END).with_context(|| lacks(END))?;
+    let unavailable_lanes = |what: &str| format!("{README} has no line `{}`", what.trim());
+    let (before, rest) = readme.split_once(BEGIN).with_context(|| unavailable_lanes(BEGIN))?;
+    let (_, after) = rest.split_once(END).with_context(|| unavailable_lanes(END))?;
     Ok(format!("{before}{BEGIN}{}{END}{after}", matrix::works(table, results)))
 }
 
@@ -351,8 +351,8 @@ mod tests {
         rows().into_iter().filter(is_wanted).collect()
     }
 
-    fn ran(lane: Lane, scenario: &str, shows: &[&str]) -> Ran {
-        Ran {
+    fn ran(lane: Lane, scenario: &str, shows: &[&str]) -> ScenarioRun {
+        ScenarioRun {
             lane,
             scenario: scenario.to_owned(),
             shows: shows.iter().map(|what| (*what).to_owned()).collect(),

@@ -8,8 +8,8 @@ use std::path::{Path, PathBuf};
 
 use anyhow::{Context, Result};
 use kvmi_lab_control::Lane;
+use kvmi_lab_environment::Environment;
 use kvmi_lab_environment::show;
-use kvmi_lab_environment::workshop::Workshop;
 use kvmi_lab_environment::{apt, exit};
 use kvmi_lab_machine::bundle::{self, Bundle, Manifest, Source};
 use kvmi_lab_machine::lab_run::{LabRun, Prepared};
@@ -18,7 +18,7 @@ use kvmi_lab_machine::pace::Pace;
 use serde_json::json;
 
 use crate::emulators::{self, Fetched, is_bochs};
-use crate::points::{self, Standing};
+use crate::snapshots::{self, ReadyLane};
 use crate::table::relative;
 use crate::transcript::{self, Transcripts};
 
@@ -42,19 +42,19 @@ pub struct Arguments {
 }
 
 /// Runs it and compares.
-pub fn run(shop: &Workshop, wanted: &Arguments, json: bool) -> Result<u8> {
-    let path = find(shop, &wanted.bundle);
+pub fn run(env: &Environment, wanted: &Arguments, json: bool) -> Result<u8> {
+    let path = find(env, &wanted.bundle);
     let with_recording = match (wanted.record, wanted.replay, wanted.gdb, wanted.at) {
-        (true, ..) => Some(recorded::Wanted::Record),
-        (_, true, true, at) => Some(recorded::Wanted::Debug(at.unwrap_or(0))),
-        (_, true, false, Some(at)) => Some(recorded::Wanted::StopAt(at)),
-        (_, true, false, None) => Some(recorded::Wanted::Replay),
+        (true, ..) => Some(recorded::Options::Record),
+        (_, true, true, at) => Some(recorded::Options::Debug(at.unwrap_or(0))),
+        (_, true, false, Some(at)) => Some(recorded::Options::StopAt(at)),
+        (_, true, false, None) => Some(recorded::Options::Replay),
         (_, false, ..) => None,
     };
     if let Some(with_recording) = with_recording {
-        return recorded::run(shop, &path, with_recording);
+        return recorded::run(env, &path, with_recording);
     }
-    let repro = Reproducer::new(shop, shop.runs.new_folder()?)?.again(&path)?;
+    let repro = Reproducer::new(env, env.runs.new_folder()?)?.again(&path)?;
     let (bundle, record) = (&repro.bundle.manifest, &repro.record);
     let is_same = repro.is_same();
     if json {
@@ -87,14 +87,14 @@ pub fn run(shop: &Workshop, wanted: &Arguments, json: bool) -> Result<u8> {
         for difference in &repro.circumstances {
             show!("  {difference}");
         }
-        show!("logs: {}", relative(&repro.logs, &shop.checkout));
+        show!("logs: {}", relative(&repro.logs, &env.checkout));
     }
     Ok(if is_same { exit::OK } else { exit::OTHER_VERDICT })
 }
 
 /// A path as a person gives it: from here, or from the checkout's top, as failures print it; of the folder with the logs, too.
-fn find(shop: &Workshop, path: &Path) -> PathBuf {
-    let from_top = shop.checkout.join(path);
+fn find(env: &Environment, path: &Path) -> PathBuf {
+    let from_top = env.checkout.join(path);
     let found = if path.exists() || !from_top.exists() {
         path.to_owned()
     } else {
@@ -128,7 +128,7 @@ impl Repro {
 
     /// Whether it ended as the bundle says.
     pub fn is_same(&self) -> bool {
-        self.bundle.manifest.seen.gist() == self.record.outcome.gist()
+        self.bundle.manifest.seen.signature() == self.record.outcome.signature()
     }
 }
 
@@ -139,14 +139,14 @@ pub fn repeats_itself(manifest: &Manifest) -> bool {
 
 /// Runs bundles' scenarios, in L1s that boot once for all bundles that hold the same of them.
 pub struct Reproducer<'s> {
-    shop: &'s Workshop,
+    env: &'s Environment,
     fetched: Fetched,
     folder: PathBuf,
     bundles: u32,
-    standing: Option<(L1, Vec<Standing>)>,
+    standing: Option<(L1, Vec<ReadyLane>)>,
 }
 
-/// All that makes an L1 what it is at its point.
+/// All that makes an L1 what it is at its snapshot.
 #[derive(Debug, PartialEq, Eq)]
 struct L1 {
     lane: Lane,
@@ -170,11 +170,11 @@ impl L1 {
 
 impl<'s> Reproducer<'s> {
     /// One whose logs go into this folder.
-    pub fn new(shop: &'s Workshop, folder: PathBuf) -> Result<Self> {
+    pub fn new(env: &'s Environment, folder: PathBuf) -> Result<Self> {
         apt::require_debian()?;
         Ok(Self {
-            shop,
-            fetched: emulators::fetch(shop)?,
+            env,
+            fetched: emulators::fetch(env)?,
             folder,
             bundles: 0,
             standing: None,
@@ -201,7 +201,7 @@ impl<'s> Reproducer<'s> {
             lanes: self.stand(&bundle)?,
         };
         let task = self
-            .shop
+            .env
             .progress
             .task(format!("run {} on {}", manifest.scenario, manifest.lane));
         let record = run.run(manifest.lane, &manifest.scenario)?;
@@ -216,22 +216,16 @@ impl<'s> Reproducer<'s> {
         })
     }
 
-    /// Has the L1 of a bundle stand at its point.
+    /// Has the L1 of a bundle stand at its snapshot.
     fn stand(&mut self, bundle: &Bundle) -> Result<Vec<Prepared>> {
         let wanted = L1::of(&bundle.manifest);
         if self.standing.as_ref().is_none_or(|(l1, _)| *l1 != wanted) {
             // One at a time: before the next boots, the last one ends.
             self.standing = None;
-            apt::install_for_boot(self.shop, wanted.lane)?;
+            apt::install_for_boot(self.env, wanted.lane)?;
             let lanes = [wanted.lane];
-            let standing = points::prepare(
-                self.shop,
-                &lanes,
-                wanted.pace,
-                &bundle.boot,
-                &self.fetched,
-                &self.folder,
-            )?;
+            let standing =
+                snapshots::prepare(self.env, &lanes, wanted.pace, &bundle.boot, &self.fetched, &self.folder)?;
             self.standing = Some((wanted, standing));
         }
         let (_, standing) = self.standing.as_ref().context("no L1 stands")?;

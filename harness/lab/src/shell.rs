@@ -5,20 +5,20 @@ mod terminal;
 
 use anyhow::{Context, Result, bail};
 use kvmi_lab_control::{Backend, Lane, LoadedModule, Platform};
+use kvmi_lab_environment::Environment;
 use kvmi_lab_environment::apt;
 use kvmi_lab_environment::complain;
 use kvmi_lab_environment::exit;
-use kvmi_lab_environment::workshop::Workshop;
 use kvmi_lab_kernel::{self as kernel, Built, Choice};
 use kvmi_lab_machine::pace::Pace;
-use kvmi_lab_machine::prompt::{About, Debugging, Prompt};
+use kvmi_lab_machine::prompt::{Debugging, Prompt, PromptInfo};
 
 use crate::busybox;
 use crate::emulators;
 use crate::gdb::{self, Gdb, Module};
 use crate::hardware;
 use crate::images;
-use crate::points;
+use crate::snapshots;
 use crate::table::relative;
 
 /// Where in a run's folder of a lane the logs are.
@@ -38,7 +38,7 @@ pub struct Arguments {
 }
 
 /// Has L1 stand at a prompt until the person there leaves.
-pub fn run(shop: &Workshop, wanted: &Arguments) -> Result<u8> {
+pub fn run(env: &Environment, wanted: &Arguments) -> Result<u8> {
     let lane = wanted.lane;
     apt::require_debian()?;
     if wanted.gdb {
@@ -46,25 +46,25 @@ pub fn run(shop: &Workshop, wanted: &Arguments) -> Result<u8> {
         gdb::require()?;
     }
     let mut facts = hardware::look();
-    apt::install_needed(shop)?;
-    let built = kernel::build(shop, &wanted.choice)?;
-    let fetched = emulators::fetch(shop)?;
+    apt::install_needed(env)?;
+    let built = kernel::build(env, &wanted.choice)?;
+    let fetched = emulators::fetch(env)?;
     if !lane.platform().is_emulated() {
         let kernel = built.kernel.image.join("vmlinuz");
-        hardware::try_guest(shop, &mut facts, &fetched.emulators, &kernel)?;
+        hardware::try_guest(env, &mut facts, &fetched.emulators, &kernel)?;
         if let Some(lack) = hardware::lack(&facts, lane) {
             bail!("lane {lane} does not run on this machine: {}", lack.text());
         }
     }
-    let programs = [("bin/busybox".to_owned(), busybox::fetch(shop)?)].into();
-    let boot = images::boot_with(shop, &built, &programs)?;
-    let folder = shop.runs.new_folder()?;
-    let standing = points::prepare(shop, &[lane], Pace::Host, &boot, &fetched, &folder)?;
+    let programs = [("bin/busybox".to_owned(), busybox::fetch(env)?)].into();
+    let boot = images::boot_with(env, &built, &programs)?;
+    let folder = env.runs.new_folder()?;
+    let standing = snapshots::prepare(env, &[lane], Pace::Host, &boot, &fetched, &folder)?;
     let standing = standing.first().context("no lane was prepared")?;
     let logs = folder.join(lane.name()).join(FOLDER);
     let gdb = wanted.gdb.then(Gdb::new).transpose()?;
     let kernel = gdb::Kernel::of(&built.kernel.image.join("vmlinuz"))?;
-    let named = kernel.known(&shop.cache)?;
+    let named = kernel.known(&env.cache)?;
     let debugging = gdb.as_ref().map(|gdb| Debugging {
         socket: gdb.socket(),
         symbols: named.is_none(),
@@ -72,8 +72,8 @@ pub fn run(shop: &Workshop, wanted: &Arguments) -> Result<u8> {
     let prompt = Prompt::open(&standing.prepared, &logs, &terminal::screen(), debugging)?;
     complain!("{}", welcome(lane, &built, &prompt.about));
     if let Some(gdb) = &gdb {
-        let About { symbols, modules, .. } = &prompt.about;
-        let named = named.map_or_else(|| kernel.named(&shop.cache, symbols), Ok)?;
+        let PromptInfo { symbols, modules, .. } = &prompt.about;
+        let named = named.map_or_else(|| kernel.named(&env.cache, symbols), Ok)?;
         let command = gdb.write(&logs, Some(&named), &with_lines(&built, modules))?;
         complain!("\n  the kernel and KVM's modules in gdb, from another terminal:\n    {command}");
     }
@@ -85,7 +85,7 @@ pub fn run(shop: &Workshop, wanted: &Arguments) -> Result<u8> {
     };
     complain!(
         "\n{off}; its kernel's log: {}",
-        relative(&logs.join("console.log"), &shop.checkout)
+        relative(&logs.join("console.log"), &env.checkout)
     );
     Ok(exit::OK)
 }
@@ -108,7 +108,7 @@ fn with_lines(built: &Built, loaded: &[LoadedModule]) -> Vec<Module> {
 }
 
 /// What there is to try.
-fn welcome(lane: Lane, built: &Built, about: &About) -> String {
+fn welcome(lane: Lane, built: &Built, about: &PromptInfo) -> String {
     let module = match lane.backend() {
         Backend::Svm => "kvm-amd",
         Backend::Vmx => "kvm-intel",
@@ -118,7 +118,7 @@ fn welcome(lane: Lane, built: &Built, about: &About) -> String {
     } else {
         "without introspection"
     };
-    let About { guest, vcpus, vmm, .. } = about;
+    let PromptInfo { guest, vcpus, vmm, .. } = about;
     let mut lines = vec![
         String::new(),
         format!("{lane}: {} with {module}, {with}", built.kernel.version),

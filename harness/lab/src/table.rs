@@ -6,19 +6,19 @@ use std::path::Path;
 
 use comfy_table::{Cell, CellAlignment, Table};
 use kvmi_lab_control::Lane;
+use kvmi_lab_environment::Environment;
 use kvmi_lab_environment::output::{self, count};
 use kvmi_lab_environment::show;
-use kvmi_lab_environment::workshop::Workshop;
 use kvmi_lab_machine::bundle;
 use kvmi_lab_machine::lab_run::{LabRun, Prepared};
 use kvmi_lab_machine::outcome::Record;
 use kvmi_lab_scenarios::differential::GROUP;
 use serde_json::json;
 
-use crate::e2e::{Wanted, again};
+use crate::e2e::{Options, again};
 
 /// Shows the table and, for each failure, where its logs are and the command that runs just it again.
-pub fn show(shop: &Workshop, wanted: &Wanted, records: &[Record], run: &LabRun) {
+pub fn show(env: &Environment, wanted: &Options, records: &[Record], run: &LabRun) {
     if wanted.json {
         let acceleration = |lane| run.lanes.iter().find(|l| l.lane == lane).map(Prepared::acceleration);
         for record in records {
@@ -35,11 +35,11 @@ pub fn show(shop: &Workshop, wanted: &Wanted, records: &[Record], run: &LabRun) 
     for record in records.iter().filter(|r| !r.outcome.is_fine()) {
         show!("\n{} on {}: {}", record.scenario, record.lane, record.outcome);
         let logs = run.scenario_folder(record.lane, &record.scenario);
-        show!("  logs:      {}", relative(&logs, &shop.checkout));
+        show!("  logs:      {}", relative(&logs, &env.checkout));
         show!("  again:     {}", again(record, &wanted.choice));
         let bundle = logs.join(bundle::FILE);
         if bundle.is_file() {
-            show!("  reproduce: cargo xtask repro {}", relative(&bundle, &shop.checkout));
+            show!("  reproduce: cargo xtask repro {}", relative(&bundle, &env.checkout));
         }
     }
     show!("");
@@ -50,12 +50,12 @@ pub fn show(shop: &Workshop, wanted: &Wanted, records: &[Record], run: &LabRun) 
     show!(
         "\n{} passed, {failed} failed; logs are in {}",
         count(records.len() - failed, "scenario"),
-        relative(&run.folder, &shop.checkout)
+        relative(&run.folder, &env.checkout)
     );
 }
 
 /// Shows what the lanes do not agree in.
-pub fn show_differences(wanted: &Wanted, differences: &[String]) {
+pub fn show_differences(wanted: &Options, differences: &[String]) {
     for difference in differences {
         if wanted.json {
             show!("{}", json!({ "event": "difference", "text": difference }));
@@ -72,7 +72,7 @@ pub fn show_differences(wanted: &Wanted, differences: &[String]) {
 }
 
 /// Shows where docs/parity.md is not what the scenarios show.
-pub fn show_stale(shop: &Workshop, wanted: &Wanted, stale: &[String], run: &LabRun) {
+pub fn show_stale(env: &Environment, wanted: &Options, stale: &[String], run: &LabRun) {
     for what in stale {
         if wanted.json {
             show!("{}", json!({ "event": "stale", "text": what }));
@@ -81,7 +81,7 @@ pub fn show_stale(shop: &Workshop, wanted: &Wanted, stale: &[String], run: &LabR
         }
     }
     if !stale.is_empty() && !wanted.json {
-        let folder = relative(&run.folder, &shop.checkout);
+        let folder = relative(&run.folder, &env.checkout);
         show!("  where it should be as this run has it: cargo xtask docs --results {folder}");
     }
 }

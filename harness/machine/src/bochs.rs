@@ -1,9 +1,9 @@
 // SPDX-License-Identifier: MIT OR Apache-2.0
-//! L1 in Bochs: booted once and saved at its point, restored once for a run, then a fork of it for each scenario.
+//! L1 in Bochs: booted once and saved at its snapshot, restored once for a run, then a fork of it for each scenario.
 
 mod cd;
 mod forks;
-mod point;
+mod snapshot;
 
 use std::fmt::Write as _;
 use std::fs::{self, File};
@@ -21,7 +21,7 @@ use nix::pty::{Winsize, openpty};
 
 pub use cd::{kernel_arguments_on_cd, write_cd};
 pub use forks::{ForkServer, Forked, Forks, start};
-pub use point::prepare;
+pub use snapshot::prepare;
 
 use crate::boot::{BootError, explain, io_error, tail};
 use crate::emulator::Emulators;

@@ -1,5 +1,5 @@
 // SPDX-License-Identifier: MIT OR Apache-2.0
-//! Starting L1: what is booted, and the wait for the point from which scenarios start.
+//! Starting L1: what is booted, and the wait for the snapshot from which scenarios start.
 
 use std::fs;
 use std::io::{self, Read};
@@ -115,7 +115,7 @@ pub enum BootError {
     /// The cache failed.
     #[error(transparent)]
     Cache(#[from] crate::cache::CacheError),
-    /// The emulator ended before the point.
+    /// The emulator ended before the snapshot.
     #[error("{lane}: the emulator ended before L1 was ready ({status}); the end of {}:\n{tail}", log.display())]
     Ended {
         /// The lane.
@@ -135,7 +135,7 @@ pub enum BootError {
         /// What the library said, its name first.
         why: String,
     },
-    /// The point did not come in time.
+    /// The snapshot did not come in time.
     #[error("{lane}: L1 was not ready after {} s; the end of {}:\n{tail}", after.as_secs(), log.display())]
     Late {
         /// The lane.
@@ -147,7 +147,7 @@ pub enum BootError {
         /// Its last lines.
         tail: String,
     },
-    /// Something else than Ready and the point came on the control channel.
+    /// Something else than Ready and the snapshot came on the control channel.
     #[error("{lane}: L1 did not say that it is ready: {message}; its console is in {}", log.display())]
     Unready {
         /// The lane.
@@ -190,7 +190,7 @@ pub(crate) fn io_error(action: impl Into<String>) -> impl FnOnce(io::Error) -> B
     }
 }
 
-/// Reads Ready and the point from the control channel, showing the console's last line meanwhile.
+/// Reads Ready and the snapshot from the control channel, showing the console's last line meanwhile.
 ///
 /// `on_point` is told how to have the emulator's exit status when the channel ends before.
 pub(crate) fn wait_for_point(
@@ -261,7 +261,7 @@ fn read_point(control: impl Read) -> Result<Option<Backend>, String> {
     loop {
         match lines.message() {
             Ok(Some(FromL1::Ready { backend, .. })) => {
-                return match lines.point() {
+                return match lines.snapshot() {
                     Ok(true) => Ok(Some(backend)),
                     Ok(false) => Ok(None),
                     Err(e) => Err(e.to_string()),

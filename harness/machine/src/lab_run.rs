@@ -34,22 +34,22 @@ pub struct LabRun {
     pub lanes: Vec<Prepared>,
 }
 
-/// A lane whose L1 stands at its point.
+/// A lane whose L1 stands at its snapshot.
 #[derive(Clone, Debug, Serialize, Deserialize)]
 pub struct Prepared {
     /// Which.
     pub lane: Lane,
     /// What machines come from.
-    pub point: Point,
+    pub snapshot: Snapshot,
 }
 
 impl Prepared {
     /// What executes L1's instructions.
     #[must_use]
     pub fn acceleration(&self) -> String {
-        match &self.point {
-            Point::Qemu(saved) => saved.acceleration(),
-            Point::Bochs(_) => "Bochs, emulated".to_owned(),
+        match &self.snapshot {
+            Snapshot::Qemu(saved) => saved.acceleration(),
+            Snapshot::Bochs(_) => "Bochs, emulated".to_owned(),
         }
     }
 }
@@ -57,7 +57,7 @@ impl Prepared {
 /// What the machines of a lane come from.
 #[derive(Clone, Debug, Serialize, Deserialize)]
 #[serde(rename_all = "lowercase")]
-pub enum Point {
+pub enum Snapshot {
     /// A state that QEMU saved.
     Qemu(Saved),
     /// A Bochs that forks.
@@ -175,9 +175,9 @@ impl LabRun {
             limits: self.limits(scenario),
             end_emulator_at: plant::end_emulator_at(scenario),
         };
-        match &prepared.point {
-            Point::Qemu(saved) => scenario::run(&request, |r| saved.restore(r)),
-            Point::Bochs(forks) => scenario::run(&request, |r| forks.fork(r)),
+        match &prepared.snapshot {
+            Snapshot::Qemu(saved) => scenario::run(&request, |r| saved.restore(r)),
+            Snapshot::Bochs(forks) => scenario::run(&request, |r| forks.fork(r)),
         }
         .map_err(|error| NotTried::Folder { folder, error })
     }

@@ -1,7 +1,7 @@
 // SPDX-License-Identifier: MIT OR Apache-2.0
 //! L1 as seen from L0: emulators, images, the control channel, snapshots, deadlines, logs. Knows nothing of KVMI.
 //!
-//! A lane is prepared once ([`qemu::prepare`], [`bochs::prepare`]): L1 boots until it stands at its point, and is saved there. Then each
+//! A lane is prepared once ([`qemu::prepare`], [`bochs::prepare`]): L1 boots until it stands at its snapshot, and is saved there. Then each
 //! scenario has a machine of its own that goes on from there ([`scenario::run`]), and ends in a [`outcome::Record`]. A
 //! [`lab_run::LabRun`] tells the processes that run scenarios what was prepared.
 
@@ -14,7 +14,7 @@ pub mod emulator;
 pub mod initrd;
 pub mod kvm_guest;
 pub mod lab_run;
-pub mod news;
+pub mod machine_event;
 pub mod outcome;
 pub mod pace;
 mod plant;

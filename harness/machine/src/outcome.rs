@@ -86,7 +86,7 @@ impl Outcome {
     /// What makes two verdicts the same: the text without what differs from run to run, which is times, addresses and long numbers,
     /// and in a kernel's line every number.
     #[must_use]
-    pub fn gist(&self) -> String {
+    pub fn signature(&self) -> String {
         match self {
             Self::Splat {
                 class,
@@ -94,7 +94,11 @@ impl Outcome {
                 otherwise,
             } => {
                 let text = complaint.split_once("] ").map_or(complaint.as_str(), |(_, text)| text);
-                format!("splat ({class}): {} (otherwise {})", mask(text, 1), otherwise.gist())
+                format!(
+                    "splat ({class}): {} (otherwise {})",
+                    mask(text, 1),
+                    otherwise.signature()
+                )
             }
             other => mask(&other.to_string(), LONG_NUMBER),
         }
@@ -231,7 +235,7 @@ mod tests {
 
     #[test]
     fn verdicts_are_the_same_whatever_the_time_and_the_addresses() {
-        let splat = |line| Outcome::Pass.with_complaints(&[complaint(line)]).gist();
+        let splat = |line| Outcome::Pass.with_complaints(&[complaint(line)]).signature();
         assert_eq!(
             splat("[   12.345678] WARNING: CPU: 0 PID: 77 at x.c:11 f+0x1/0x20"),
             splat("[    2.000001] WARNING: CPU: 1 PID: 8 at x.c:11 f+0x1/0x20")
@@ -240,7 +244,7 @@ mod tests {
             Outcome::Fail {
                 message: message.to_owned(),
             }
-            .gist()
+            .signature()
         };
         assert_eq!(
             fail("rip 0xffffffff81000000, took 1234567"),

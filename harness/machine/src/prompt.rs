@@ -1,5 +1,5 @@
 // SPDX-License-Identifier: MIT OR Apache-2.0
-//! L1 with a person at it: from its point on a shell, whose terminal is the control channel.
+//! L1 with a person at it: from its snapshot on a shell, whose terminal is the control channel.
 
 use std::fs;
 use std::io::{self, Read, Write};
@@ -10,11 +10,11 @@ use std::time::Duration;
 use kvmi_lab_control::{FromL1, LineReader, LoadedModule, ReadError, ToL1, encode};
 
 use crate::boot::{BootError, io_error, tail};
-use crate::lab_run::{Point, Prepared};
+use crate::lab_run::{Prepared, Snapshot};
 use crate::qemu::Running;
 use crate::run_folder;
 
-/// How long L1 may take from its point to the prompt.
+/// How long L1 may take from its snapshot to the prompt.
 const PROMPT: Duration = Duration::from_secs(60);
 
 /// An L1 in which a shell runs. Dropped, it ends.
@@ -23,14 +23,14 @@ pub struct Prompt {
     /// The shell's terminal; it closes when L1 is off.
     pub line: UnixStream,
     /// What L1 says of itself.
-    pub about: About,
+    pub about: PromptInfo,
     /// What must live as long; a fork of Bochs lives as long as the line.
     _qemu: Option<Running>,
 }
 
 /// What there is to look at in an L1.
 #[derive(Clone, Debug, PartialEq, Eq)]
-pub struct About {
+pub struct PromptInfo {
     /// The guest that runs, on so many vCPUs, with this process of L1 as its VMM.
     pub guest: String,
     /// See `guest`.
@@ -66,7 +66,7 @@ pub struct Screen {
 }
 
 impl Prompt {
-    /// Has L1 go on from its point to a prompt, with logs in `folder`.
+    /// Has L1 go on from its snapshot to a prompt, with logs in `folder`.
     ///
     /// # Errors
     ///
@@ -78,13 +78,13 @@ impl Prompt {
         debugging: Option<Debugging<'_>>,
     ) -> Result<Self, BootError> {
         fs::create_dir_all(folder).map_err(io_error(format!("make {}", folder.display())))?;
-        let (line, qemu) = match &prepared.point {
-            Point::Qemu(saved) => {
+        let (line, qemu) = match &prepared.snapshot {
+            Snapshot::Qemu(saved) => {
                 let (running, line) = saved.enter(folder, debugging.map(|d| d.socket))?;
                 (line, Some(running))
             }
-            Point::Bochs(forks) if debugging.is_none() => (forks.connect(folder)?, None),
-            Point::Bochs(_) => return Err(BootError::NoDebugStub { lane: prepared.lane }),
+            Snapshot::Bochs(forks) if debugging.is_none() => (forks.connect(folder)?, None),
+            Snapshot::Bochs(_) => return Err(BootError::NoDebugStub { lane: prepared.lane }),
         };
         let about = order(&line, screen, debugging.is_some_and(|d| d.symbols)).map_err(|what| BootError::Unready {
             lane: prepared.lane,
@@ -103,7 +103,7 @@ impl Prompt {
 }
 
 /// Orders a shell and waits until L1 says that what follows is its terminal.
-fn order(line: &UnixStream, screen: &Screen, symbols: bool) -> Result<About, String> {
+fn order(line: &UnixStream, screen: &Screen, symbols: bool) -> Result<PromptInfo, String> {
     let order = ToL1::Shell {
         rows: screen.rows,
         columns: screen.columns,
@@ -125,7 +125,7 @@ fn order(line: &UnixStream, screen: &Screen, symbols: bool) -> Result<About, Str
                 introspection,
                 modules,
             })) => {
-                break About {
+                break PromptInfo {
                     guest,
                     vcpus,
                     vmm,

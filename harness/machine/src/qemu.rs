@@ -1,5 +1,5 @@
 // SPDX-License-Identifier: MIT OR Apache-2.0
-//! L1 in QEMU: booted once, saved at its point, and restored for each scenario.
+//! L1 in QEMU: booted once, saved at its snapshot, and restored for each scenario.
 
 use std::fs::{self, File};
 use std::io::{self, Write};
@@ -10,14 +10,14 @@ use std::process::Command;
 use std::sync::mpsc::{Receiver, Sender};
 use std::time::Duration;
 
-use kvmi_lab_control::{HOOK_BEFORE_POINT, Lane, Platform, brief};
+use kvmi_lab_control::{HOOK_BEFORE_SNAPSHOT, Lane, Platform, brief};
 use serde::{Deserialize, Serialize};
 use serde_json::json;
 
 use crate::boot::{Boot, BootError, Hardware, explain, io_error, read_lossy, wait_for_point};
 use crate::cache::{Cache, Key};
 use crate::emulator::Emulators;
-use crate::news::{News, channel, listen};
+use crate::machine_event::{MachineEvent, channel, listen};
 use crate::pace::Pace;
 use crate::process::{Owned, in_short_turns};
 use crate::progress::Progress;
@@ -25,7 +25,7 @@ use crate::qmp::{Commands, Qmp, QmpError};
 use crate::run_folder;
 use crate::scenario::{Machine, Request};
 
-/// How long L1 may take from power-on to its point. It takes about 5 s on an idle machine.
+/// How long L1 may take from power-on to its snapshot. It takes about 5 s on an idle machine.
 const BOOT: Duration = Duration::from_secs(180);
 
 /// How long writing or reading the saved state may take. It takes less than a second.
@@ -42,7 +42,7 @@ const STATE_FILE: &str = "state";
 const MEMORY_FILE: &str = "memory";
 const BOOT_LOG: &str = "boot.log";
 
-/// Kernel arguments where L1 runs in TCG: `isolcpus` and [`HOOK_BEFORE_POINT`].
+/// Kernel arguments where L1 runs in TCG: `isolcpus` and [`HOOK_BEFORE_SNAPSHOT`].
 ///
 /// Nothing but interrupts and kernel threads runs on L1's CPU 0, so no guest does. TCG keeps the chipset's IGNNE# in the same word of its first
 /// CPU as "nested paging is on", and whichever CPU loads an x87 state (each KVM_RUN does) rewrites that word without a lock. Where a VMRUN or
@@ -51,7 +51,7 @@ const BOOT_LOG: &str = "boot.log";
 /// Nothing is to run what L1's kernel patches. A store drops what was translated of its page, and is done after that: a CPU that translates the page
 /// in between keeps what stood there before. To switch a static key the kernel has INT3 stand there for a moment, so that CPU meets one
 /// when nobody expects it any more. The key of introspection is switched by the first HOOK.
-const TCG_ARGUMENTS: &[&str] = &["isolcpus=0", HOOK_BEFORE_POINT];
+const TCG_ARGUMENTS: &[&str] = &["isolcpus=0", HOOK_BEFORE_SNAPSHOT];
 
 /// L1's command line on a lane.
 fn command_line(lane: Lane, boot: &Boot) -> String {
@@ -153,7 +153,7 @@ impl Parts {
     }
 }
 
-/// An L1 saved at its point, with what is needed to restore it.
+/// An L1 saved at its snapshot, with what is needed to restore it.
 #[derive(Clone, Debug, Serialize, Deserialize)]
 pub struct Saved {
     parts: Parts,
@@ -162,7 +162,7 @@ pub struct Saved {
     folder: PathBuf,
 }
 
-/// Boots L1 and saves it at its point, unless the cache has that.
+/// Boots L1 and saves it at its snapshot, unless the cache has that.
 ///
 /// `emulators_key` stands for the emulator's version.
 ///
@@ -177,7 +177,7 @@ pub fn prepare(
     progress: &Progress,
 ) -> Result<Saved, BootError> {
     let Parts { lane, pace, .. } = parts;
-    let key = Key::of("qemu point 2")
+    let key = Key::of("qemu snapshot 1")
         .text("emulators", emulators_key)
         .text("arguments", &machine_arguments(lane, pace, boot.hardware).join(" "))
         .text("kernel arguments", &command_line(lane, boot))
@@ -185,7 +185,7 @@ pub fn prepare(
         .file("kernel", &boot.kernel)?
         .file("initrd", &boot.initrd)?
         .finish();
-    let entry = cache.entry("points", &key, |into| {
+    let entry = cache.entry("snapshots", &key, |into| {
         let task = progress.task(format!("boot L1 in QEMU ({lane}, {pace})"));
         // The log of a boot that failed must outlive the entry that was not made.
         let console = cache.work("logs")?.join(format!("{lane}-boot.log"));
@@ -205,10 +205,10 @@ pub fn prepare(
             .try_clone()
             .map_err(io_error("share the control channel"))?;
         let child = &mut qemu.child;
-        let at_point = wait_for_point(lane, control, &console, BOOT * boot.slowness, &task, || {
+        let snapshot_of = wait_for_point(lane, control, &console, BOOT * boot.slowness, &task, || {
             child.wait().ok()
         });
-        at_point.map_err(|e| explain(lane, e, &log))?;
+        snapshot_of.map_err(|e| explain(lane, e, &log))?;
         task.note("save its state");
         let mut qmp = qemu.qmp()?;
         require_acceleration(lane, &mut qmp)?;
@@ -273,7 +273,7 @@ impl Saved {
         acceleration(self.parts.lane)
     }
 
-    /// Restores L1 for one scenario; it runs on from its point.
+    /// Restores L1 for one scenario; it runs on from its snapshot.
     ///
     /// # Errors
     ///
@@ -281,7 +281,7 @@ impl Saved {
     pub fn restore(&self, request: &Request) -> Result<Restored, BootError> {
         let has_order = matches!(self.parts.pace, Pace::Counted(_));
         let (qemu, qmp) = self.resume(&request.folder, &[], has_order.then_some(request))?;
-        let (send, news) = channel();
+        let (send, events) = channel();
         let commands = watch(qmp, send.clone());
         listen(
             qemu.control
@@ -291,7 +291,7 @@ impl Saved {
         );
         Ok(Restored {
             qemu,
-            news,
+            events,
             commands,
             nothing: has_order.then(io::sink),
         })
@@ -363,9 +363,11 @@ fn give_order(mut control: &UnixStream, qmp: &mut Qmp, request: &Request) -> Res
 }
 
 /// Tells when QEMU stops L1 without ending: an internal error, a panic that the guest reports.
-fn watch(qmp: Qmp, to: Sender<News>) -> Commands {
+fn watch(qmp: Qmp, to: Sender<MachineEvent>) -> Commands {
     qmp.watch(move |name, data| match name {
-        "STOP" | "GUEST_PANICKED" => to.send(News::Stopped(format!("qemu says {name} {data}"))).is_ok(),
+        "STOP" | "GUEST_PANICKED" => to
+            .send(MachineEvent::Stopped(format!("qemu says {name} {data}")))
+            .is_ok(),
         _ => true,
     })
 }
@@ -422,7 +424,7 @@ impl Process {
 #[derive(Debug)]
 pub struct Restored {
     qemu: Process,
-    news: Receiver<News>,
+    events: Receiver<MachineEvent>,
     commands: Commands,
     /// Where the order goes when L1 has it already.
     nothing: Option<io::Sink>,
@@ -436,8 +438,8 @@ impl Machine for Restored {
         }
     }
 
-    fn news(&mut self) -> &Receiver<News> {
-        &self.news
+    fn events(&mut self) -> &Receiver<MachineEvent> {
+        &self.events
     }
 
     fn registers(&mut self) -> Result<String, String> {

@@ -17,7 +17,7 @@ use serde_json::{Value, json};
 
 use crate::boot::{Boot, BootError, MEMORY_MIB, io_error};
 use crate::emulator::Emulators;
-use crate::news::{News, channel, listen};
+use crate::machine_event::{MachineEvent, channel, listen};
 use crate::outcome::Record;
 use crate::process::{Owned, keep_open};
 use crate::progress::Progress;
@@ -25,7 +25,7 @@ use crate::qmp::Qmp;
 use crate::run_folder;
 use crate::scenario::{self, Machine, Request};
 
-pub use follow::Complained;
+pub use follow::Divergence;
 use follow::{Followed, follow, reached};
 
 /// The lane's machine, with one CPU.
@@ -44,7 +44,7 @@ const CONTROL: &str = "control.raw";
 pub struct Recording {
     folder: PathBuf,
     boot: Boot,
-    /// The library without which QEMU's recording lacks interrupts (harness/machine/recorder).
+    /// The library without which QEMU's recording unavailable_lanes interrupts (harness/machine/recorder).
     recorder: PathBuf,
     /// The arguments by which L1 knows what to run.
     order: [String; 2],
@@ -56,7 +56,7 @@ pub struct Replayed {
     /// How many instructions it has; not known where QEMU was ended and not L1.
     pub instructions: Option<u64>,
     /// Where L1's kernel first complained, if it did.
-    pub complained: Option<Complained>,
+    pub complained: Option<Divergence>,
     /// How it differs from what was recorded.
     pub differences: Vec<Difference>,
 }
@@ -155,10 +155,10 @@ impl Recording {
                 from: share(&qemu.control)?,
                 to: raw,
             };
-            let (send, news) = channel();
+            let (send, events) = channel();
             listen(said, send);
             let nothing = io::sink();
-            Ok(Recorded { qemu, news, nothing })
+            Ok(Recorded { qemu, events, nothing })
         })?;
         task.done();
         Ok(record)
@@ -320,7 +320,7 @@ impl Stopped {
 /// An L1 that is recorded.
 struct Recorded {
     qemu: Process,
-    news: Receiver<News>,
+    events: Receiver<MachineEvent>,
     nothing: io::Sink,
 }
 
@@ -330,8 +330,8 @@ impl Machine for Recorded {
         &mut self.nothing
     }
 
-    fn news(&mut self) -> &Receiver<News> {
-        &self.news
+    fn events(&mut self) -> &Receiver<MachineEvent> {
+        &self.events
     }
 
     fn registers(&mut self) -> Result<String, String> {

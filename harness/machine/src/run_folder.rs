@@ -8,7 +8,7 @@ use std::time::Instant;
 
 use kvmi_lab_control::{FromL1, ToL1, encode};
 
-/// The kernel's log of L1, from the point on.
+/// The kernel's log of L1, from the snapshot on.
 pub const CONSOLE: &str = "console.log";
 /// What was said by whom and when, for people.
 pub const LOG: &str = "scenario.log";

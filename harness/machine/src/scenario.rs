@@ -1,5 +1,5 @@
 // SPDX-License-Identifier: MIT OR Apache-2.0
-//! Running one scenario in an L1 that stands at its point: the conversation, its deadlines, its logs, its verdict.
+//! Running one scenario in an L1 that stands at its snapshot: the conversation, its deadlines, its logs, its verdict.
 
 use std::fs;
 use std::io::{self, Write};
@@ -11,16 +11,16 @@ use kvmi_lab_control::{FromL1, Lane, ToL1, Verdict, encode};
 
 use crate::boot::{BootError, read_lossy};
 use crate::complaint::complaints;
-use crate::news::News;
+use crate::machine_event::MachineEvent;
 use crate::outcome::{Measure, Outcome, Record};
 use crate::run_folder::{self, RunFolder};
 
-/// An L1 that stands at its point. Dropping it ends its emulator.
+/// An L1 that stands at its snapshot. Dropping it ends its emulator.
 pub trait Machine {
     /// Where requests are written.
     fn control(&mut self) -> &mut dyn Write;
     /// What is learned of it.
-    fn news(&mut self) -> &Receiver<News>;
+    fn events(&mut self) -> &Receiver<MachineEvent>;
     /// What the registers of all CPUs hold, as the emulator shows them. The machine need not run on afterwards.
     ///
     /// # Errors
@@ -51,7 +51,7 @@ pub struct Request {
 /// Deadlines of what is no stage of a scenario, in milliseconds of host time.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub struct Limits {
-    /// From the point to the scenario's first stage.
+    /// From the snapshot to the scenario's first stage.
     pub start_ms: u64,
     /// From the verdict to power-off.
     pub power_off_ms: u64,
@@ -70,7 +70,7 @@ impl Default for Limits {
 }
 
 impl Request {
-    /// The kernel's log of L1, from the point on.
+    /// The kernel's log of L1, from the snapshot on.
     pub const CONSOLE: &'static str = run_folder::CONSOLE;
     /// What the emulator said.
     pub const EMULATOR_LOG: &'static str = run_folder::EMULATOR_LOG;
@@ -133,7 +133,7 @@ impl Stage {
     }
 }
 
-/// What is said from the point to power-off, and in which order it must be.
+/// What is said from the snapshot to power-off, and in which order it must be.
 struct Conversation<'r> {
     logs: &'r mut RunFolder,
     request: &'r Request,
@@ -175,18 +175,18 @@ impl<'r> Conversation<'r> {
             return Ok(lost(format!("cannot send the scenario's name to L1: {e}")));
         }
         loop {
-            let news = match machine.news().recv_timeout(self.stage.left()) {
-                Ok(news) => news,
+            let events = match machine.events().recv_timeout(self.stage.left()) {
+                Ok(events) => events,
                 Err(RecvTimeoutError::Timeout) => {
                     return Ok(Outcome::Timeout {
                         stage: self.stage.name,
                         deadline_ms: self.stage.deadline_ms,
                     });
                 }
-                Err(RecvTimeoutError::Disconnected) => News::Closed,
+                Err(RecvTimeoutError::Disconnected) => MachineEvent::Closed,
             };
-            match news {
-                News::Message(message) => {
+            match events {
+                MachineEvent::Message(message) => {
                     self.logs.heard(&message)?;
                     if let Err(outcome) = self.take(message) {
                         return Ok(outcome);
@@ -195,12 +195,12 @@ impl<'r> Conversation<'r> {
                         machine.end();
                     }
                 }
-                News::Garbled(what) => {
+                MachineEvent::Garbled(what) => {
                     self.logs.line("garbled", &what)?;
                     return Ok(lost(what));
                 }
-                News::Stopped(why) => return Ok(lost(format!("{why}, in stage `{}`", self.stage.name))),
-                News::Closed => {
+                MachineEvent::Stopped(why) => return Ok(lost(format!("{why}, in stage `{}`", self.stage.name))),
+                MachineEvent::Closed => {
                     return Ok(self.verdict.map_or_else(
                         || lost(format!("L1 ended without a verdict, in stage `{}`", self.stage.name)),
                         Outcome::from,
@@ -254,15 +254,15 @@ impl<'r> Conversation<'r> {
 #[cfg(test)]
 mod tests {
     use super::*;
-    use crate::news::channel;
+    use crate::machine_event::channel;
 
-    struct Scripted(Vec<u8>, Receiver<News>);
+    struct Scripted(Vec<u8>, Receiver<MachineEvent>);
 
     impl Machine for Scripted {
         fn control(&mut self) -> &mut dyn Write {
             &mut self.0
         }
-        fn news(&mut self) -> &Receiver<News> {
+        fn events(&mut self) -> &Receiver<MachineEvent> {
             &self.1
         }
         fn registers(&mut self) -> Result<String, String> {
@@ -272,7 +272,7 @@ mod tests {
     }
 
     /// How it ends, and what is in the run folder then.
-    fn ends(news: Vec<News>, keep_open: bool, console: &str) -> (Outcome, Vec<(&'static str, String)>) {
+    fn ends(events: Vec<MachineEvent>, keep_open: bool, console: &str) -> (Outcome, Vec<(&'static str, String)>) {
         let dir = tempfile::tempdir().unwrap();
         let request = Request {
             scenario: "a::b".into(),
@@ -289,7 +289,7 @@ mod tests {
         let (send, receive) = channel();
         let record = run(&request, |request| {
             fs::write(request.folder.join(Request::CONSOLE), console).unwrap();
-            for one in news {
+            for one in events {
                 send.send(one).unwrap();
             }
             Ok(Scripted(Vec::new(), receive))
@@ -302,21 +302,21 @@ mod tests {
         (record.outcome, files.collect())
     }
 
-    fn outcome_of(news: Vec<News>, keep_open: bool, console: &str) -> Outcome {
-        ends(news, keep_open, console).0
+    fn outcome_of(events: Vec<MachineEvent>, keep_open: bool, console: &str) -> Outcome {
+        ends(events, keep_open, console).0
     }
 
-    fn started() -> News {
+    fn started() -> MachineEvent {
         let scenario = "a::b".to_owned();
-        News::Message(FromL1::Started { scenario })
+        MachineEvent::Message(FromL1::Started { scenario })
     }
 
-    fn done(verdict: Verdict) -> News {
-        News::Message(FromL1::Done { verdict })
+    fn done(verdict: Verdict) -> MachineEvent {
+        MachineEvent::Message(FromL1::Done { verdict })
     }
 
-    fn is_lost(news: Vec<News>, with: &str) {
-        let outcome = outcome_of(news, true, "");
+    fn is_lost(events: Vec<MachineEvent>, with: &str) {
+        let outcome = outcome_of(events, true, "");
         assert!(
             matches!(&outcome, Outcome::Lost { message } if message.contains(with)),
             "{outcome}"
@@ -325,34 +325,43 @@ mod tests {
 
     #[test]
     fn verdicts() {
-        let pass = || vec![started(), done(Verdict::Pass), News::Closed];
+        let pass = || vec![started(), done(Verdict::Pass), MachineEvent::Closed];
         assert_eq!(outcome_of(pass(), true, "fine"), Outcome::Pass);
         let splat = outcome_of(pass(), true, "[ 1.0] BUG: x\n");
         assert_eq!(splat.to_string(), "splat (oops): [ 1.0] BUG: x (otherwise pass)");
-        is_lost(vec![News::Closed], "L1 ended without a verdict, in stage `start`");
         is_lost(
-            vec![News::Stopped("qemu stopped: internal-error".into())],
+            vec![MachineEvent::Closed],
+            "L1 ended without a verdict, in stage `start`",
+        );
+        is_lost(
+            vec![MachineEvent::Stopped("qemu stopped: internal-error".into())],
             "internal-error",
         );
-        is_lost(vec![News::Garbled("no control message".into())], "no control message");
+        is_lost(
+            vec![MachineEvent::Garbled("no control message".into())],
+            "no control message",
+        );
     }
 
     #[test]
     fn one_start_marker_and_one_end_marker() {
         is_lost(vec![started(), started()], "`a::b` once");
         is_lost(
-            vec![News::Message(FromL1::Started {
+            vec![MachineEvent::Message(FromL1::Started {
                 scenario: "c::d".into(),
             })],
             "was to start `a::b`",
         );
-        is_lost(vec![done(Verdict::Pass), News::Closed], "without having started");
+        is_lost(
+            vec![done(Verdict::Pass), MachineEvent::Closed],
+            "without having started",
+        );
         is_lost(
             vec![started(), done(Verdict::Pass), done(Verdict::Pass)],
             "after the verdict",
         );
         let stage = || {
-            News::Message(FromL1::Stage {
+            MachineEvent::Message(FromL1::Stage {
                 name: "late".into(),
                 deadline_ms: 1,
             })
@@ -362,7 +371,7 @@ mod tests {
             done(Verdict::Fail {
                 message: "no modules".into(),
             }),
-            News::Closed,
+            MachineEvent::Closed,
         ];
         assert_eq!(
             outcome_of(failed, true, ""),
@@ -374,7 +383,7 @@ mod tests {
 
     #[test]
     fn a_stage_that_takes_too_long_is_named_and_registers_are_kept() {
-        let stage = News::Message(FromL1::Stage {
+        let stage = MachineEvent::Message(FromL1::Stage {
             name: "hook".into(),
             deadline_ms: 10,
         });
@@ -396,7 +405,7 @@ mod tests {
 
     #[test]
     fn each_kind_of_evidence_has_its_file() {
-        let say = |message| News::Message(message);
+        let say = |message| MachineEvent::Message(message);
         let log = |source: &str, text: &str| {
             say(FromL1::Log {
                 source: source.into(),
@@ -406,15 +415,15 @@ mod tests {
         let wire = say(FromL1::Wire {
             text: "> #1 GET_VERSION".into(),
         });
-        let news = vec![
+        let events = vec![
             started(),
             log("guest", "hello"),
             log("scenario", "fine"),
             wire,
             done(Verdict::Pass),
-            News::Closed,
+            MachineEvent::Closed,
         ];
-        let (_, files) = ends(news, true, "kernel");
+        let (_, files) = ends(events, true, "kernel");
         let of = |name| files.iter().find(|(n, _)| *n == name).map_or("", |(_, text)| text);
         assert!(of(run_folder::GUEST).ends_with("guest: hello\n") && !of(run_folder::GUEST).contains("fine"));
         assert_eq!(of(run_folder::WIRE), "> #1 GET_VERSION\n");
@@ -444,7 +453,7 @@ mod tests {
             end_emulator_at: None,
         };
         let (send, receive) = channel();
-        send.send(News::Closed).unwrap();
+        send.send(MachineEvent::Closed).unwrap();
         let error = run(&request, |_| Ok(Scripted(Vec::new(), receive))).unwrap_err();
         assert_eq!(error.kind(), io::ErrorKind::StorageFull);
         assert!(Record::read(&request.folder).is_err());

@@ -57,7 +57,7 @@ pub(crate) fn scenarios() -> Vec<Scenario> {
 
 /// What a row of the table is about.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
-pub(crate) enum About {
+pub(crate) enum Aspect {
     /// What it is there for.
     Works,
     /// This error value.
@@ -66,7 +66,7 @@ pub(crate) enum About {
     Closes,
 }
 
-impl About {
+impl Aspect {
     fn label(self) -> &'static str {
         match self {
             Self::Works => "works",
@@ -81,7 +81,7 @@ impl About {
 
 /// One row of the table. `S` is what a provocation is given.
 pub(crate) struct Case<S: 'static> {
-    about: About,
+    about: Aspect,
     what: &'static str,
     vmx: Shown<S>,
     svm: Shown<S>,
@@ -105,7 +105,7 @@ impl<S> Clone for Shown<S> {
 
 impl<S> Copy for Shown<S> {}
 
-const fn case<S>(about: About, what: &'static str, shown: Shown<S>) -> Case<S> {
+const fn case<S>(about: Aspect, what: &'static str, shown: Shown<S>) -> Case<S> {
     Case {
         about,
         what,
@@ -116,7 +116,7 @@ const fn case<S>(about: About, what: &'static str, shown: Shown<S>) -> Case<S> {
 
 /// A row that the scenario of its command or event provokes.
 const fn here<S>(
-    about: About,
+    about: Aspect,
     what: &'static str,
     provoke: fn(&mut S, &mut Context) -> Result<(), Failure>,
 ) -> Case<S> {
@@ -124,12 +124,12 @@ const fn here<S>(
 }
 
 /// A row that another scenario shows; which says what it shows.
-const fn there<S>(about: About, scenario: &'static str) -> Case<S> {
+const fn there<S>(about: Aspect, scenario: &'static str) -> Case<S> {
     case(about, "", Shown::There(scenario))
 }
 
 /// A row that cannot be.
-const fn never<S>(about: About, why: &'static str) -> Case<S> {
+const fn never<S>(about: Aspect, why: &'static str) -> Case<S> {
     case(about, "", Shown::Never(why))
 }
 

@@ -1,5 +1,5 @@
 // SPDX-License-Identifier: MIT OR Apache-2.0
-//! What is proved, grouped by subject: one function per scenario, run in L1, each from the point where L1's state was saved.
+//! What is proved, grouped by subject: one function per scenario, run in L1, each from the snapshot where L1's state was saved.
 //!
 //! L0 links this crate too, for the list alone.
 

@@ -3,7 +3,7 @@
 
 use std::time::Duration;
 
-use kvmi_guests::{Deed, Level, Op, Operand, layout};
+use kvmi_guests::{Level, NestedOp, Op, Operand, layout};
 use kvmi_lab_control::Backend;
 use kvmi_uapi::PageAccessEntry;
 use kvmi_uapi::event::{self, CONTINUE, Cr, Msr, Pf, RETRY};
@@ -66,25 +66,25 @@ const KERNEL_GS_BASE: u32 = 0xc000_0102;
 const WORD: u64 = layout::SCRATCH;
 
 /// What is told of the program itself, by which event and how often.
-const TOLD: [(Deed, u16, usize); 5] = [
-    (Deed::Cr3, event::CR, 2),
-    (Deed::KernelGsBase, event::MSR, 1),
-    (Deed::Sgdt, event::DESCRIPTOR, 2),
-    (Deed::Store, event::PF, 1),
-    (Deed::Int3, event::BREAKPOINT, 1),
+const TOLD: [(NestedOp, u16, usize); 5] = [
+    (NestedOp::Cr3, event::CR, 2),
+    (NestedOp::KernelGsBase, event::MSR, 1),
+    (NestedOp::Sgdt, event::DESCRIPTOR, 2),
+    (NestedOp::Store, event::PF, 1),
+    (NestedOp::Int3, event::BREAKPOINT, 1),
 ];
 
 /// The argument of a deed that is done for the `nth` time, and the result that is due.
-fn due(deed: Deed, nth: u64) -> (u64, u64) {
+fn due(deed: NestedOp, nth: u64) -> (u64, u64) {
     match deed {
-        Deed::Nothing => (0, 1),
-        Deed::Int3 => (0, nth),
-        Deed::Cr3 => (1, layout::OTHER_ROOT),
+        NestedOp::Nothing => (0, 1),
+        NestedOp::Int3 => (0, nth),
+        NestedOp::Cr3 => (1, layout::OTHER_ROOT),
         // Each time another value: what changes nothing is not told.
-        Deed::KernelGsBase => (0x1000 * nth, 0x1000 * nth),
-        Deed::Sgdt => (2, layout::GDT),
-        Deed::Store => (WORD, 7),
-        Deed::Wait => (WORD, 2),
+        NestedOp::KernelGsBase => (0x1000 * nth, 0x1000 * nth),
+        NestedOp::Sgdt => (2, layout::GDT),
+        NestedOp::Store => (WORD, 7),
+        NestedOp::Wait => (WORD, 2),
     }
 }
 
@@ -102,7 +102,7 @@ fn watched(context: &mut Context) -> Result<(Vm, Wire), Failure> {
     Ok((vm, wire))
 }
 
-fn args(deed: Deed, argument: u64, level: Level) -> [u64; 4] {
+fn args(deed: NestedOp, argument: u64, level: Level) -> [u64; 4] {
     [deed as u64, argument, level as u64, 0]
 }
 
@@ -151,7 +151,7 @@ fn stays_in(context: &mut Context) -> Result<(), Failure> {
     const FEW: u64 = 300;
     let (vm, mut wire) = watched(context)?;
     for level in [Level::Nested, Level::NestedPaging] {
-        for (deed, result) in [(Deed::Cr3, layout::OTHER_ROOT), (Deed::Sgdt, layout::GDT)] {
+        for (deed, result) in [(NestedOp::Cr3, layout::OTHER_ROOT), (NestedOp::Sgdt, layout::GDT)] {
             context.stage(&format!("{deed:?} at {level:?}"), Duration::from_secs(10));
             let before = vm.exits(0)?;
             let got = vm.carry_out(context, 0, Op::Nested, args(deed, ROUNDS, level))?;
@@ -173,7 +173,7 @@ fn stepped_over(context: &mut Context, level: Level) -> Result<(), Failure> {
     context.stage("step", Duration::from_secs(60));
     // The INT3 before the entry, and the one behind it.
     let exits_before = vm.exits(0)?;
-    let number = vm.command(0, Op::Nested, [Deed::Sgdt as u64, ROUNDS, level as u64, 1])?;
+    let number = vm.command(0, Op::Nested, [NestedOp::Sgdt as u64, ROUNDS, level as u64, 1])?;
     let first = wire.expect_event(event::BREAKPOINT, 0)?;
     wire.singlestep(true)?;
     wire.reply(&first, CONTINUE)?;
@@ -219,7 +219,7 @@ fn stepped_over(context: &mut Context, level: Level) -> Result<(), Failure> {
     let exits = vm.exits(0)? - exits_before;
     check!(exits < ROUNDS, "{exits} exits: the guest's guest was stepped too");
     context.stage("unstepped", Duration::from_secs(10));
-    let got = vm.carry_out(context, 0, Op::Nested, args(Deed::Nothing, 0, level))?;
+    let got = vm.carry_out(context, 0, Op::Nested, args(NestedOp::Nothing, 0, level))?;
     check_eq!(got, 1, "result when nobody steps");
     wire.expect_no_event()?;
     vm.exit()
@@ -329,7 +329,7 @@ fn let_through_entry(context: &mut Context) -> Result<(), Failure> {
         context.stage(&format!("enter at {level:?}"), Duration::from_secs(10));
         wire.restrict(&[(page, PageAccessEntry::READ | PageAccessEntry::WRITE)])?;
         let before = vm.exits(0)?;
-        let got = vm.carry_out(context, 0, Op::Nested, args(Deed::Sgdt, ROUNDS, level))?;
+        let got = vm.carry_out(context, 0, Op::Nested, args(NestedOp::Sgdt, ROUNDS, level))?;
         check_eq!(got, layout::GDT, "result");
         // As many as that page has instructions that were executed; were the guest's guest stepped there would be ten for each round.
         let exits = vm.exits(0)? - before;
@@ -337,7 +337,7 @@ fn let_through_entry(context: &mut Context) -> Result<(), Failure> {
         wire.restrict(&[(page, ALL)])?;
         context.stage(&format!("after {level:?}"), Duration::from_secs(10));
         let before = vm.exits(0)?;
-        vm.carry_out(context, 0, Op::Nested, args(Deed::Sgdt, ROUNDS, Level::Own))?;
+        vm.carry_out(context, 0, Op::Nested, args(NestedOp::Sgdt, ROUNDS, Level::Own))?;
         let exits = vm.exits(0)? - before;
         check!(exits < FEW, "{exits} exits of the guest afterwards");
         wire.expect_no_event()?;
@@ -350,7 +350,7 @@ fn let_through_entry(context: &mut Context) -> Result<(), Failure> {
     check_eq!(vm.finished(context, 0, number)?, 2, "result");
     context.stage("after the last step", Duration::from_secs(10));
     let before = vm.exits(0)?;
-    vm.carry_out(context, 0, Op::Nested, args(Deed::Sgdt, ROUNDS, Level::Own))?;
+    vm.carry_out(context, 0, Op::Nested, args(NestedOp::Sgdt, ROUNDS, Level::Own))?;
     let exits = vm.exits(0)? - before;
     check!(exits < FEW, "{exits} exits of the guest after the last step");
     vm.exit()
@@ -364,7 +364,7 @@ fn is_nested(rsp: u64) -> bool {
 /// Has the guest's guest wait; the command's number.
 pub(crate) fn wait_in_nested(context: &mut Context, vm: &Vm) -> Result<u64, Failure> {
     context.stage("into the guest's guest", Duration::from_secs(10));
-    let number = vm.command(0, Op::Nested, args(Deed::Wait, WORD + 4096, Level::Nested))?;
+    let number = vm.command(0, Op::Nested, args(NestedOp::Wait, WORD + 4096, Level::Nested))?;
     context.wait_for("the guest's guest", || Ok(word(vm)? == 1))?;
     Ok(number)
 }
@@ -403,7 +403,7 @@ fn paused(context: &mut Context) -> Result<(), Failure> {
     release(&vm)?;
     check_eq!(vm.finished(context, 0, number)?, 2, "result");
     wire.expect_no_event()?;
-    let number = vm.command(0, Op::Nested, args(Deed::Int3, 0, Level::Own))?;
+    let number = vm.command(0, Op::Nested, args(NestedOp::Int3, 0, Level::Own))?;
     let told = wire.expect_event(event::BREAKPOINT, 0)?;
     wire.reply(&told, CONTINUE)?;
     vm.finished(context, 0, number)?;
@@ -424,11 +424,11 @@ fn unhooked(context: &mut Context) -> Result<(), Failure> {
     for level in [Level::Own, Level::Nested] {
         context.stage(&format!("{level:?}"), Duration::from_secs(10));
         let before = vm.exits(0)?;
-        let got = vm.carry_out(context, 0, Op::Nested, args(Deed::Sgdt, ROUNDS, level))?;
+        let got = vm.carry_out(context, 0, Op::Nested, args(NestedOp::Sgdt, ROUNDS, level))?;
         check_eq!(got, layout::GDT, "result");
         let exits = vm.exits(0)? - before;
         check!(exits < FEW, "{exits} exits for {ROUNDS} SGDT");
-        let got = vm.carry_out(context, 0, Op::Nested, args(Deed::Store, WORD, level))?;
+        let got = vm.carry_out(context, 0, Op::Nested, args(NestedOp::Store, WORD, level))?;
         check_eq!(got, 7, "result of the store");
     }
     vm.exit()

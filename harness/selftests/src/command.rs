@@ -10,10 +10,10 @@ use anyhow::{Result, bail, ensure};
 use kvmi_lab::e2e::{Slice, source};
 use kvmi_lab::emulators::{self, Fetched};
 use kvmi_lab::images::{self, Programs as InL1};
-use kvmi_lab::{hardware, points};
+use kvmi_lab::{hardware, snapshots};
 use kvmi_lab_control::{Lane, Platform, SELFTEST_ARGUMENTS, SELFTESTS, SelftestMode};
+use kvmi_lab_environment::Environment;
 use kvmi_lab_environment::output::count;
-use kvmi_lab_environment::workshop::Workshop;
 use kvmi_lab_environment::{apt, exit};
 use kvmi_lab_kernel::{self as kernel, Built, Choice};
 use kvmi_lab_machine::boot::{Boot, Hardware};
@@ -117,8 +117,8 @@ pub struct Count {
 }
 
 /// Builds, runs, compares, and shows.
-pub fn run(shop: &Workshop, wanted: &Arguments, json: bool) -> Result<u8> {
-    let count = run_counted(shop, wanted, json)?;
+pub fn run(env: &Environment, wanted: &Arguments, json: bool) -> Result<u8> {
+    let count = run_counted(env, wanted, json)?;
     Ok(if count.failed == 0 {
         exit::OK
     } else {
@@ -127,25 +127,25 @@ pub fn run(shop: &Workshop, wanted: &Arguments, json: bool) -> Result<u8> {
 }
 
 /// The same; what is as it should be is passed, each finding has failed.
-pub fn run_counted(shop: &Workshop, wanted: &Arguments, json: bool) -> Result<Count> {
+pub fn run_counted(env: &Environment, wanted: &Arguments, json: bool) -> Result<Count> {
     let expected = Expected::own()?;
     apt::require_debian()?;
-    apt::install_needed(shop)?;
+    apt::install_needed(env)?;
     let choice = Choice {
         kernel: wanted.kernel.clone(),
         ..Choice::default()
     };
     let (built, fetched) = thread::scope(|scope| {
-        let fetching = scope.spawn(|| emulators::fetch(shop));
-        let built = kernel::build(shop, &choice);
+        let fetching = scope.spawn(|| emulators::fetch(env));
+        let built = kernel::build(env, &choice);
         let fetched = fetching
             .join()
             .unwrap_or_else(|_| bail!("fetching the emulators panicked"));
         anyhow::Ok((built?, fetched?))
     })?;
     let lanes = wanted.lanes();
-    require(shop, &lanes, &fetched, &built)?;
-    let programs = programs(shop, wanted)?;
+    require(env, &lanes, &fetched, &built)?;
+    let programs = programs(env, wanted)?;
     let names = programs.keys().map(String::as_str).collect();
     let unknown = unknown_names(&expected, &names);
     ensure!(
@@ -161,53 +161,53 @@ pub fn run_counted(shop: &Workshop, wanted: &Arguments, json: bool) -> Result<Co
         !jobs.is_empty(),
         "no test is left to run: docs/selftests.md says which are left out, and why"
     );
-    let folder = shop.runs.new_folder()?;
+    let folder = env.runs.new_folder()?;
     fs::write(folder.join(KERNEL), &built.kernel.version.package)?;
     let arguments = folder.join("arguments");
     fs::write(&arguments, expected.arguments_file())?;
     let mut prepared = Vec::new();
     for &lane in &lanes {
-        let boot = boot(shop, &built, &programs, &arguments, lane)?;
-        prepared.extend(points::prepare(shop, &[lane], Pace::Host, &boot, &fetched, &folder)?);
+        let boot = boot(env, &built, &programs, &arguments, lane)?;
+        prepared.extend(snapshots::prepare(env, &[lane], Pace::Host, &boot, &fetched, &folder)?);
     }
     let lab = LabRun {
         folder,
         seed: 1,
         source: source(
-            shop,
-            &boot(shop, &built, &programs, &arguments, lanes[0])?,
+            env,
+            &boot(env, &built, &programs, &arguments, lanes[0])?,
             Pace::Host,
             &built.kernel.version.release(),
             &fetched,
         ),
         lanes: prepared.iter().map(|l| l.prepared.clone()).collect(),
     };
-    let records = run_jobs(shop, &lab, jobs)?;
+    let records = run_jobs(env, &lab, jobs)?;
     let seen = Seen::of(&records);
     let mut findings = compare(&seen, &expected);
     if wanted.is_of_many() {
         findings.extend(idle_modes(&seen));
     }
-    let results = read_results(&shop.checkout)?;
+    let results = read_results(&env.checkout)?;
     // What stands in the record is of its own kernel.
     let stale = if wanted.kernel.is_none() {
         results.stale(&seen)
     } else {
         Vec::new()
     };
-    show::show_all(shop, &lab, &records, &seen, json);
-    show::show_findings(shop, &lab, &findings, &stale, json);
+    show::show_all(env, &lab, &records, &seen, json);
+    show::show_findings(env, &lab, &findings, &stale, json);
     let failed = findings.len() + stale.len();
     let passed = records.len().saturating_sub(failed);
     Ok(Count { passed, failed })
 }
 
 /// Fails unless the machine has these lanes.
-fn require(shop: &Workshop, lanes: &[Lane], fetched: &Fetched, built: &Built) -> Result<()> {
+fn require(env: &Environment, lanes: &[Lane], fetched: &Fetched, built: &Built) -> Result<()> {
     let mut facts = hardware::look();
     if lanes.iter().any(|lane| !lane.platform().is_emulated()) {
         let kernel = built.kernel.image.join("vmlinuz");
-        hardware::try_guest(shop, &mut facts, &fetched.emulators, &kernel)?;
+        hardware::try_guest(env, &mut facts, &fetched.emulators, &kernel)?;
     }
     for &lane in lanes {
         if let Some(lack) = hardware::lack(&facts, lane) {
@@ -218,20 +218,20 @@ fn require(shop: &Workshop, lanes: &[Lane], fetched: &Fetched, built: &Built) ->
 }
 
 /// The tests of the kernel's source package.
-fn programs(shop: &Workshop, wanted: &Arguments) -> Result<Programs> {
-    let (version, archive) = kernel::resolve(shop, wanted.kernel.as_deref())?;
+fn programs(env: &Environment, wanted: &Arguments) -> Result<Programs> {
+    let (version, archive) = kernel::resolve(env, wanted.kernel.as_deref())?;
     let package = version.package.clone();
     Ok(build::build(
-        &shop.cache,
-        &shop.progress,
+        &env.cache,
+        &env.progress,
         &package,
-        shop.jobs(),
+        env.jobs(),
         |into, parts, task| Ok(kernel::unpack_source(&version, &archive, into, parts, task)?),
     )?)
 }
 
 /// An L1 with the tests in `/selftests`.
-fn boot(shop: &Workshop, built: &Built, programs: &Programs, arguments: &Path, lane: Lane) -> Result<Boot> {
+fn boot(env: &Environment, built: &Built, programs: &Programs, arguments: &Path, lane: Lane) -> Result<Boot> {
     let files = programs
         .iter()
         .map(|(name, path)| (format!("selftests/{name}"), path.clone()));
@@ -240,7 +240,7 @@ fn boot(shop: &Workshop, built: &Built, programs: &Programs, arguments: &Path, l
         SELFTEST_ARGUMENTS.trim_start_matches('/').to_owned(),
         arguments.to_owned(),
     );
-    let mut boot = images::boot_with(shop, built, &files)?;
+    let mut boot = images::boot_with(env, built, &files)?;
     boot.arguments.push(SELFTESTS.to_owned());
     boot.hardware = Hardware {
         memory_mib: if lane.platform() == Platform::Bochs {
@@ -254,11 +254,11 @@ fn boot(shop: &Workshop, built: &Built, programs: &Programs, arguments: &Path, l
     Ok(boot)
 }
 
-fn run_jobs(shop: &Workshop, lab: &LabRun, jobs: Vec<Job>) -> Result<Vec<Record>> {
+fn run_jobs(env: &Environment, lab: &LabRun, jobs: Vec<Job>) -> Result<Vec<Record>> {
     let all = jobs.len();
-    let task = shop.progress.task(format!("run {}", count(all, "selftest")));
+    let task = env.progress.task(format!("run {}", count(all, "selftest")));
     let mut ended = 0;
-    let records = run::run(lab, jobs, shop.jobs(), |record| {
+    let records = run::run(lab, jobs, env.jobs(), |record| {
         ended += 1;
         task.note(format!(
             "{ended} of {all}: {} on {}: {}",

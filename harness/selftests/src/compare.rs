@@ -24,7 +24,7 @@ impl From<&Outcome> for Cell {
             Outcome::Pass | Outcome::Timeout { .. } | Outcome::Lost { .. } => String::new(),
             Outcome::Skip { reason } => reason.clone(),
             Outcome::Fail { message } => message.clone(),
-            splat @ Outcome::Splat { .. } => splat.gist(),
+            splat @ Outcome::Splat { .. } => splat.signature(),
         };
         Self {
             word: outcome.into(),

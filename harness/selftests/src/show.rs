@@ -6,9 +6,9 @@ use std::collections::BTreeMap;
 use comfy_table::{CellAlignment, Table};
 use kvmi_lab::table::relative;
 use kvmi_lab_control::{Lane, SelftestMode};
+use kvmi_lab_environment::Environment;
 use kvmi_lab_environment::output::{self, count};
 use kvmi_lab_environment::show;
-use kvmi_lab_environment::workshop::Workshop;
 use kvmi_lab_machine::lab_run::LabRun;
 use kvmi_lab_machine::outcome::Record;
 use serde_json::json;
@@ -17,7 +17,7 @@ use crate::compare::{Cell, Finding, Hooks, Seen};
 use crate::expected::Word;
 
 /// Says how each test ended, to programs, or how many did how, to people.
-pub(crate) fn show_all(shop: &Workshop, lab: &LabRun, records: &[Record], seen: &Seen, json: bool) {
+pub(crate) fn show_all(env: &Environment, lab: &LabRun, records: &[Record], seen: &Seen, json: bool) {
     if json {
         for record in records {
             let logs = lab.scenario_folder(record.lane, &record.scenario);
@@ -41,7 +41,7 @@ pub(crate) fn show_all(shop: &Workshop, lab: &LabRun, records: &[Record], seen: 
     {
         show!("the slowest was {scenario} on {lane}: {seconds:.0} s");
     }
-    show!("logs are in {}", relative(&lab.folder, &shop.checkout));
+    show!("logs are in {}", relative(&lab.folder, &env.checkout));
 }
 
 /// How many tests ended how, on each lane in each mode.
@@ -78,7 +78,7 @@ fn summary(seen: &Seen) -> Table {
 }
 
 /// Says what is not as it should be, with the command that shows it again.
-pub(crate) fn show_findings(shop: &Workshop, lab: &LabRun, findings: &[Finding], stale: &[String], json: bool) {
+pub(crate) fn show_findings(env: &Environment, lab: &LabRun, findings: &[Finding], stale: &[String], json: bool) {
     for finding in findings {
         let Finding { lane, mode, test, what } = finding;
         if json {
@@ -91,7 +91,7 @@ pub(crate) fn show_findings(shop: &Workshop, lab: &LabRun, findings: &[Finding],
         show!("\nwrong: {finding}");
         if let Some(test) = test {
             let logs = lab.scenario_folder(*lane, &mode.run_name(test));
-            show!("  logs:  {}", relative(&logs, &shop.checkout));
+            show!("  logs:  {}", relative(&logs, &env.checkout));
             show!("  again: cargo xtask selftests {test} --lane {lane} --mode {mode}");
         }
     }
@@ -105,7 +105,7 @@ pub(crate) fn show_findings(shop: &Workshop, lab: &LabRun, findings: &[Finding],
     if !stale.is_empty() && !json {
         show!(
             "  to mend it: cargo xtask docs --selftests {}",
-            relative(&lab.folder, &shop.checkout)
+            relative(&lab.folder, &env.checkout)
         );
     }
     if !json {

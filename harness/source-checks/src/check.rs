@@ -5,10 +5,10 @@ use std::path::Path;
 
 use anyhow::{Result, anyhow};
 use kvmi_lab::images;
+use kvmi_lab_environment::Environment;
 use kvmi_lab_environment::apt;
 use kvmi_lab_environment::finding::Finding;
 use kvmi_lab_environment::tools::{DENY, NEXTEST};
-use kvmi_lab_environment::workshop::Workshop;
 use kvmi_lab_kernel as kernel;
 use kvmi_lab_machine::process::Program;
 use kvmi_lab_machine::progress::Task;
@@ -26,7 +26,7 @@ pub struct Count {
 
 /// What checks are given.
 struct Context<'a> {
-    shop: &'a Workshop,
+    env: &'a Environment,
     refusal: Refusal,
 }
 
@@ -102,16 +102,16 @@ const ONE: Count = Count { passed: 1, failed: 0 };
 /// # Errors
 ///
 /// When a check cannot be tried, for something is missing.
-pub fn run(shop: &Workshop, refusal: Refusal, kernel: bool) -> Result<Count> {
+pub fn run(env: &Environment, refusal: Refusal, kernel: bool) -> Result<Count> {
     if kernel {
         apt::require_debian()?;
-        apt::install_for_checks(shop)?;
+        apt::install_for_checks(env)?;
     }
     let steps = ANYWHERE.iter().chain(if kernel { FOR_KERNEL } else { &[] });
     let mut count = Count::default();
     for step in steps {
-        let task = shop.progress.task(step.what);
-        match (step.check)(&Context { shop, refusal }, &task) {
+        let task = env.progress.task(step.what);
+        match (step.check)(&Context { env, refusal }, &task) {
             Ok(more) => {
                 task.done();
                 count.passed += more.passed;
@@ -120,7 +120,7 @@ pub fn run(shop: &Workshop, refusal: Refusal, kernel: bool) -> Result<Count> {
             Err(error) => {
                 drop(task);
                 count.failed += 1;
-                shop.progress.say(format!("{error:#}\nto mend it: {}\n", step.mend));
+                env.progress.say(format!("{error:#}\nto mend it: {}\n", step.mend));
             }
         }
     }
@@ -147,29 +147,29 @@ fn none_of(findings: &[Finding], task: &Task) -> Result<Count> {
 }
 
 fn format(context: &Context<'_>, task: &Task) -> Result<Count> {
-    cargo(&context.shop.checkout, &["fmt", "--all", "--check"]).run(task)?;
+    cargo(&context.env.checkout, &["fmt", "--all", "--check"]).run(task)?;
     Ok(ONE)
 }
 
 fn untidy(context: &Context<'_>, task: &Task) -> Result<Count> {
-    none_of(&tidy::findings(&context.shop.checkout, context.refusal)?, task)
+    none_of(&tidy::findings(&context.env.checkout, context.refusal)?, task)
 }
 
 /// By deny.toml. Advisories come from a database that is fetched; where it cannot be had, the rest counts.
 fn crates(context: &Context<'_>, task: &Task) -> Result<Count> {
-    let shop = context.shop;
-    let program = DENY.program(shop)?;
+    let env = context.env;
+    let program = DENY.program(env)?;
     let deny = |what: &[&str]| {
         Program::new(&program)
             .args(["deny", "--color=never", "check", "--hide-inclusion-graph"])
             .args(what)
-            .in_dir(&shop.checkout)
+            .in_dir(&env.checkout)
     };
     deny(&["bans", "licenses", "sources"]).run(task)?;
     match deny(&["advisories"]).run(task) {
         Ok(_) => Ok(Count { passed: 2, failed: 0 }),
         Err(error) if is_without_database(&error.to_string()) => {
-            shop.progress
+            env.progress
                 .say("without advisories about crates: their database cannot be fetched");
             Ok(ONE)
         }
@@ -185,19 +185,19 @@ fn is_without_database(output: &str) -> bool {
 fn clippy(context: &Context<'_>, task: &Task) -> Result<Count> {
     let arguments = "clippy --workspace --all-targets --locked -- -D warnings";
     let arguments: Vec<&str> = arguments.split(' ').collect();
-    cargo(&context.shop.checkout, &arguments).run(task)?;
+    cargo(&context.env.checkout, &arguments).run(task)?;
     Ok(ONE)
 }
 
 fn unit_tests(context: &Context<'_>, task: &Task) -> Result<Count> {
-    let shop = context.shop;
-    let output = Program::new(NEXTEST.program(shop)?)
+    let env = context.env;
+    let output = Program::new(NEXTEST.program(env)?)
         .args("nextest run --workspace --exclude kvmi-lab-tests --locked".split(' '))
-        .in_dir(&shop.checkout)
+        .in_dir(&env.checkout)
         .env("CARGO_TERM_COLOR", "never")
         .run(task)?;
     for seed in output.lines().filter(|line| line.contains("KVMI_MODEL_SEED=")) {
-        shop.progress.say(seed.trim());
+        env.progress.say(seed.trim());
     }
     Ok(summary(&output))
 }
@@ -224,13 +224,13 @@ fn summary(output: &str) -> Count {
 
 /// Those of the crates that are built for this machine by default.
 fn doc_tests(context: &Context<'_>, task: &Task) -> Result<Count> {
-    cargo(&context.shop.checkout, &["test", "--doc", "--locked"]).run(task)?;
+    cargo(&context.env.checkout, &["test", "--doc", "--locked"]).run(task)?;
     Ok(ONE)
 }
 
 fn documentation(context: &Context<'_>, task: &Task) -> Result<Count> {
     cargo(
-        &context.shop.checkout,
+        &context.env.checkout,
         &["doc", "--no-deps", "--document-private-items", "--locked"],
     )
     .env("RUSTDOCFLAGS", "-D warnings")
@@ -240,17 +240,17 @@ fn documentation(context: &Context<'_>, task: &Task) -> Result<Count> {
 
 /// The modules and the guests, neither of which may give a warning.
 fn bare_metal(context: &Context<'_>, _: &Task) -> Result<Count> {
-    kernel::build(context.shop, &kernel::Choice::default())?;
-    images::build_guests(context.shop)?;
+    kernel::build(context.env, &kernel::Choice::default())?;
+    images::build_guests(context.env)?;
     Ok(ONE)
 }
 
 fn checkpatch(context: &Context<'_>, task: &Task) -> Result<Count> {
-    none_of(&kernel::checkpatch::findings(context.shop, task)?, task)
+    none_of(&kernel::checkpatch::findings(context.env, task)?, task)
 }
 
 fn sparse(context: &Context<'_>, task: &Task) -> Result<Count> {
-    none_of(&kernel::sparse::findings(context.shop, task)?, task)
+    none_of(&kernel::sparse::findings(context.env, task)?, task)
 }
 
 #[cfg(test)]

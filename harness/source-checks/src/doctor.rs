@@ -1,5 +1,5 @@
 // SPDX-License-Identifier: MIT OR Apache-2.0
-//! What this machine has, lacks and can run, and the command that mends each lack.
+//! What this machine has, unavailable_lanes and can run, and the command that mends each lack.
 
 use std::fs;
 use std::os::unix::fs::MetadataExt;
@@ -8,11 +8,11 @@ use std::path::Path;
 use anyhow::{Context, Result};
 use kvmi_lab::{emulators, hardware};
 use kvmi_lab_control::Lane;
+use kvmi_lab_environment::Environment;
 use kvmi_lab_environment::apt;
 use kvmi_lab_environment::output;
 use kvmi_lab_environment::show;
 use kvmi_lab_environment::tools::NEXTEST;
-use kvmi_lab_environment::workshop::Workshop;
 use kvmi_lab_kernel::bare_metal;
 use kvmi_lab_kernel::{self as kernel, KernelVersion, Lists};
 use kvmi_lab_machine::cache::files_below;
@@ -65,22 +65,22 @@ fn item(what: &str, state: State, detail: impl Into<String>, mend: Option<String
 }
 
 /// Looks at everything and tells each thing as it is found. Nothing is changed.
-pub fn examine(shop: &Workshop, mut tell: impl FnMut(&Item) -> Result<()>) -> Result<()> {
+pub fn examine(env: &Environment, mut tell: impl FnMut(&Item) -> Result<()>) -> Result<()> {
     tell(&distribution())?;
     let has_apt = apt::require_debian().is_ok();
     if has_apt {
         tell(&privileges())?;
         tell(&packages()?)?;
     }
-    for item in disks(shop.cache.root(), &shop.path("target"))? {
+    for item in disks(env.cache.root(), &env.path("target"))? {
         tell(&item)?;
     }
     tell(&memory(
         &fs::read_to_string("/proc/meminfo").context("ask for the memory")?,
     )?)?;
-    tell(&toolchain(shop)?)?;
+    tell(&toolchain(env)?)?;
     tell(&compiler())?;
-    tell(&match NEXTEST.find(shop) {
+    tell(&match NEXTEST.find(env) {
         Some(version) => item("test runner", State::Has, format!("nextest {version}"), None),
         None => {
             let detail = "nextest is built into the cache when it is needed (minutes)";
@@ -94,10 +94,10 @@ pub fn examine(shop: &Workshop, mut tell: impl FnMut(&Item) -> Result<()>) -> Re
             item("debugger", State::Without, detail, None)
         }
     })?;
-    tell(&in_cache("kernel of L1", kernel_in_cache(shop)))?;
-    let emulators = emulators::find(shop).map(|path| format!("QEMU and Bochs of Debian 13, in {}", path.display()));
+    tell(&in_cache("kernel of L1", kernel_in_cache(env)))?;
+    let emulators = emulators::find(env).map(|path| format!("QEMU and Bochs of Debian 13, in {}", path.display()));
     tell(&in_cache("emulators", emulators))?;
-    let facts = hardware::probe(shop)?;
+    let facts = hardware::probe(env)?;
     for &lane in Lane::ALL {
         let (state, detail) = match hardware::lack(&facts, lane) {
             Some(lack) if lack.is_untried(&facts) => (State::Later, lack.text()),
@@ -109,16 +109,16 @@ pub fn examine(shop: &Workshop, mut tell: impl FnMut(&Item) -> Result<()>) -> Re
     }
     // Last: apt takes its time.
     if has_apt {
-        tell(&kernels(shop)?)?;
+        tell(&kernels(env)?)?;
     }
     Ok(())
 }
 
 /// The kernels that can be chosen, as far as lists of packages are at hand.
-fn kernels(shop: &Workshop) -> Result<Item> {
+fn kernels(env: &Environment) -> Result<Item> {
     let mut parts = Vec::new();
     for suite in &kernel::matrix().suites {
-        let (_, kernels) = kernel::on_offer(shop, suite, Lists::AtHand)?;
+        let (_, kernels) = kernel::on_offer(env, suite, Lists::AtHand)?;
         let (newest, oldest) = match (kernels.first(), kernels.last()) {
             (Some(newest), Some(oldest)) => (newest.upstream(), oldest.upstream()),
             _ => {
@@ -204,9 +204,13 @@ fn disks(cache: &Path, target: &Path) -> Result<Vec<Item>> {
     let cache = Place::look("the cache", cache, CACHE_GIB)?;
     let target = Place::look("target", target, TARGET_GIB)?;
     Ok(if cache.device == target.device {
-        vec![disk("the cache and target", cache.free, cache.lacks + target.lacks)]
+        vec![disk(
+            "the cache and target",
+            cache.free,
+            cache.unavailable_lanes + target.unavailable_lanes,
+        )]
     } else {
-        let one = |place: &Place| disk(place.what, place.free, place.lacks);
+        let one = |place: &Place| disk(place.what, place.free, place.unavailable_lanes);
         vec![one(&cache), one(&target)]
     })
 }
@@ -217,7 +221,7 @@ struct Place {
     device: u64,
     /// How many bytes it may still take, and how many of those that are wanted it has not taken yet.
     free: u64,
-    lacks: u64,
+    unavailable_lanes: u64,
 }
 
 impl Place {
@@ -231,7 +235,7 @@ impl Place {
             what,
             device: fs::metadata(existing)?.dev(),
             free: room.f_bavail * room.f_frsize,
-            lacks: (gib << 30).saturating_sub(taken),
+            unavailable_lanes: (gib << 30).saturating_sub(taken),
         })
     }
 }
@@ -280,8 +284,8 @@ fn memory(meminfo: &str) -> Result<Item> {
 }
 
 /// What runs this very program has been compiled by.
-fn toolchain(shop: &Workshop) -> Result<Item> {
-    let version = Program::new("rustc").arg("--version").in_dir(&shop.checkout).output()?;
+fn toolchain(env: &Environment) -> Result<Item> {
+    let version = Program::new("rustc").arg("--version").in_dir(&env.checkout).output()?;
     let detail = format!("{}, for the lab's own programs", version_of(&version));
     Ok(item("Rust", State::Has, detail, None))
 }
@@ -317,8 +321,8 @@ fn compiler() -> Item {
     }
 }
 
-fn kernel_in_cache(shop: &Workshop) -> Option<String> {
-    let text = fs::read(shop.cache.root().join("kernel.json")).ok()?;
+fn kernel_in_cache(env: &Environment) -> Option<String> {
+    let text = fs::read(env.cache.root().join("kernel.json")).ok()?;
     let version: KernelVersion = serde_json::from_slice(&text).ok()?;
     Some(format!("{} ({})", version.release(), version.package))
 }
@@ -381,10 +385,10 @@ mod tests {
     fn what_was_taken_already_need_not_be_free() {
         let dir = tempfile::tempdir().unwrap();
         let empty = Place::look("target", &dir.path().join("none"), 1).unwrap();
-        assert_eq!(empty.lacks, 1 << 30);
+        assert_eq!(empty.unavailable_lanes, 1 << 30);
         fs::write(dir.path().join("some"), [1; 1 << 20]).unwrap();
         let filled = Place::look("target", dir.path(), 1).unwrap();
-        assert!(filled.lacks <= (1 << 30) - (1 << 20) && filled.device == empty.device);
+        assert!(filled.unavailable_lanes <= (1 << 30) - (1 << 20) && filled.device == empty.device);
         assert_eq!(disks(dir.path(), &dir.path().join("target")).unwrap().len(), 1);
         assert_eq!(disk("target", 1, 2).state, State::Lacks);
         assert_eq!(disk("target", 2, 2).state, State::Has);

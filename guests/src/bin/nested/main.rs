@@ -17,7 +17,7 @@ use core::sync::atomic::Ordering::Relaxed;
 use kvmi_guests::runtime::{
     Cpu, Vendor, descriptor, int3, mailbox, read_cr, read_msr, table_registers, vendor, write_cr, write_msr_or_fault,
 };
-use kvmi_guests::{Deed, DescriptorOp, Level, Op, Operand, layout};
+use kvmi_guests::{DescriptorOp, Level, NestedOp, Op, Operand, layout};
 
 kvmi_guests::guest!(program);
 
@@ -101,7 +101,7 @@ fn program(cpu: Cpu) -> ! {
         if op != Op::Nested {
             return None;
         }
-        let deed = Deed::from_number(deed)?;
+        let deed = NestedOp::from_number(deed)?;
         let has_paging = match Level::from_number(level)? {
             Level::Own => return Some(carry_out(deed, argument)),
             Level::Nested => false,
@@ -132,7 +132,7 @@ fn nested_rsp() -> u64 {
 
 /// Where the guest starts, with what it is to do in RDI and RSI.
 extern "C" fn nested(deed: u64, argument: u64) -> ! {
-    let result = Deed::from_number(deed).map_or(u64::MAX, |deed| carry_out(deed, argument));
+    let result = NestedOp::from_number(deed).map_or(u64::MAX, |deed| carry_out(deed, argument));
     let [rax, rdi] = HYPERCALL;
     loop {
         // SAFETY: an exit to the hypervisor, which does not come back.
@@ -146,29 +146,29 @@ extern "C" fn nested(deed: u64, argument: u64) -> ! {
     }
 }
 
-fn carry_out(deed: Deed, argument: u64) -> u64 {
+fn carry_out(deed: NestedOp, argument: u64) -> u64 {
     let cpu = Cpu {
         index: 0,
         slot: &mailbox().slots[0],
     };
     match deed {
-        Deed::Nothing => 1,
-        Deed::Int3 => {
+        NestedOp::Nothing => 1,
+        NestedOp::Int3 => {
             int3();
             cpu.slot.breakpoints.load(Relaxed)
         }
-        Deed::Cr3 => (0..argument).fold(0, |_, _| {
+        NestedOp::Cr3 => (0..argument).fold(0, |_, _| {
             write_cr(&cpu, 3, layout::OTHER_ROOT);
             let held = read_cr(3);
             write_cr(&cpu, 3, layout::ROOT);
             held
         }),
-        Deed::KernelGsBase => {
+        NestedOp::KernelGsBase => {
             write_msr_or_fault(&cpu, KERNEL_GS_BASE, argument, false);
             read_msr(KERNEL_GS_BASE)
         }
-        Deed::Sgdt => (0..argument).fold(0, |_, _| descriptor(DescriptorOp::Sgdt)),
-        Deed::Store => {
+        NestedOp::Sgdt => (0..argument).fold(0, |_, _| descriptor(DescriptorOp::Sgdt)),
+        NestedOp::Store => {
             let word = ptr::with_exposed_provenance_mut::<u64>(argument as usize);
             // SAFETY: the scenario names memory that the program does not use.
             unsafe {
@@ -176,7 +176,7 @@ fn carry_out(deed: Deed, argument: u64) -> u64 {
                 word.read_volatile()
             }
         }
-        Deed::Wait => {
+        NestedOp::Wait => {
             let word = ptr::with_exposed_provenance_mut::<u64>(argument as usize);
             // SAFETY: as above; the scenario writes it too, and each access is one instruction.
             unsafe {

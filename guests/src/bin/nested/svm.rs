@@ -4,7 +4,7 @@
 use core::arch::asm;
 
 use kvmi_guests::runtime::{Cpu, TablePointer, read_cr, read_msr, write_msr_or_fault};
-use kvmi_guests::{Deed, Operand, layout};
+use kvmi_guests::{NestedOp, Operand, layout};
 
 use crate::{Exit, NestedPaging, Page, nested, nested_rsp};
 
@@ -142,7 +142,7 @@ pub(crate) fn operand(cpu: &Cpu, tables: [TablePointer; 2], what: Operand, addre
                 asm!("vmload rax", in("rax") address);
                 Some(0)
             }
-            Operand::Vmrun => Some(enter(address, [Deed::Nothing as u64, 0])),
+            Operand::Vmrun => Some(enter(address, [NestedOp::Nothing as u64, 0])),
             _ => None,
         }
     }

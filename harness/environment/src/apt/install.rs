@@ -8,15 +8,15 @@ use kvmi_lab_control::{Lane, Platform};
 
 use super::{FOR_CD, FOR_CHECKS, FOR_KERNEL, NEEDED, Needed};
 use super::{as_root, install_command, missing, names, update, update_command};
-use crate::workshop::Workshop;
+use crate::Environment;
 
 /// Installs what is missing of [`NEEDED`], if that is agreed to.
 ///
 /// # Errors
 ///
 /// When nobody agrees, with the command to type; when apt fails.
-pub fn install_needed(shop: &Workshop) -> Result<()> {
-    install(shop, &missing(NEEDED)?)
+pub fn install_needed(env: &Environment) -> Result<()> {
+    install(env, &missing(NEEDED)?)
 }
 
 /// Installs what is missing of what compiling a kernel needs.
@@ -24,8 +24,8 @@ pub fn install_needed(shop: &Workshop) -> Result<()> {
 /// # Errors
 ///
 /// As [`install_needed`].
-pub fn install_for_kernel(shop: &Workshop) -> Result<()> {
-    install(shop, &missing(FOR_KERNEL)?)
+pub fn install_for_kernel(env: &Environment) -> Result<()> {
+    install(env, &missing(FOR_KERNEL)?)
 }
 
 /// Installs what is missing of what builds and checks what runs in the kernel.
@@ -33,8 +33,8 @@ pub fn install_for_kernel(shop: &Workshop) -> Result<()> {
 /// # Errors
 ///
 /// As [`install_needed`].
-pub fn install_for_checks(shop: &Workshop) -> Result<()> {
-    install(shop, &missing(&[NEEDED, FOR_CHECKS].concat())?)
+pub fn install_for_checks(env: &Environment) -> Result<()> {
+    install(env, &missing(&[NEEDED, FOR_CHECKS].concat())?)
 }
 
 /// Installs what is missing of what booting a lane needs, where nothing is built.
@@ -42,25 +42,25 @@ pub fn install_for_checks(shop: &Workshop) -> Result<()> {
 /// # Errors
 ///
 /// As [`install_needed`].
-pub fn install_for_boot(shop: &Workshop, lane: Lane) -> Result<()> {
+pub fn install_for_boot(env: &Environment, lane: Lane) -> Result<()> {
     if lane.platform() != Platform::Bochs {
         return Ok(());
     }
     let mut packages = missing(NEEDED)?;
     packages.retain(|needed| FOR_CD.contains(&needed.package));
-    install(shop, &packages)
+    install(env, &packages)
 }
 
-fn install(shop: &Workshop, packages: &[Needed]) -> Result<()> {
+fn install(env: &Environment, packages: &[Needed]) -> Result<()> {
     if packages.is_empty() {
         return Ok(());
     }
-    let is_agreed = shop.may_install || (io::stdin().is_terminal() && io::stderr().is_terminal() && ask(packages)?);
+    let is_agreed = env.may_install || (io::stdin().is_terminal() && io::stderr().is_terminal() && ask(packages)?);
     if !is_agreed {
         bail!(refusal(packages));
     }
     let names = names(packages);
-    let task = shop.progress.task(format!("install {}", names.join(", ")));
+    let task = env.progress.task(format!("install {}", names.join(", ")));
     // Old lists name packages that are gone, or too old.
     update(&task)?;
     as_root("apt-get")

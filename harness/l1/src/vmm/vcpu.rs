@@ -19,14 +19,14 @@ type Job = Box<dyn FnOnce(&mut VcpuFd) + Send>;
 
 /// What the thread is to do.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
-enum Wanted {
+enum Options {
     Run,
     StayOut,
     End,
 }
 
 struct State {
-    wanted: Wanted,
+    wanted: Options,
     /// To stay out when the guest has read the port of the marks.
     stops_at_input: bool,
     /// To be given to the guest when it takes an interrupt.
@@ -63,7 +63,7 @@ impl Vcpu {
         let exits = Exits::of(&vcpu)?;
         let shared = Arc::new(Shared {
             state: Mutex::new(State {
-                wanted: Wanted::StayOut,
+                wanted: Options::StayOut,
                 stops_at_input: false,
                 in_window: None,
                 jobs: VecDeque::new(),
@@ -97,7 +97,7 @@ impl Vcpu {
     }
 
     pub(super) fn resume(&self) {
-        self.shared.lock().wanted = Wanted::Run;
+        self.shared.lock().wanted = Options::Run;
         self.shared.changed.notify_all();
     }
 
@@ -115,7 +115,7 @@ impl Vcpu {
     /// Takes the vCPU out of `KVM_RUN`; returns when it is.
     pub(super) fn pause(&self) -> Result<(), Refusal> {
         let mut state = self.shared.lock();
-        state.wanted = Wanted::StayOut;
+        state.wanted = Options::StayOut;
         if state.status.running {
             self.kick()?;
         }
@@ -132,7 +132,7 @@ impl Vcpu {
     ) -> Result<T, Refusal> {
         let (send, receive) = std::sync::mpsc::sync_channel(1);
         let mut state = self.shared.lock();
-        if state.wanted != Wanted::StayOut {
+        if state.wanted != Options::StayOut {
             return Err(refuse("the vCPU is not out of KVM_RUN, pause it first"));
         }
         state.jobs.push_back(Box::new(move |vcpu| {
@@ -172,7 +172,7 @@ impl Vcpu {
 
 impl Drop for Vcpu {
     fn drop(&mut self) {
-        self.shared.lock().wanted = Wanted::End;
+        self.shared.lock().wanted = Options::End;
         self.shared.changed.notify_all();
         // A thread that ended by itself cannot be signalled and need not be.
         let _ = self.kick();
@@ -224,15 +224,15 @@ impl Runner {
                 state = shared.lock();
                 continue;
             }
-            let running = state.wanted == Wanted::Run;
+            let running = state.wanted == Options::Run;
             if state.status.running != running {
                 state.status.running = running;
                 shared.changed.notify_all();
             }
             match state.wanted {
-                Wanted::Run => return true,
-                Wanted::End => return false,
-                Wanted::StayOut => state = shared.wait(state),
+                Options::Run => return true,
+                Options::End => return false,
+                Options::StayOut => state = shared.wait(state),
             }
         }
     }
@@ -301,8 +301,8 @@ impl Runner {
         }
         let mut state = self.shared.lock();
         *state.status.exits.entry(name).or_default() += 1;
-        if !goes_on && state.wanted == Wanted::Run {
-            state.wanted = Wanted::StayOut;
+        if !goes_on && state.wanted == Options::Run {
+            state.wanted = Options::StayOut;
         }
         drop(state);
         self.shared.changed.notify_all();

@@ -9,9 +9,9 @@ use kvmi_lab::repro::Reproducer;
 use kvmi_lab::table::relative;
 use kvmi_lab::transcript::Transcripts;
 use kvmi_lab_control::Lane;
+use kvmi_lab_environment::Environment;
 use kvmi_lab_environment::output::{self, count};
 use kvmi_lab_environment::show;
-use kvmi_lab_environment::workshop::Workshop;
 use kvmi_lab_machine::outcome::Record;
 use kvmi_lab_machine::pace::Pace;
 use kvmi_lab_scenarios::explore::MEASURE;
@@ -41,7 +41,7 @@ impl Tried {
 struct Kind {
     verdict: String,
     #[serde(skip)]
-    gist: String,
+    signature: String,
     fine: bool,
     runs: u32,
     first_seed: u64,
@@ -109,7 +109,7 @@ impl Report {
         Ok(())
     }
 
-    pub(super) fn show(&self, shop: &Workshop, json: bool) {
+    pub(super) fn show(&self, env: &Environment, json: bool) {
         if json {
             for Tried { pace, record, bundle } in &self.tried {
                 show!(
@@ -142,7 +142,7 @@ impl Report {
                 show!("  its bundle gave another verdict: {verdict}");
             }
             if let Some(bundle) = &kind.bundle {
-                show!("  reproduce: cargo xtask repro {}", relative(bundle, &shop.checkout));
+                show!("  reproduce: cargo xtask repro {}", relative(bundle, &env.checkout));
             }
         }
         show!(
@@ -152,7 +152,7 @@ impl Report {
             self.lane,
             self.failed(),
             count(self.holds() as usize, "time"),
-            relative(&self.folder, &shop.checkout)
+            relative(&self.folder, &env.checkout)
         );
     }
 }
@@ -161,14 +161,14 @@ impl Report {
 fn kinds(tried: &[Tried]) -> Vec<Kind> {
     let mut kinds: Vec<Kind> = Vec::new();
     for Tried { record, bundle, .. } in tried {
-        let gist = record.outcome.gist();
-        if let Some(kind) = kinds.iter_mut().find(|k| k.gist == gist) {
+        let signature = record.outcome.signature();
+        if let Some(kind) = kinds.iter_mut().find(|k| k.signature == signature) {
             kind.runs += 1;
             continue;
         }
         kinds.push(Kind {
             verdict: record.outcome.to_string(),
-            gist,
+            signature,
             fine: record.outcome.is_fine(),
             runs: 1,
             first_seed: record.seed,

@@ -5,7 +5,7 @@ use std::fs;
 use std::path::{Path, PathBuf};
 
 use anyhow::{Context, Result};
-use kvmi_lab_environment::workshop::Workshop;
+use kvmi_lab_environment::Environment;
 use kvmi_lab_kernel::MODULES;
 use kvmi_lab_machine::bundle::Bundle;
 use kvmi_lab_machine::initrd;
@@ -15,7 +15,7 @@ use crate::gdb::Module;
 
 /// Those of KVM's modules that L1 says it loaded, with lines of source where this machine still has the build they are from, else with
 /// functions; these go into the folder.
-pub(super) fn loaded(shop: &Workshop, bundle: &Bundle, loaded: &[Loaded], folder: &Path) -> Result<Vec<Module>> {
+pub(super) fn loaded(env: &Environment, bundle: &Bundle, loaded: &[Loaded], folder: &Path) -> Result<Vec<Module>> {
     let archive = fs::read(&bundle.boot.initrd).context("read the bundle's initrd")?;
     let mut modules = Vec::new();
     for name in MODULES {
@@ -25,7 +25,7 @@ pub(super) fn loaded(shop: &Workshop, bundle: &Bundle, loaded: &[Loaded], folder
         let Some(content) = initrd::content(&archive, &format!("modules/kvmi/{name}"))? else {
             continue;
         };
-        let file = match with_lines(shop, name, &content) {
+        let file = match with_lines(env, name, &content) {
             Some(file) => file,
             None => {
                 let file = folder.join(name);
@@ -46,8 +46,8 @@ fn sections(loaded: &[Loaded], file: &str) -> Option<Vec<(String, u64)>> {
 }
 
 /// The same module before it was stripped, if the cache has it.
-fn with_lines(shop: &Workshop, file: &str, stripped: &[u8]) -> Option<PathBuf> {
-    let builds = fs::read_dir(shop.cache.root().join("modules")).ok()?;
+fn with_lines(env: &Environment, file: &str, stripped: &[u8]) -> Option<PathBuf> {
+    let builds = fs::read_dir(env.cache.root().join("modules")).ok()?;
     builds
         .filter_map(Result::ok)
         .map(|build| build.path())

@@ -5,11 +5,11 @@ use std::path::{Path, PathBuf};
 
 use anyhow::{Context, Result, bail, ensure};
 use kvmi_lab_control::Lane;
+use kvmi_lab_environment::Environment;
 use kvmi_lab_environment::show;
-use kvmi_lab_environment::workshop::Workshop;
 use kvmi_lab_environment::{apt, exit};
 use kvmi_lab_machine::bundle::{self, Bundle};
-use kvmi_lab_machine::recording::{Complained, Recording, Replayed};
+use kvmi_lab_machine::recording::{Divergence, Recording, Replayed};
 use kvmi_lab_machine::scenario::{Limits, Request};
 
 use super::{modules, plain};
@@ -23,7 +23,7 @@ const SLOWNESS: u32 = 20;
 
 /// What to do with the execution.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
-pub(crate) enum Wanted {
+pub(crate) enum Options {
     /// Make it.
     Record,
     /// Repeat all of it and compare.
@@ -35,7 +35,7 @@ pub(crate) enum Wanted {
 }
 
 /// Records, repeats, or stops within the execution that belongs to a bundle.
-pub(crate) fn run(shop: &Workshop, path: &Path, wanted: Wanted) -> Result<u8> {
+pub(crate) fn run(env: &Environment, path: &Path, wanted: Options) -> Result<u8> {
     let folder = PathBuf::from(format!("{}.recording", path.display()));
     let bundle = bundle::open(path, &folder.join("bundle")).with_context(|| format!("bundle {}", path.display()))?;
     let manifest = &bundle.manifest;
@@ -46,24 +46,24 @@ pub(crate) fn run(shop: &Workshop, path: &Path, wanted: Wanted) -> Result<u8> {
         path.display()
     );
     apt::require_debian()?;
-    let fetched = emulators::fetch(shop)?;
-    let recorder = images::recorder(shop)?;
+    let fetched = emulators::fetch(env)?;
+    let recorder = images::recorder(env)?;
     let recording = Recording::at(&folder, &bundle.boot, recorder, &manifest.scenario, manifest.seed);
-    if wanted != Wanted::Record && !recording.exists() {
+    if wanted != Options::Record && !recording.exists() {
         bail!("nothing is recorded yet: cargo xtask repro {} --record", path.display());
     }
     match wanted {
-        Wanted::Record => record(shop, &bundle, &recording, &fetched, path),
-        Wanted::Replay => {
+        Options::Record => record(env, &bundle, &recording, &fetched, path),
+        Options::Replay => {
             let Replayed {
                 instructions,
                 complained,
                 differences,
-            } = recording.replay(&fetched.emulators, &shop.progress)?;
+            } = recording.replay(&fetched.emulators, &env.progress)?;
             for d in &differences {
                 show!("the {} is another from byte {} on", d.stream, d.at);
             }
-            if let Some(Complained {
+            if let Some(Divergence {
                 complaint,
                 after,
                 before,
@@ -82,7 +82,7 @@ pub(crate) fn run(shop: &Workshop, path: &Path, wanted: Wanted) -> Result<u8> {
                 let number = complained.map_or_else(|| "NUMBER".to_owned(), |complained| complained.after.to_string());
                 show!(
                     "to stop at an instruction: cargo xtask repro {} --replay --at {number} [--gdb]",
-                    relative(path, &shop.checkout)
+                    relative(path, &env.checkout)
                 );
             }
             Ok(if differences.is_empty() {
@@ -91,17 +91,17 @@ pub(crate) fn run(shop: &Workshop, path: &Path, wanted: Wanted) -> Result<u8> {
                 exit::OTHER_VERDICT
             })
         }
-        Wanted::StopAt(instruction) => {
-            let stopped = recording.replay_to(&fetched.emulators, instruction, None, &shop.progress)?;
+        Options::StopAt(instruction) => {
+            let stopped = recording.replay_to(&fetched.emulators, instruction, None, &env.progress)?;
             show!("at instruction {}:\n{}", stopped.at, stopped.registers);
             Ok(exit::OK)
         }
-        Wanted::Debug(instruction) => {
+        Options::Debug(instruction) => {
             gdb::require()?;
             let gdb = Gdb::new()?;
-            let stopped = recording.replay_to(&fetched.emulators, instruction, Some(gdb.socket()), &shop.progress)?;
-            let kernel = gdb::Kernel::of(&bundle.boot.kernel)?.known(&shop.cache)?;
-            let modules = modules::loaded(shop, &bundle, &recording.loaded()?, &folder)?;
+            let stopped = recording.replay_to(&fetched.emulators, instruction, Some(gdb.socket()), &env.progress)?;
+            let kernel = gdb::Kernel::of(&bundle.boot.kernel)?.known(&env.cache)?;
+            let modules = modules::loaded(env, &bundle, &recording.loaded()?, &folder)?;
             let command = gdb.write(&folder, kernel.as_ref(), &modules)?;
             show!(
                 "L1 stands at instruction {}; it ends when the debugger kills it. In another terminal:\n  {command}",
@@ -116,7 +116,7 @@ pub(crate) fn run(shop: &Workshop, path: &Path, wanted: Wanted) -> Result<u8> {
     }
 }
 
-fn record(shop: &Workshop, bundle: &Bundle, recording: &Recording, fetched: &Fetched, path: &Path) -> Result<u8> {
+fn record(env: &Environment, bundle: &Bundle, recording: &Recording, fetched: &Fetched, path: &Path) -> Result<u8> {
     let manifest = &bundle.manifest;
     let request = Request {
         scenario: manifest.scenario.clone(),
@@ -131,8 +131,8 @@ fn record(shop: &Workshop, bundle: &Bundle, recording: &Recording, fetched: &Fet
         },
         end_emulator_at: None,
     };
-    let record = recording.record(&fetched.emulators, &request, &shop.progress)?;
-    let is_same = manifest.seen.gist() == record.outcome.gist();
+    let record = recording.record(&fetched.emulators, &request, &env.progress)?;
+    let is_same = manifest.seen.signature() == record.outcome.signature();
     if is_same {
         show!("recorded, with the same verdict: {}", record.outcome);
     } else {
@@ -145,7 +145,7 @@ fn record(shop: &Workshop, bundle: &Bundle, recording: &Recording, fetched: &Fet
     }
     show!(
         "to repeat it: cargo xtask repro {} --replay",
-        relative(path, &shop.checkout)
+        relative(path, &env.checkout)
     );
     Ok(if is_same { exit::OK } else { exit::OTHER_VERDICT })
 }

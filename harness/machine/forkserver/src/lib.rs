@@ -1,17 +1,17 @@
 // SPDX-License-Identifier: MIT OR Apache-2.0
-//! Preloaded into Bochs: saves L1 at its point, and makes a Bochs that was restored from there fork, once for each scenario.
+//! Preloaded into Bochs: saves L1 at its snapshot, and makes a Bochs that was restored from there fork, once for each scenario.
 //!
 //! Bochs sends what L1 writes to its second serial port over a socket, by `send`, and looks there for what it may read, by `select`. It
 //! tells its screen when the CPU goes to sleep, which calls `select` too. This library stands before these functions:
 //!
-//! - A Bochs that boots saves itself (`save`) when its CPU first sleeps after the byte `POINT` has left.
+//! - A Bochs that boots saves itself (`save`) when its CPU first sleeps after the byte `SNAPSHOT` has left.
 //! - A Bochs that was restored stops being a machine and becomes a server (`serve`) when it first looks at the serial port: it accepts
 //!   connections of its own user on a unix socket that it inherited, and for each forks a child that goes on as the machine.
 //!
 //! Which of the two it is, is in the environment that the process is given: `save::FOLDER` or `serve::SOCKET`.
 //!
 //! Bochs also draws its screen on a terminal that it opens for someone to look at, and stops for good when nobody does. So this library
-//! looks, up to the point, and after it lets the machine draw on nothing.
+//! looks, up to the snapshot, and after it lets the machine draw on nothing.
 //!
 //! While its CPU sleeps Bochs waits a millisecond of real time for someone to type, again and again, although the time inside passes by
 //! itself. Nobody types, so this library answers at once.
@@ -40,7 +40,7 @@ const BOCHS: Program = Program {
 };
 
 /// As in kvmi-lab-control, which this library does not depend on: it lives inside another program and is kept small.
-const POINT: u8 = 0x06;
+const SNAPSHOT: u8 = 0x06;
 
 type Send = unsafe extern "C" fn(c_int, *const c_void, usize, c_int) -> isize;
 type Select =
@@ -155,8 +155,8 @@ pub unsafe extern "C" fn send(socket: c_int, data: *const c_void, length: usize,
     // SAFETY: the caller's promise, passed on.
     let sent = unsafe { next(socket, data, length, flags) };
     // SAFETY: the caller promises that `data` has `length` bytes; serial ports send a few at a time.
-    if length > 0 && unsafe { std::slice::from_raw_parts(data.cast::<u8>(), length) }.contains(&POINT) {
-        save::at_point();
+    if length > 0 && unsafe { std::slice::from_raw_parts(data.cast::<u8>(), length) }.contains(&SNAPSHOT) {
+        save::stands_at_snapshot();
     }
     sent
 }

@@ -1,5 +1,5 @@
 // SPDX-License-Identifier: MIT OR Apache-2.0
-//! Saving L1 at its point.
+//! Saving L1 at its snapshot.
 
 use std::env;
 use std::ffi::{CStr, CString, c_char, c_void};
@@ -18,17 +18,17 @@ const SAVE_STATE: &CStr = c"_ZN13bx_real_sim_c10save_stateEPKc";
 
 type SaveState = unsafe extern "C" fn(*mut c_void, *const c_char) -> bool;
 
-/// Whether L1 has said that it stands at its point.
-static AT_POINT: AtomicBool = AtomicBool::new(false);
+/// Whether L1 has said that it stands at its snapshot.
+static AT_SNAPSHOT: AtomicBool = AtomicBool::new(false);
 
-/// L1 says that it stands at its point. It cannot be saved now: a timer's handler is half through.
-pub(crate) fn at_point() {
-    AT_POINT.store(true, Ordering::Relaxed);
+/// L1 says that it stands at its snapshot. It cannot be saved now: a timer's handler is half through.
+pub(crate) fn stands_at_snapshot() {
+    AT_SNAPSHOT.store(true, Ordering::Relaxed);
 }
 
 /// The CPU has gone to sleep, and nothing else is under way. Saves L1 and ends the process if it is time.
 pub(crate) fn asleep() {
-    if !AT_POINT.load(Ordering::Relaxed) {
+    if !AT_SNAPSHOT.load(Ordering::Relaxed) {
         return;
     }
     let Some(folder) = env::var_os(FOLDER) else { return };

@@ -1,5 +1,5 @@
 // SPDX-License-Identifier: MIT OR Apache-2.0
-//! The server: L1 stands at its point, and each connection gets a fork of it.
+//! The server: L1 stands at its snapshot, and each connection gets a fork of it.
 //!
 //! A connection begins with one line: the folder for the logs. A child ends when its connection closes or the server ends.
 
@@ -13,7 +13,7 @@ use std::path::{Path, PathBuf};
 use std::sync::atomic::{AtomicBool, Ordering};
 use std::{env, process, ptr, thread};
 
-use crate::{BOCHS, GIVE_UP, POINT, save};
+use crate::{BOCHS, GIVE_UP, SNAPSHOT, save};
 
 /// Names the variable with the number of the listening socket.
 pub(crate) const SOCKET: &str = "KVMI_LAB_FORK_SOCKET";
@@ -69,7 +69,7 @@ fn serve(listener: &UnixListener, serial: c_int) -> io::Result<()> {
     redirect(|target| target.ends_with(TERMINAL_MAKER), &nobody)?;
     // The lab waits for this.
     // SAFETY: one byte, from memory that outlives the call.
-    if unsafe { libc::write(serial, [POINT].as_ptr().cast(), 1) } != 1 {
+    if unsafe { libc::write(serial, [SNAPSHOT].as_ptr().cast(), 1) } != 1 {
         return Err(io::Error::last_os_error());
     }
     loop {

@@ -1,5 +1,5 @@
 // SPDX-License-Identifier: MIT OR Apache-2.0
-//! A Bochs that was restored at L1's point, and its forks.
+//! A Bochs that was restored at L1's snapshot, and its forks.
 
 use std::fs;
 use std::io::{self, Read as _, Write};
@@ -12,15 +12,15 @@ use std::path::{Path, PathBuf};
 use std::sync::mpsc::Receiver;
 use std::time::{Duration, Instant};
 
-use kvmi_lab_control::POINT;
+use kvmi_lab_control::SNAPSHOT;
 use nix::sys::signal::{Signal, kill};
 use nix::unistd::Pid;
 use serde::{Deserialize, Serialize};
 
-use super::point::{CONFIGURATION, MEMORY};
+use super::snapshot::{CONFIGURATION, MEMORY};
 use super::{PACKAGE, Parts, Places, Process, bochsrc, serial_port, write};
 use crate::boot::{BootError, io_error};
-use crate::news::{News, channel, listen};
+use crate::machine_event::{MachineEvent, channel, listen};
 use crate::process::keep_open;
 use crate::progress::Progress;
 use crate::run_folder;
@@ -32,7 +32,7 @@ const RESTORE: Duration = Duration::from_secs(60);
 /// How long Bochs may take to show registers.
 const REGISTERS: Duration = Duration::from_secs(5);
 
-/// A Bochs that forks at L1's point. Dropping it ends it and all its forks.
+/// A Bochs that forks at L1's snapshot. Dropping it ends it and all its forks.
 #[derive(Debug)]
 pub struct ForkServer {
     _bochs: Process,
@@ -80,7 +80,7 @@ pub fn start(parts: &Parts, saved: &Path, folder: &Path, progress: &Progress) ->
     let mut bochs = Process::start(lane, command, folder, log, serial)?;
     let control = bochs.accept()?;
     match first_byte(&control).map_err(io_error("hear of Bochs's fork server"))? {
-        Some(POINT) => {}
+        Some(SNAPSHOT) => {}
         Some(other) => {
             return Err(BootError::Unready {
                 lane,
@@ -148,20 +148,24 @@ pub struct Forks {
 }
 
 impl Forks {
-    /// Has a fork made for one scenario; it runs on from L1's point.
+    /// Has a fork made for one scenario; it runs on from L1's snapshot.
     ///
     /// # Errors
     ///
     /// [`BootError`]
     pub fn fork(&self, request: &Request) -> Result<Forked, BootError> {
         let control = self.connect(&request.folder)?;
-        let (send, news) = channel();
+        let (send, events) = channel();
         listen(
             control.try_clone().map_err(io_error("share the control channel"))?,
             send,
         );
         let folder = request.folder.clone();
-        Ok(Forked { control, news, folder })
+        Ok(Forked {
+            control,
+            events,
+            folder,
+        })
     }
 
     /// Has a fork made, with its logs in this folder; its control channel.
@@ -188,7 +192,7 @@ fn without_tlb(cpu: &str) -> String {
 #[derive(Debug)]
 pub struct Forked {
     control: UnixStream,
-    news: Receiver<News>,
+    events: Receiver<MachineEvent>,
     folder: PathBuf,
 }
 
@@ -197,8 +201,8 @@ impl Machine for Forked {
         &mut self.control
     }
 
-    fn news(&mut self) -> &Receiver<News> {
-        &self.news
+    fn events(&mut self) -> &Receiver<MachineEvent> {
+        &self.events
     }
 
     fn registers(&mut self) -> Result<String, String> {
@@ -208,8 +212,8 @@ impl Machine for Forked {
         kill(Pid::from_raw(pid), Signal::SIGINT).map_err(|e| e.to_string())?;
         let end = Instant::now() + REGISTERS;
         while !matches!(
-            self.news.recv_timeout(end.saturating_duration_since(Instant::now())),
-            Ok(News::Closed) | Err(_)
+            self.events.recv_timeout(end.saturating_duration_since(Instant::now())),
+            Ok(MachineEvent::Closed) | Err(_)
         ) {}
         let state = self.folder.join("emulator.state");
         let cpu = fs::read_to_string(state.join("cpu0")).map_err(|e| format!("bochs did not save its CPU: {e}"))?;
@@ -221,7 +225,7 @@ impl Machine for Forked {
     fn end(&mut self) {
         // It ends when its connection is half closed, and the other half closes when it has ended.
         let _ = self.control.shutdown(std::net::Shutdown::Write);
-        while !matches!(self.news.recv(), Ok(News::Closed) | Err(_)) {}
+        while !matches!(self.events.recv(), Ok(MachineEvent::Closed) | Err(_)) {}
     }
 }
 

@@ -20,7 +20,7 @@ const LOOK: Duration = Duration::from_millis(50);
 
 /// The first complaint of a replayed execution.
 #[derive(Clone, Debug, PartialEq, Eq)]
-pub struct Complained {
+pub struct Divergence {
     /// The line that it begins with.
     pub complaint: Complaint,
     /// An instruction at which it was not there yet.
@@ -34,7 +34,7 @@ pub struct Complained {
 pub(super) struct Followed {
     /// At which instruction; not known where QEMU was ended.
     pub(super) at: Option<u64>,
-    pub(super) complained: Option<Complained>,
+    pub(super) complained: Option<Divergence>,
 }
 
 /// How many instructions have been replayed.
@@ -89,7 +89,7 @@ fn look(qmp: &mut Qmp) -> Result<(u64, bool), QmpError> {
 struct Said {
     /// How far the replay was before the last look that found nothing.
     after: u64,
-    complained: Option<Complained>,
+    complained: Option<Divergence>,
 }
 
 impl Said {
@@ -105,7 +105,7 @@ impl Said {
             None => {}
             Some(complaint) => {
                 let (after, before) = (self.after, now()?);
-                self.complained = Some(Complained {
+                self.complained = Some(Divergence {
                     complaint,
                     after,
                     before,

@@ -14,7 +14,7 @@ use std::time::Duration;
 use kvmi_uapi::table;
 use kvmi_uapi::{event, msg};
 
-use super::{About, Case, GROUP, Shown, UNINITIALISED, VCPUS, say, with_one_uninitialised};
+use super::{Aspect, Case, GROUP, Shown, UNINITIALISED, VCPUS, say, with_one_uninitialised};
 use crate::commands::charged;
 use crate::vmm::{Permission, Vm};
 use crate::wire::{Answer, Wire, vcpu_payload};
@@ -30,7 +30,7 @@ pub(crate) struct Command {
     /// A request with which nothing is wrong.
     good: fn() -> Vec<u8>,
     /// What this command alone can be answered with, and why not with what is left.
-    own: &'static [Case<Stand>],
+    own: &'static [Case<Fixture>],
 }
 
 /// Commands, by the files that have them.
@@ -47,7 +47,7 @@ pub(super) fn find(id: u16) -> Option<&'static Command> {
 
 impl Command {
     /// A command that needs no more than this to be told of; `ID` is its number.
-    const fn new<const ID: u16>(scenario: &'static str, good: fn() -> Vec<u8>, own: &'static [Case<Stand>]) -> Self {
+    const fn new<const ID: u16>(scenario: &'static str, good: fn() -> Vec<u8>, own: &'static [Case<Fixture>]) -> Self {
         Self {
             id: ID,
             scenario,
@@ -112,7 +112,7 @@ impl Command {
     }
 
     /// Rows of what is asked of a message before the command itself looks at it.
-    pub(super) fn dispatched(&self) -> [&'static [Case<Stand>]; 3] {
+    pub(super) fn dispatched(&self) -> [&'static [Case<Fixture>]; 3] {
         let permission = if table::QUERIES.contains(&self.id) {
             dispatch::QUERY
         } else {
@@ -127,8 +127,8 @@ impl Command {
     }
 
     /// Rows of what the command itself checks.
-    pub(super) fn checked(&self) -> [&'static [Case<Stand>]; 2] {
-        let padding: &[Case<Stand>] = if self.padding().is_empty() {
+    pub(super) fn checked(&self) -> [&'static [Case<Fixture>]; 2] {
+        let padding: &[Case<Fixture>] = if self.padding().is_empty() {
             &[]
         } else {
             dispatch::PADDING
@@ -138,7 +138,7 @@ impl Command {
 
     /// Errors that the command itself is answered with, on one back end at least.
     pub(super) fn own_errors(&self) -> BTreeSet<i32> {
-        let shown = |case: &&Case<Stand>| {
+        let shown = |case: &&Case<Fixture>| {
             [case.vmx, case.svm]
                 .iter()
                 .any(|shown| !matches!(shown, Shown::Never(_)))
@@ -146,14 +146,14 @@ impl Command {
         let cases = self.checked().into_iter().flatten().filter(shown);
         cases
             .filter_map(|case| match case.about {
-                About::Error(errno) => Some(errno),
-                About::Works | About::Closes => None,
+                Aspect::Error(errno) => Some(errno),
+                Aspect::Works | Aspect::Closes => None,
             })
             .collect()
     }
 
     /// Rows of all that, then reasons for the errors of which there is nothing yet.
-    pub(super) fn cases(&self) -> Vec<&'static Case<Stand>> {
+    pub(super) fn cases(&self) -> Vec<&'static Case<Fixture>> {
         let works = if self.id == msg::VCPU_SET_REGISTERS {
             &[]
         } else {
@@ -179,19 +179,19 @@ impl Command {
 }
 
 /// A VM that is hooked, and a command for it.
-pub(super) struct Stand {
+pub(super) struct Fixture {
     command: &'static Command,
     vm: Vm,
     wire: Wire,
     /// What the case is about.
-    about: About,
+    about: Aspect,
     /// How often it was seen.
     seen: usize,
 }
 
 const NMI: u64 = 2;
 
-impl Stand {
+impl Fixture {
     fn start(context: &mut Context, command: &'static Command) -> Result<Self, Failure> {
         let vm = with_one_uninitialised(context, command.guest)?;
         vm.tolerate(&[UNDEFINED.into(), NMI])?;
@@ -201,7 +201,7 @@ impl Stand {
             command,
             wire: context.hook(&vm)?,
             vm,
-            about: About::Works,
+            about: Aspect::Works,
             seen: 0,
         })
     }
@@ -250,7 +250,7 @@ impl Stand {
     /// An answer that must be the error that the case is about.
     #[track_caller]
     fn is_refused(&mut self, answer: &Answer, what: &str) -> Result<(), Failure> {
-        let About::Error(errno) = self.about else {
+        let Aspect::Error(errno) = self.about else {
             return Err(Failure::new(format!("{what} in a case about no error")));
         };
         check_eq!(*answer, Err(errno), "{} of {what}", self.command.name());
@@ -325,7 +325,7 @@ impl Stand {
 
 fn run<const ID: u16>(context: &mut Context) -> Result<(), Failure> {
     let command = find(ID).ok_or_else(|| Failure::new(format!("{GROUP} has no command {ID}")))?;
-    let mut stand = Stand::start(context, command)?;
+    let mut stand = Fixture::start(context, command)?;
     for case in command.cases() {
         let Shown::Here(provoke) = case.shown(context.backend) else {
             continue;

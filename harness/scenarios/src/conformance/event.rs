@@ -23,15 +23,15 @@ pub(crate) struct Event {
     /// The guest in which it arises.
     guest: &'static str,
     /// Switches on what it takes; done once in each session.
-    enable: fn(&mut Stand, &Context) -> Result<(), Failure>,
+    enable: fn(&mut Fixture, &Context) -> Result<(), Failure>,
     /// Has it happen; what [`Event::over`] has to know.
-    occur: fn(&mut Stand, &Context) -> Result<u64, Failure>,
+    occur: fn(&mut Fixture, &Context) -> Result<u64, Failure>,
     /// What has to be done while it is open, for it not to happen again.
-    once: fn(&mut Stand) -> Result<(), Failure>,
+    once: fn(&mut Fixture) -> Result<(), Failure>,
     /// Waits until the guest has it behind it.
-    over: fn(&Stand, &Context, u64) -> Result<(), Failure>,
+    over: fn(&Fixture, &Context, u64) -> Result<(), Failure>,
     /// What this event alone has.
-    own: &'static [Case<Stand>],
+    own: &'static [Case<Fixture>],
 }
 
 impl Event {
@@ -67,8 +67,8 @@ impl Event {
         }
     }
 
-    pub(super) fn cases(&self) -> Vec<&'static Case<Stand>> {
-        let lists: &[&'static [Case<Stand>]] = if matches!(self.id, event::UNHOOK | event::CREATE_VCPU) {
+    pub(super) fn cases(&self) -> Vec<&'static Case<Fixture>> {
+        let lists: &[&'static [Case<Fixture>]] = if matches!(self.id, event::UNHOOK | event::CREATE_VCPU) {
             &[self.own]
         } else {
             let retry = if self.row().is_some_and(|row| row.may_retry) {
@@ -90,7 +90,7 @@ impl Event {
 }
 
 /// A VM that is hooked, and an event of its vCPU 0.
-pub(super) struct Stand {
+pub(super) struct Fixture {
     event: &'static Event,
     vm: Vm,
     wire: Wire,
@@ -100,7 +100,7 @@ pub(super) struct Stand {
     seen: usize,
 }
 
-impl Stand {
+impl Fixture {
     fn start(context: &mut Context, event: &'static Event) -> Result<Self, Failure> {
         let vm = match event.id {
             // It adds vCPUs, which are to run.
@@ -151,7 +151,7 @@ fn run<const ID: u16>(context: &mut Context) -> Result<(), Failure> {
         .iter()
         .find(|event| event.id == ID)
         .ok_or_else(|| Failure::new(format!("{GROUP} has no event {ID}")))?;
-    let mut stand = Stand::start(context, event)?;
+    let mut stand = Fixture::start(context, event)?;
     for case in event.cases() {
         let Shown::Here(provoke) = case.shown(context.backend) else {
             continue;
@@ -166,6 +166,6 @@ fn run<const ID: u16>(context: &mut Context) -> Result<(), Failure> {
     stand.vm.exit()
 }
 
-fn nothing(_: &mut Stand) -> Result<(), Failure> {
+fn nothing(_: &mut Fixture) -> Result<(), Failure> {
     Ok(())
 }

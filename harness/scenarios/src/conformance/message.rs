@@ -3,23 +3,23 @@
 
 use kvmi_uapi::error::{E2BIG, EFAULT, ENOMEM, ENOSYS};
 
-use super::{About, Case, never, there};
+use super::{Aspect, Case, never, there};
 
 pub(super) const NAME: &str = "any message";
 
 pub(super) const CASES: &[Case<()>] = &[
-    there(About::Works, "commands::sizes"),
-    there(About::Works, "commands::pieces"),
-    there(About::Works, "events::pipelined_500_deep"),
-    there(About::Error(ENOSYS), "commands::unknown"),
-    there(About::Error(ENOMEM), "commands::queue_is_charged"),
-    there(About::Closes, "commands::closing"),
-    there(About::Closes, "events::too_many_replies"),
-    there(About::Closes, "destroy::socket_half_closed"),
+    there(Aspect::Works, "commands::sizes"),
+    there(Aspect::Works, "commands::pieces"),
+    there(Aspect::Works, "events::pipelined_500_deep"),
+    there(Aspect::Error(ENOSYS), "commands::unknown"),
+    there(Aspect::Error(ENOMEM), "commands::queue_is_charged"),
+    there(Aspect::Closes, "commands::closing"),
+    there(Aspect::Closes, "events::too_many_replies"),
+    there(Aspect::Closes, "destroy::socket_half_closed"),
     Case {
         what: "no memory for an event reply",
-        ..never(About::Closes, "nothing in the lab takes the memory for so little away")
+        ..never(Aspect::Closes, "nothing in the lab takes the memory for so little away")
     },
-    never(About::Error(E2BIG), "nothing is answered so"),
-    never(About::Error(EFAULT), "nothing is answered so"),
+    never(Aspect::Error(E2BIG), "nothing is answered so"),
+    never(Aspect::Error(EFAULT), "nothing is answered so"),
 ];

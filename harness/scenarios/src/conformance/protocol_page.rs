@@ -10,13 +10,13 @@ use kvmi_uapi::error::{self, ENOSYS};
 use kvmi_uapi::msg;
 
 use super::command::commands;
-use super::{About, Case, Shown, message};
+use super::{Aspect, Case, Shown, message};
 
-/// Errors by name, and the end of the connection, as [`About::label`] has them.
+/// Errors by name, and the end of the connection, as [`Aspect::label`] has them.
 type Outcomes = BTreeSet<&'static str>;
 
 fn closes() -> &'static str {
-    About::Closes.label()
+    Aspect::Closes.label()
 }
 
 /// What a text of the page speaks of.
@@ -75,8 +75,8 @@ fn about<S>(cases: &[&Case<S>]) -> Outcomes {
     cases
         .iter()
         .map(|case| case.about)
-        .filter(|about| *about != About::Works)
-        .map(About::label)
+        .filter(|about| *about != Aspect::Works)
+        .map(Aspect::label)
         .collect()
 }
 
@@ -92,7 +92,7 @@ fn complaints<S>(of: &str, page: &Outcomes, place: &str, rows: &[&Case<S>]) -> V
     let without = page.difference(&said);
     let without = without
         .map(|outcome| format!("{place} has {outcome}, and no row says so: provoke it, or say why it cannot be"));
-    let untold = rows.iter().filter(|case| is_shown(case) && case.about != About::Works);
+    let untold = rows.iter().filter(|case| is_shown(case) && case.about != Aspect::Works);
     let untold = untold.filter(|case| !page.contains(case.about.label())).map(|case| {
         format!(
             "the row `{}` shows what {place} does not have: write it there",
@@ -133,7 +133,7 @@ fn each_error_of_a_command_has_a_row_and_each_row_an_error() {
 fn each_error_of_dispatch_has_a_row_of_each_command_and_each_row_an_error() {
     let [mut any, vcpu] = checked_by_dispatch();
     // What no command of this table is answered with, for it is one.
-    assert!(any.remove(About::Error(ENOSYS).label()), "3.5 has no ENOSYS");
+    assert!(any.remove(Aspect::Error(ENOSYS).label()), "3.5 has no ENOSYS");
     let mut all = Vec::new();
     for command in commands() {
         let mut listed = any.clone();
@@ -144,7 +144,7 @@ fn each_error_of_dispatch_has_a_row_of_each_command_and_each_row_an_error() {
         all.extend(complaints(command.name(), &listed, "3.5", &rows));
     }
     let rows: Vec<_> = message::CASES.iter().collect();
-    let unknown = Outcomes::from([About::Error(ENOSYS).label()]);
+    let unknown = Outcomes::from([Aspect::Error(ENOSYS).label()]);
     if !unknown.is_subset(&about(&rows)) {
         all.push(format!("{}: 3.5 has ENOSYS, and no row says so", message::NAME));
     }

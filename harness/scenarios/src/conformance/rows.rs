@@ -4,7 +4,7 @@
 use kvmi_lab_control::Backend;
 use kvmi_uapi::error;
 
-use super::{About, Case, Shown, command, event, message};
+use super::{Aspect, Case, Shown, command, event, message};
 
 /// One row of the page.
 #[derive(Clone, Debug, PartialEq, Eq)]
@@ -28,9 +28,9 @@ pub struct Row {
 pub enum Part {
     /// A row is about a command.
     Commands,
-    /// About an event.
+    /// Aspect an event.
     Events,
-    /// About messages whatever they are.
+    /// Aspect messages whatever they are.
     Messages,
 }
 
@@ -134,7 +134,7 @@ fn row<S>(part: Part, of: &'static str, scenario: &'static str, case: &Case<S>) 
     }
 }
 
-impl About {
+impl Aspect {
     /// Where it stands among the others.
     fn place(self) -> usize {
         match self {
@@ -167,7 +167,7 @@ mod tests {
     #[test]
     fn nothing_is_left_out() {
         let rows = rows();
-        for about in About::of_each_command() {
+        for about in Aspect::of_each_command() {
             for (_, command) in msg::COMMANDS {
                 let is_there = |row: &Row| row.of == *command && row.label == about.label();
                 assert!(

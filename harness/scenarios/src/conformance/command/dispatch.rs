@@ -7,46 +7,46 @@ use kvmi_uapi::error::{EAGAIN, EBUSY, EINVAL, ENOENT, ENOMEM, ENOSYS, EOPNOTSUPP
 use kvmi_uapi::{MAX_PAYLOAD, MsgHdr, msg};
 use zerocopy::IntoBytes;
 
-use super::{Stand, UNINITIALISED, VCPUS};
+use super::{Fixture, UNINITIALISED, VCPUS};
 use crate::commands::charged;
-use crate::conformance::{About, Case, here, never};
+use crate::conformance::{Aspect, Case, here, never};
 use crate::vmm::Permission;
 use crate::wire::vcpu_payload;
 use crate::{Context, Failure, check, check_eq};
 
-pub(super) const WORKS: &[Case<Stand>] = &[here(About::Works, "a good request", works)];
+pub(super) const WORKS: &[Case<Fixture>] = &[here(Aspect::Works, "a good request", works)];
 
-pub(super) const PERMISSION: &[Case<Stand>] = &[here(
-    About::Error(EPERM),
+pub(super) const PERMISSION: &[Case<Fixture>] = &[here(
+    Aspect::Error(EPERM),
     "the VMM does not allow it; nothing else is looked at before",
     not_allowed,
 )];
 
-pub(super) const QUERY: &[Case<Stand>] = &[never(
-    About::Error(EPERM),
+pub(super) const QUERY: &[Case<Fixture>] = &[never(
+    Aspect::Error(EPERM),
     "the VMM cannot forbid a query command (2.2)",
 )];
 
-pub(super) const PADDING: &[Case<Stand>] = &[here(About::Error(EINVAL), "padding, each byte of it", padding)];
+pub(super) const PADDING: &[Case<Fixture>] = &[here(Aspect::Error(EINVAL), "padding, each byte of it", padding)];
 
-pub(super) const VM: &[Case<Stand>] = &[];
+pub(super) const VM: &[Case<Fixture>] = &[];
 
 /// Why a VM command has none of these errors, where it has none.
-pub(super) const NO_VM_HAS: &[Case<Stand>] = &[
-    never(About::Error(EINVAL), NO_REQUEST),
-    never(About::Error(EAGAIN), NO_VCPU),
-    never(About::Error(ENOENT), NOTHING_MISSING),
-    never(About::Error(EBUSY), NO_VCPU),
-    never(About::Error(ENOMEM), "it needs no memory that the session has not got"),
-    never(About::Error(EOPNOTSUPP), EVERYWHERE),
-    never(About::Error(ENOSYS), CARRIED_OUT),
+pub(super) const NO_VM_HAS: &[Case<Fixture>] = &[
+    never(Aspect::Error(EINVAL), NO_REQUEST),
+    never(Aspect::Error(EAGAIN), NO_VCPU),
+    never(Aspect::Error(ENOENT), NOTHING_MISSING),
+    never(Aspect::Error(EBUSY), NO_VCPU),
+    never(Aspect::Error(ENOMEM), "it needs no memory that the session has not got"),
+    never(Aspect::Error(EOPNOTSUPP), EVERYWHERE),
+    never(Aspect::Error(ENOSYS), CARRIED_OUT),
 ];
 
 /// Why a vCPU command has none of these errors, where it has none.
-pub(super) const NO_VCPU_HAS: &[Case<Stand>] = &[
-    never(About::Error(ENOENT), NOTHING_MISSING),
-    never(About::Error(EOPNOTSUPP), EVERYWHERE),
-    never(About::Error(ENOSYS), CARRIED_OUT),
+pub(super) const NO_VCPU_HAS: &[Case<Fixture>] = &[
+    never(Aspect::Error(ENOENT), NOTHING_MISSING),
+    never(Aspect::Error(EOPNOTSUPP), EVERYWHERE),
+    never(Aspect::Error(ENOSYS), CARRIED_OUT),
 ];
 
 const NO_REQUEST: &str = "it has no request that could be wrong";
@@ -55,33 +55,33 @@ const NOTHING_MISSING: &str = "it looks for nothing that could be missing";
 const EVERYWHERE: &str = "every CPU can do it, in every VM, at any time";
 const CARRIED_OUT: &str = "this kernel carries it out";
 
-pub(super) const VCPU: &[Case<Stand>] = &[
+pub(super) const VCPU: &[Case<Fixture>] = &[
     here(
-        About::Error(EINVAL),
+        Aspect::Error(EINVAL),
         "padding of the vCPU header, each byte of it",
         header_padding,
     ),
-    here(About::Error(EINVAL), "no such vCPU", no_such_vcpu),
-    here(About::Error(EAGAIN), "a vCPU before its INIT", uninitialised),
+    here(Aspect::Error(EINVAL), "no such vCPU", no_such_vcpu),
+    here(Aspect::Error(EAGAIN), "a vCPU before its INIT", uninitialised),
     here(
-        About::Error(EBUSY),
+        Aspect::Error(EBUSY),
         "1 MiB of commands waits for the vCPU",
         queue_is_full,
     ),
     here(
-        About::Error(ENOMEM),
+        Aspect::Error(ENOMEM),
         "the memory cgroup of the VMM has none left",
         no_memory,
     ),
 ];
 
 /// No answer is the end of the connection alone.
-pub(super) const CLOSING: &[Case<Stand>] = &[
-    here(About::Closes, "a size of 8185 bytes in its header", too_large),
-    here(About::Closes, "the stream ends within it", cut_off),
+pub(super) const CLOSING: &[Case<Fixture>] = &[
+    here(Aspect::Closes, "a size of 8185 bytes in its header", too_large),
+    here(Aspect::Closes, "the stream ends within it", cut_off),
 ];
 
-fn works(stand: &mut Stand, context: &mut Context) -> Result<(), Failure> {
+fn works(stand: &mut Fixture, context: &mut Context) -> Result<(), Failure> {
     // What a newer tool has beyond the structure is ignored.
     let longer = [stand.good(), vec![0xff; 64]].concat();
     for (request, what) in [(stand.good(), "a good request"), (longer, "a request with a tail")] {
@@ -92,7 +92,7 @@ fn works(stand: &mut Stand, context: &mut Context) -> Result<(), Failure> {
     Ok(())
 }
 
-fn not_allowed(stand: &mut Stand, _: &mut Context) -> Result<(), Failure> {
+fn not_allowed(stand: &mut Fixture, _: &mut Context) -> Result<(), Failure> {
     let id = stand.command.id;
     stand.refused_without(Permission::Command, id, &stand.good())?;
     stand.permit(Permission::Command, id, false)?;
@@ -100,7 +100,7 @@ fn not_allowed(stand: &mut Stand, _: &mut Context) -> Result<(), Failure> {
     stand.permit(Permission::Command, id, true)
 }
 
-fn padding(stand: &mut Stand, _: &mut Context) -> Result<(), Failure> {
+fn padding(stand: &mut Fixture, _: &mut Context) -> Result<(), Failure> {
     for at in stand.command.padding() {
         for value in [1, 0x80] {
             let request = stand.good_but(at, &[value]);
@@ -110,7 +110,7 @@ fn padding(stand: &mut Stand, _: &mut Context) -> Result<(), Failure> {
     Ok(())
 }
 
-fn header_padding(stand: &mut Stand, _: &mut Context) -> Result<(), Failure> {
+fn header_padding(stand: &mut Fixture, _: &mut Context) -> Result<(), Failure> {
     for at in 2..8 {
         let mut payload = vcpu_payload(0, &stand.good());
         payload[at] = 0x80;
@@ -119,7 +119,7 @@ fn header_padding(stand: &mut Stand, _: &mut Context) -> Result<(), Failure> {
     Ok(())
 }
 
-fn no_such_vcpu(stand: &mut Stand, _: &mut Context) -> Result<(), Failure> {
+fn no_such_vcpu(stand: &mut Fixture, _: &mut Context) -> Result<(), Failure> {
     for vcpu in [VCPUS, 0x7fff, 0xffff] {
         let payload = vcpu_payload(vcpu, &stand.good());
         stand.payload_refused(&payload, &format!("vCPU {vcpu}"))?;
@@ -127,12 +127,12 @@ fn no_such_vcpu(stand: &mut Stand, _: &mut Context) -> Result<(), Failure> {
     Ok(())
 }
 
-fn uninitialised(stand: &mut Stand, _: &mut Context) -> Result<(), Failure> {
+fn uninitialised(stand: &mut Fixture, _: &mut Context) -> Result<(), Failure> {
     let payload = vcpu_payload(UNINITIALISED, &stand.good());
     stand.payload_refused(&payload, "a vCPU before its INIT")
 }
 
-fn queue_is_full(stand: &mut Stand, _: &mut Context) -> Result<(), Failure> {
+fn queue_is_full(stand: &mut Fixture, _: &mut Context) -> Result<(), Failure> {
     stand.while_out(|stand| {
         for _ in 0..charged::FIT {
             stand.wire.send(msg::VCPU_GET_INFO, &charged::largest(&[]))?;
@@ -149,7 +149,7 @@ fn queue_is_full(stand: &mut Stand, _: &mut Context) -> Result<(), Failure> {
     Ok(())
 }
 
-fn no_memory(stand: &mut Stand, _: &mut Context) -> Result<(), Failure> {
+fn no_memory(stand: &mut Fixture, _: &mut Context) -> Result<(), Failure> {
     let id = stand.command.id;
     let payload = charged::largest(&stand.harmless());
     let (mut waiting, mut refused) = (0, 0);
@@ -170,7 +170,7 @@ fn no_memory(stand: &mut Stand, _: &mut Context) -> Result<(), Failure> {
     Ok(())
 }
 
-fn too_large(stand: &mut Stand, context: &mut Context) -> Result<(), Failure> {
+fn too_large(stand: &mut Fixture, context: &mut Context) -> Result<(), Failure> {
     let header = MsgHdr {
         id: stand.command.id,
         size: MAX_PAYLOAD as u16 + 1,
@@ -180,7 +180,7 @@ fn too_large(stand: &mut Stand, context: &mut Context) -> Result<(), Failure> {
     stand.closes(context)
 }
 
-fn cut_off(stand: &mut Stand, context: &mut Context) -> Result<(), Failure> {
+fn cut_off(stand: &mut Fixture, context: &mut Context) -> Result<(), Failure> {
     let payload = stand.payload(&stand.good());
     let (_, bytes) = stand.wire.compose(stand.command.id, &payload);
     stand.wire.write(&bytes[..bytes.len() - 1])?;

@@ -8,14 +8,14 @@ use kvmi_uapi::{
 };
 use zerocopy::IntoBytes;
 
-use super::{Command, Stand};
-use crate::conformance::{About, here, never, there};
+use super::{Command, Fixture};
+use crate::conformance::{Aspect, here, never, there};
 use crate::{Context, Failure, check_eq};
 
 const VCPU_GET_INFO: Command = Command::new::<{ msg::VCPU_GET_INFO }>(
     "conformance::vcpu_get_info",
     Vec::new,
-    &[there(About::Works, "commands::vcpu_get_info")],
+    &[there(Aspect::Works, "commands::vcpu_get_info")],
 );
 
 fn msrs(msrs: &[u32]) -> Vec<u8> {
@@ -33,26 +33,26 @@ const VCPU_GET_REGISTERS: Command = Command::new::<{ msg::VCPU_GET_REGISTERS }>(
     "conformance::vcpu_get_registers",
     || msrs(&[]),
     &[
-        here(About::Error(EINVAL), "`nmsrs` above 481", |stand, _| {
+        here(Aspect::Error(EINVAL), "`nmsrs` above 481", |stand, _| {
             stand.works(&msrs(&[EFER; MAX_MSRS]), "481 MSRs")?;
             stand.refused(&msrs(&[EFER; MAX_MSRS + 1]), "482 MSRs")
         }),
-        here(About::Error(EINVAL), "fewer indices than it says", |stand, _| {
+        here(Aspect::Error(EINVAL), "fewer indices than it says", |stand, _| {
             let whole = msrs(&[EFER, EFER]);
             stand.refused(&whole[..whole.len() - 1], "one byte less than two indices")
         }),
         here(
-            About::Error(EINVAL),
+            Aspect::Error(EINVAL),
             "an MSR that the guest does not have",
             |stand, _| stand.refused(&msrs(&[EFER, NO_MSR]), "an unknown MSR"),
         ),
-        there(About::Works, "commands::vcpu_get_registers"),
-        there(About::Works, "events::registers_read"),
+        there(Aspect::Works, "commands::vcpu_get_registers"),
+        there(Aspect::Works, "events::registers_read"),
     ],
 );
 
 /// Sets R15 while an event is open, and back: each event shows what was set in the one before.
-fn in_an_event(stand: &mut Stand, _: &mut Context) -> Result<(), Failure> {
+fn in_an_event(stand: &mut Fixture, _: &mut Context) -> Result<(), Failure> {
     let mut r15 = stand.wire.registers(0)?.regs.r15;
     for _ in 0..3 {
         check_eq!(stand.wire.pause(0, false)?, Ok(vec![]), "VM_PAUSE_VCPU");
@@ -77,9 +77,9 @@ const VCPU_SET_REGISTERS: Command = Command::new::<{ msg::VCPU_SET_REGISTERS }>(
         .to_vec()
     },
     &[
-        here(About::Works, "registers while an event is open", in_an_event),
+        here(Aspect::Works, "registers while an event is open", in_an_event),
         here(
-            About::Error(EINVAL),
+            Aspect::Error(EINVAL),
             "a message that is too short, event or not",
             |stand, _| {
                 let request = stand.good();
@@ -91,7 +91,7 @@ const VCPU_SET_REGISTERS: Command = Command::new::<{ msg::VCPU_SET_REGISTERS }>(
             },
         ),
         here(
-            About::Error(EINVAL),
+            Aspect::Error(EINVAL),
             "an RIP or RFLAGS that a CPU cannot have",
             |stand, _| {
                 check_eq!(stand.wire.pause(0, false)?, Ok(vec![]), "VM_PAUSE_VCPU");
@@ -110,14 +110,14 @@ const VCPU_SET_REGISTERS: Command = Command::new::<{ msg::VCPU_SET_REGISTERS }>(
                 stand.wire.reply(&event, event::CONTINUE)
             },
         ),
-        here(About::Error(EOPNOTSUPP), "no event waits for its reply", |stand, _| {
+        here(Aspect::Error(EOPNOTSUPP), "no event waits for its reply", |stand, _| {
             let before = stand.wire.registers(0)?.regs;
             stand.refused(&stand.good(), "registers without an event")?;
             check_eq!(stand.wire.registers(0)?.regs, before, "registers after it");
             Ok(())
         }),
-        there(About::Works, "events::registers_set"),
-        there(About::Works, "events::hypercall_registers_set"),
+        there(Aspect::Works, "events::registers_set"),
+        there(Aspect::Works, "events::hypercall_registers_set"),
     ],
 );
 
@@ -126,7 +126,7 @@ const VCPU_GET_CPUID: Command = Command::new::<{ msg::VCPU_GET_CPUID }>(
     || VcpuGetCpuid::default().as_bytes().to_vec(),
     &[
         here(
-            About::Error(ENOENT),
+            Aspect::Error(ENOENT),
             "a leaf or sub-leaf that is not in the table",
             |stand, _| {
                 for (function, index) in [(0x3fff_ffff, 0), (0x1234_5678, 0), (u32::MAX, u32::MAX), (0xd, 63)] {
@@ -136,7 +136,7 @@ const VCPU_GET_CPUID: Command = Command::new::<{ msg::VCPU_GET_CPUID }>(
                 Ok(())
             },
         ),
-        there(About::Works, "commands::vcpu_get_cpuid"),
+        there(Aspect::Works, "commands::vcpu_get_cpuid"),
     ],
 );
 
@@ -144,12 +144,12 @@ const VCPU_GET_XCR: Command = Command::new::<{ msg::VCPU_GET_XCR }>(
     "conformance::vcpu_get_xcr",
     || VcpuGetXcr::default().as_bytes().to_vec(),
     &[
-        here(About::Error(EINVAL), "a register that is not XCR0", |stand, _| {
+        here(Aspect::Error(EINVAL), "a register that is not XCR0", |stand, _| {
             [1, 2, 0x80, 0xff]
                 .iter()
                 .try_for_each(|&xcr: &u8| stand.refused(&stand.good_but(0, &[xcr]), &format!("XCR{xcr}")))
         }),
-        there(About::Works, "commands::vcpu_get_xcr"),
+        there(Aspect::Works, "commands::vcpu_get_xcr"),
     ],
 );
 
@@ -172,8 +172,8 @@ const VCPU_GET_XSAVE: Command = Command::new::<{ msg::VCPU_GET_XSAVE }>(
     "conformance::vcpu_get_xsave",
     Vec::new,
     &[
-        never(About::Error(EOPNOTSUPP), LARGER),
-        there(About::Works, "commands::vcpu_xsave"),
+        never(Aspect::Error(EOPNOTSUPP), LARGER),
+        there(Aspect::Works, "commands::vcpu_xsave"),
     ],
 );
 
@@ -188,29 +188,33 @@ const VCPU_SET_XSAVE: Command = Command::new::<{ msg::VCPU_SET_XSAVE }>(
     // Every component in its initial state.
     || vec![0; XSAVE_BYTES],
     &[
-        here(About::Error(EINVAL), "a message that is too short", |stand, _| {
+        here(Aspect::Error(EINVAL), "a message that is too short", |stand, _| {
             stand.refused(&[0; XSAVE_BYTES - 1], "4095 of 4096 bytes")
         }),
-        here(About::Error(EINVAL), "components that KVM does not know", |stand, _| {
-            stand.refused(
-                &stand.good_but(XSTATE_BV, &(1u64 << 62).to_le_bytes()),
-                "bit 62 of XSTATE_BV",
-            )
-        }),
-        here(About::Error(EINVAL), "reserved bits of MXCSR", |stand, _| {
+        here(
+            Aspect::Error(EINVAL),
+            "components that KVM does not know",
+            |stand, _| {
+                stand.refused(
+                    &stand.good_but(XSTATE_BV, &(1u64 << 62).to_le_bytes()),
+                    "bit 62 of XSTATE_BV",
+                )
+            },
+        ),
+        here(Aspect::Error(EINVAL), "reserved bits of MXCSR", |stand, _| {
             let mut request = stand.good_but(MXCSR, &[0xff; 4]);
             request[XSTATE_BV] = SSE;
             stand.refused(&request, "MXCSR of ones")
         }),
-        never(About::Error(EOPNOTSUPP), LARGER),
-        there(About::Works, "commands::vcpu_xsave"),
+        never(Aspect::Error(EOPNOTSUPP), LARGER),
+        there(Aspect::Works, "commands::vcpu_xsave"),
     ],
 );
 
 const VCPU_GET_MTRR_TYPE: Command = Command::new::<{ msg::VCPU_GET_MTRR_TYPE }>(
     "conformance::vcpu_get_mtrr_type",
     || VcpuGetMtrrType { gpa: layout::SCRATCH }.as_bytes().to_vec(),
-    &[there(About::Works, "commands::vcpu_get_mtrr_type")],
+    &[there(Aspect::Works, "commands::vcpu_get_mtrr_type")],
 );
 
 /// Where the program lies, by the current tables or others.
@@ -229,16 +233,16 @@ const VCPU_TRANSLATE_GVA: Command = Command::new::<{ msg::VCPU_TRANSLATE_GVA }>(
     "conformance::vcpu_translate_gva",
     || translate(None),
     &[
-        here(About::Error(EINVAL), "`by_root` above 1", |stand, _| {
+        here(Aspect::Error(EINVAL), "`by_root` above 1", |stand, _| {
             let mut request = translate(None);
             request[16] = 2;
             stand.refused(&request, "by_root 2")
         }),
-        here(About::Error(EINVAL), "a root beyond physical addresses", |stand, _| {
+        here(Aspect::Error(EINVAL), "a root beyond physical addresses", |stand, _| {
             stand.refused(&translate(Some(1 << 52)), "a root with bit 52")
         }),
-        there(About::Error(EOPNOTSUPP), "reset::no_root_without_paging"),
-        there(About::Works, "commands::vcpu_translate_gva"),
-        there(About::Works, "commands::vcpu_translate_gva_whoever_may"),
+        there(Aspect::Error(EOPNOTSUPP), "reset::no_root_without_paging"),
+        there(Aspect::Works, "commands::vcpu_translate_gva"),
+        there(Aspect::Works, "commands::vcpu_translate_gva_whoever_may"),
     ],
 );

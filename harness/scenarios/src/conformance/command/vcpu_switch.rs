@@ -9,8 +9,8 @@ use kvmi_uapi::{
 };
 use zerocopy::IntoBytes;
 
-use super::{Command, Stand};
-use crate::conformance::{About, Case, Shown, here, there};
+use super::{Command, Fixture};
+use crate::conformance::{Aspect, Case, Shown, here, there};
 use crate::nested::{release, wait_in_nested};
 use crate::vmm::{Permission, VcpuWrite, field};
 use crate::wire::vcpu_payload;
@@ -32,8 +32,8 @@ const VMM_BREAKS: u32 = 1 | 1 << 16;
 const VMM_STEPS: u32 = 1 | 1 << 1;
 
 /// A request while the VMM debugs the guest.
-fn refused_while_debugged(stand: &mut Stand, control: u32, request: &[u8]) -> Result<(), Failure> {
-    let debug = |stand: &mut Stand, control| {
+fn refused_while_debugged(stand: &mut Fixture, control: u32, request: &[u8]) -> Result<(), Failure> {
+    let debug = |stand: &mut Fixture, control| {
         stand.while_out(|stand| {
             check_eq!(stand.vm.set_guest_debug(0, control)?, 0, "errno of KVM_SET_GUEST_DEBUG");
             Ok(())
@@ -58,7 +58,7 @@ const VCPU_CONTROL_EVENTS: Command = Command::new::<{ msg::VCPU_CONTROL_EVENTS }
     "conformance::vcpu_control_events",
     || control_event(event::CR, 1),
     &[
-        here(About::Works, "each event, on, on, and off", |stand, _| {
+        here(Aspect::Works, "each event, on, on, and off", |stand, _| {
             let of_vm = [event::UNHOOK, event::CREATE_VCPU];
             let events = event::ALL.iter().map(|(id, _)| *id).filter(|id| !of_vm.contains(id));
             for (id, enable) in events.flat_map(|id| [(id, 1), (id, 1), (id, 0)]) {
@@ -66,16 +66,16 @@ const VCPU_CONTROL_EVENTS: Command = Command::new::<{ msg::VCPU_CONTROL_EVENTS }
             }
             Ok(())
         }),
-        here(About::Error(EINVAL), "`enable` above 1", |stand, _| {
+        here(Aspect::Error(EINVAL), "`enable` above 1", |stand, _| {
             stand.refused(&control_event(event::CR, 2), "enable 2")
         }),
-        here(About::Error(EINVAL), "no event that it switches", |stand, _| {
+        here(Aspect::Error(EINVAL), "no event that it switches", |stand, _| {
             [event::UNHOOK, event::CREATE_VCPU, 2, 4, 21, 131, 0xffff]
                 .iter()
                 .try_for_each(|&id| stand.refused(&control_event(id, 1), &format!("event {id}")))
         }),
         here(
-            About::Error(EPERM),
+            Aspect::Error(EPERM),
             "the VMM does not allow the event, on or off",
             |stand, _| {
                 for enable in [0, 1] {
@@ -85,18 +85,18 @@ const VCPU_CONTROL_EVENTS: Command = Command::new::<{ msg::VCPU_CONTROL_EVENTS }
             },
         ),
         here(
-            About::Error(EBUSY),
+            Aspect::Error(EBUSY),
             "BREAKPOINT, on, while the VMM has software breakpoints",
             |stand, _| refused_while_debugged(stand, VMM_BREAKS, &control_event(event::BREAKPOINT, 1)),
         ),
-        here(About::Error(EBUSY), "BREAKPOINT, off, which is off", |stand, _| {
+        here(Aspect::Error(EBUSY), "BREAKPOINT, off, which is off", |stand, _| {
             stand.refused(&control_event(event::BREAKPOINT, 0), "BREAKPOINT that is off")
         }),
-        there(About::Error(EBUSY), "events::breakpoint_or_guest_debug"),
+        there(Aspect::Error(EBUSY), "events::breakpoint_or_guest_debug"),
         Case {
-            about: About::Error(EOPNOTSUPP),
+            about: Aspect::Error(EOPNOTSUPP),
             what: "DESCRIPTOR on a CPU that cannot tell",
-            vmx: Shown::Never("no lane's CPU lacks descriptor-table exiting"),
+            vmx: Shown::Never("no lane's CPU unavailable_lanes descriptor-table exiting"),
             svm: Shown::Never("every CPU with SVM can tell"),
         },
     ],
@@ -114,17 +114,17 @@ const VCPU_CONTROL_CR: Command = Command::new::<{ msg::VCPU_CONTROL_CR }>(
         .to_vec()
     },
     &[
-        here(About::Works, "CR0, CR3 and CR4, on, on, and off", |stand, _| {
+        here(Aspect::Works, "CR0, CR3 and CR4, on, on, and off", |stand, _| {
             for (cr, enable) in [0, 3, 4].into_iter().flat_map(|cr| [(cr, 1), (cr, 1), (cr, 0)]) {
                 stand.works(&stand.good_but(0, &[cr, enable]), &format!("CR{cr}, {enable}"))?;
             }
             Ok(())
         }),
-        here(About::Error(EINVAL), "`enable` above 1", |stand, _| {
+        here(Aspect::Error(EINVAL), "`enable` above 1", |stand, _| {
             stand.refused(&stand.good_but(1, &[2]), "enable 2")
         }),
         here(
-            About::Error(EINVAL),
+            Aspect::Error(EINVAL),
             "another register than CR0, CR3 and CR4",
             |stand, _| {
                 [1, 2, 5, 8, 32, 0xff]
@@ -151,11 +151,11 @@ const VCPU_CONTROL_MSR: Command = Command::new::<{ msg::VCPU_CONTROL_MSR }>(
     "conformance::vcpu_control_msr",
     || control_msr(KERNEL_GS_BASE, 1),
     &[
-        here(About::Error(EINVAL), "`enable` above 1", |stand, _| {
+        here(Aspect::Error(EINVAL), "`enable` above 1", |stand, _| {
             stand.refused(&control_msr(KERNEL_GS_BASE, 2), "enable 2")
         }),
         here(
-            About::Error(EBUSY),
+            Aspect::Error(EBUSY),
             "as many MSRs outside of the two ranges are watched as may be",
             |stand, _| {
                 let others = (0x4000_0000..).take(MAX_OTHER_MSRS);
@@ -173,7 +173,7 @@ const VCPU_CONTROL_MSR: Command = Command::new::<{ msg::VCPU_CONTROL_MSR }>(
             },
         ),
         here(
-            About::Error(EPERM),
+            Aspect::Error(EPERM),
             "the VMM's MSR filter denies the write",
             |stand, _| {
                 stand.vm.deny_msr_write(Some(KERNEL_GS_BASE))?;
@@ -184,7 +184,7 @@ const VCPU_CONTROL_MSR: Command = Command::new::<{ msg::VCPU_CONTROL_MSR }>(
                 Ok(())
             },
         ),
-        there(About::Works, "commands::vcpu_control_msr"),
+        there(Aspect::Works, "commands::vcpu_control_msr"),
     ],
 );
 
@@ -211,14 +211,14 @@ const VCPU_CONTROL_SINGLESTEP: Command = Command::new::<{ msg::VCPU_CONTROL_SING
     "conformance::vcpu_control_singlestep",
     || singlestep(0),
     &[
-        here(About::Works, "on, on, and off, while the guest sleeps", |stand, _| {
+        here(Aspect::Works, "on, on, and off, while the guest sleeps", |stand, _| {
             for enable in [1, 1, 0] {
                 stand.works(&singlestep(enable), &format!("{enable}"))?;
             }
             Ok(())
         }),
         here(
-            About::Error(EPERM),
+            Aspect::Error(EPERM),
             "the VMM does not allow SINGLESTEP, on, off, or neither",
             |stand, _| {
                 for enable in [0, 1, 2] {
@@ -227,27 +227,27 @@ const VCPU_CONTROL_SINGLESTEP: Command = Command::new::<{ msg::VCPU_CONTROL_SING
                 Ok(())
             },
         ),
-        here(About::Error(EINVAL), "`enable` or `interrupts` above 1", |stand, _| {
+        here(Aspect::Error(EINVAL), "`enable` or `interrupts` above 1", |stand, _| {
             stand.refused(&singlestep(2), "enable 2")?;
             stand.refused(&with_interrupts(1, 2), "interrupts 2")
         }),
         Case {
-            about: About::Error(EOPNOTSUPP),
+            about: Aspect::Error(EOPNOTSUPP),
             what: "a CPU that cannot step",
-            vmx: Shown::Never("no lane's CPU lacks the monitor trap flag"),
+            vmx: Shown::Never("no lane's CPU unavailable_lanes the monitor trap flag"),
             svm: Shown::Never("every CPU with SVM can: it is done by TF"),
         },
-        here(About::Error(EBUSY), "on, while the VMM steps the guest", |stand, _| {
+        here(Aspect::Error(EBUSY), "on, while the VMM steps the guest", |stand, _| {
             refused_while_debugged(stand, VMM_STEPS, &singlestep(1))
         }),
-        there(About::Error(EBUSY), "step::one_owner"),
-        there(About::Works, "step::with_interrupts"),
+        there(Aspect::Error(EBUSY), "step::one_owner"),
+        there(Aspect::Works, "step::with_interrupts"),
     ],
 );
 
 /// What comes of requests that the vCPU finds waiting, with `by` on its way into the guest, before it enters the guest again.
-fn injected_while(stand: &mut Stand, by: VcpuWrite, context: &Context) -> Result<(), Failure> {
-    let taken = |stand: &Stand| -> Result<u64, Failure> {
+fn injected_while(stand: &mut Fixture, by: VcpuWrite, context: &Context) -> Result<(), Failure> {
+    let taken = |stand: &Fixture| -> Result<u64, Failure> {
         Ok(stand.vm.exceptions()? + stand.vm.guest.field(0, field!(counted_interrupts))?)
     };
     let before = taken(stand)?;
@@ -267,7 +267,7 @@ fn injected_while(stand: &mut Stand, by: VcpuWrite, context: &Context) -> Result
 }
 
 /// Switched on and off before the guest could execute anything.
-fn injected_while_stepped(stand: &mut Stand, _: &mut Context) -> Result<(), Failure> {
+fn injected_while_stepped(stand: &mut Fixture, _: &mut Context) -> Result<(), Failure> {
     let good = stand.good();
     let mut seqs = Vec::new();
     stand.while_out(|stand| {
@@ -294,7 +294,7 @@ fn injected_while_stepped(stand: &mut Stand, _: &mut Context) -> Result<(), Fail
 }
 
 /// Another VM takes the place of the stand's for a while: one whose guest has a guest.
-fn injected_while_nested(stand: &mut Stand, context: &mut Context) -> Result<(), Failure> {
+fn injected_while_nested(stand: &mut Fixture, context: &mut Context) -> Result<(), Failure> {
     let (vm, wire) = context.hooked_vm("nested", 1)?;
     let (vm, wire) = (
         std::mem::replace(&mut stand.vm, vm),
@@ -309,7 +309,7 @@ fn injected_while_nested(stand: &mut Stand, context: &mut Context) -> Result<(),
     std::mem::replace(&mut stand.vm, vm).exit()
 }
 
-fn injected_twice(stand: &mut Stand, context: &mut Context) -> Result<(), Failure> {
+fn injected_twice(stand: &mut Fixture, context: &mut Context) -> Result<(), Failure> {
     let good = stand.good();
     let mut seqs = Vec::new();
     let taken = stand.vm.exceptions()?;
@@ -339,13 +339,13 @@ const VCPU_INJECT_EXCEPTION: Command = Command::new::<{ msg::VCPU_INJECT_EXCEPTI
         .to_vec()
     },
     &[
-        here(About::Error(EPERM), "the VMM does not allow TRAP", |stand, _| {
+        here(Aspect::Error(EPERM), "the VMM does not allow TRAP", |stand, _| {
             stand.refused_without(Permission::Event, event::TRAP, &stand.good())?;
             let nmi = stand.good_but(0, &[2]);
             stand.refused_without(Permission::Event, event::TRAP, &nmi)
         }),
         here(
-            About::Error(EINVAL),
+            Aspect::Error(EINVAL),
             "`nr` is no exception that can be injected",
             |stand, _| {
                 // NMI; #BP and #OF, which instructions raise; reserved; no exceptions at all.
@@ -354,7 +354,7 @@ const VCPU_INJECT_EXCEPTION: Command = Command::new::<{ msg::VCPU_INJECT_EXCEPTI
                     .try_for_each(|&nr: &u8| stand.refused(&stand.good_but(0, &[nr]), &format!("exception {nr}")))
             },
         ),
-        here(About::Error(EINVAL), "an error code above 0xffff", |stand, _| {
+        here(Aspect::Error(EINVAL), "an error code above 0xffff", |stand, _| {
             let request = VcpuInjectException {
                 nr: 13,
                 error_code: 0x1_0000,
@@ -363,28 +363,28 @@ const VCPU_INJECT_EXCEPTION: Command = Command::new::<{ msg::VCPU_INJECT_EXCEPTI
             stand.refused(request.as_bytes(), "an error code of 17 bits")
         }),
         here(
-            About::Error(EBUSY),
+            Aspect::Error(EBUSY),
             "an earlier one, or its TRAP, is still to come",
             injected_twice,
         ),
-        here(About::Error(EBUSY), "an interrupt is on its way", |stand, context| {
+        here(Aspect::Error(EBUSY), "an interrupt is on its way", |stand, context| {
             injected_while(stand, VcpuWrite::InjectedInterrupt(COUNTED_VECTOR), context)
         }),
-        here(About::Error(EBUSY), "an exception is on its way", |stand, context| {
+        here(Aspect::Error(EBUSY), "an exception is on its way", |stand, context| {
             injected_while(stand, VcpuWrite::PendingException(UNDEFINED), context)
         }),
-        here(About::Error(EBUSY), "an NMI is on its way", |stand, context| {
+        here(Aspect::Error(EBUSY), "an NMI is on its way", |stand, context| {
             injected_while(stand, VcpuWrite::InjectedNmi, context)
         }),
-        here(About::Error(EBUSY), "the vCPU is stepped", injected_while_stepped),
+        here(Aspect::Error(EBUSY), "the vCPU is stepped", injected_while_stepped),
         here(
-            About::Error(EBUSY),
+            Aspect::Error(EBUSY),
             "the vCPU runs its guest's own guest",
             injected_while_nested,
         ),
-        there(About::Error(EBUSY), "events::trap_not_in_smm"),
-        there(About::Error(EBUSY), "reset::no_injection"),
-        there(About::Works, "events::trap"),
+        there(Aspect::Error(EBUSY), "events::trap_not_in_smm"),
+        there(Aspect::Error(EBUSY), "reset::no_injection"),
+        there(Aspect::Works, "events::trap"),
     ],
 )
 // A guest that does not halt: what the VMM has on its way is delivered when the vCPU runs.

@@ -9,9 +9,9 @@ use kvmi_uapi::{
 };
 use zerocopy::IntoBytes;
 
-use super::{Command, Stand, VCPUS};
+use super::{Command, Fixture, VCPUS};
 use crate::commands::charged;
-use crate::conformance::{About, Case, Shown, here, never, there};
+use crate::conformance::{Aspect, Case, Shown, here, never, there};
 use crate::pages::request as page_access;
 use crate::vmm::{Permission, VmConfig};
 use crate::{Context, Failure, check_eq};
@@ -44,7 +44,7 @@ const NOWHERE: [u64; 4] = [layout::RAM_BYTES, 1 << 40, 1 << 52, !0xfff];
 const GET_VERSION: Command = Command::new::<{ msg::GET_VERSION }>(
     "conformance::get_version",
     Vec::new,
-    &[there(About::Works, "commands::get_version")],
+    &[there(Aspect::Works, "commands::get_version")],
 );
 
 const VM_CHECK_COMMAND: Command = Command::new::<{ msg::VM_CHECK_COMMAND }>(
@@ -59,7 +59,7 @@ const VM_CHECK_COMMAND: Command = Command::new::<{ msg::VM_CHECK_COMMAND }>(
     },
     &[
         here(
-            About::Error(ENOENT),
+            Aspect::Error(ENOENT),
             "a command that this kernel does not carry out",
             |stand, _| {
                 [0, 1, 22, 24, 26, 31, 127, 131, 134, 0x7fff, 0xffff]
@@ -68,11 +68,11 @@ const VM_CHECK_COMMAND: Command = Command::new::<{ msg::VM_CHECK_COMMAND }>(
             },
         ),
         here(
-            About::Error(EPERM),
+            Aspect::Error(EPERM),
             "a command that the VMM does not allow",
             |stand, _| stand.refused_without(Permission::Command, msg::VM_GET_INFO, &stand.good()),
         ),
-        there(About::Works, "commands::check"),
+        there(Aspect::Works, "commands::check"),
     ],
 );
 
@@ -88,7 +88,7 @@ const VM_CHECK_EVENT: Command = Command::new::<{ msg::VM_CHECK_EVENT }>(
     },
     &[
         here(
-            About::Error(ENOENT),
+            Aspect::Error(ENOENT),
             "an event that this kernel does not send",
             |stand, _| {
                 [2, 4, 6, 21, 127, 128, 131, 0xffff]
@@ -97,18 +97,18 @@ const VM_CHECK_EVENT: Command = Command::new::<{ msg::VM_CHECK_EVENT }>(
             },
         ),
         here(
-            About::Error(EPERM),
+            Aspect::Error(EPERM),
             "an event that the VMM does not allow",
             |stand, _| stand.refused_without(Permission::Event, event::PAUSE, &stand.good()),
         ),
-        there(About::Works, "commands::check"),
+        there(Aspect::Works, "commands::check"),
     ],
 );
 
 const VM_GET_INFO: Command = Command::new::<{ msg::VM_GET_INFO }>(
     "conformance::vm_get_info",
     Vec::new,
-    &[there(About::Works, "commands::vm_get_info")],
+    &[there(Aspect::Works, "commands::vm_get_info")],
 );
 
 const VM_CONTROL_EVENTS: Command = Command::new::<{ msg::VM_CONTROL_EVENTS }>(
@@ -123,17 +123,17 @@ const VM_CONTROL_EVENTS: Command = Command::new::<{ msg::VM_CONTROL_EVENTS }>(
         .to_vec()
     },
     &[
-        here(About::Error(EINVAL), "`enable` above 1", |stand, _| {
+        here(Aspect::Error(EINVAL), "`enable` above 1", |stand, _| {
             stand.refused(&stand.good_but(2, &[2]), "enable 2")
         }),
-        here(About::Works, "on, on, off, off, and on", |stand, _| {
+        here(Aspect::Works, "on, on, off, off, and on", |stand, _| {
             for enable in [1, 1, 0, 0, 1] {
                 stand.works(&stand.good_but(2, &[enable]), &format!("{enable}"))?;
             }
             Ok(())
         }),
         here(
-            About::Error(EINVAL),
+            Aspect::Error(EINVAL),
             "an event that is neither UNHOOK nor CREATE_VCPU",
             |stand, _| {
                 [event::PAUSE, event::CR, 2, 4, 128, 0xffff]
@@ -141,7 +141,7 @@ const VM_CONTROL_EVENTS: Command = Command::new::<{ msg::VM_CONTROL_EVENTS }>(
                     .try_for_each(|id| stand.refused(&stand.good_but(0, id.as_bytes()), &format!("event {id}")))
             },
         ),
-        here(About::Error(EPERM), "the VMM does not allow the event", |stand, _| {
+        here(Aspect::Error(EPERM), "the VMM does not allow the event", |stand, _| {
             [event::UNHOOK, event::CREATE_VCPU].iter().try_for_each(|event| {
                 let request = stand.good_but(0, event.as_bytes());
                 stand.refused_without(Permission::Event, *event, &request)
@@ -161,7 +161,7 @@ fn range(gpa: u64, size: u16) -> Vec<u8> {
 }
 
 /// What VM_READ_PHYSICAL and VM_WRITE_PHYSICAL ask for: the latter brings data.
-fn physical(stand: &Stand, gpa: u64, size: u16) -> Vec<u8> {
+fn physical(stand: &Fixture, gpa: u64, size: u16) -> Vec<u8> {
     let data = if stand.command.id == msg::VM_WRITE_PHYSICAL {
         size
     } else {
@@ -170,7 +170,7 @@ fn physical(stand: &Stand, gpa: u64, size: u16) -> Vec<u8> {
     [range(gpa, size), vec![0x5a; data.into()]].concat()
 }
 
-fn not_in_a_page(stand: &mut Stand, _: &mut Context) -> Result<(), Failure> {
+fn not_in_a_page(stand: &mut Fixture, _: &mut Context) -> Result<(), Failure> {
     for (offset, size) in [(0, 4097), (4095, 2), (1, 4096), (4000, 97)] {
         let request = physical(stand, PLACE + offset, size);
         stand.refused(&request, &format!("{size} bytes at {offset:#x}"))?;
@@ -178,11 +178,11 @@ fn not_in_a_page(stand: &mut Stand, _: &mut Context) -> Result<(), Failure> {
     Ok(())
 }
 
-fn no_bytes(stand: &mut Stand, _: &mut Context) -> Result<(), Failure> {
+fn no_bytes(stand: &mut Fixture, _: &mut Context) -> Result<(), Failure> {
     stand.refused(&physical(stand, PLACE, 0), "no bytes")
 }
 
-fn no_slot(stand: &mut Stand, _: &mut Context) -> Result<(), Failure> {
+fn no_slot(stand: &mut Fixture, _: &mut Context) -> Result<(), Failure> {
     for gpa in NOWHERE {
         stand.refused(&physical(stand, gpa, 8), &format!("8 bytes at {gpa:#x}"))?;
     }
@@ -190,7 +190,7 @@ fn no_slot(stand: &mut Stand, _: &mut Context) -> Result<(), Failure> {
 }
 
 /// A slot whose memory is no longer the VMM's own.
-fn hidden(stand: &mut Stand, _: &mut Context) -> Result<(), Failure> {
+fn hidden(stand: &mut Fixture, _: &mut Context) -> Result<(), Failure> {
     stand.vm.add_slot(layout::ANONYMOUS_SLOT, PAGE)?;
     stand.works(&physical(stand, layout::ANONYMOUS_SLOT, 8), "8 bytes of a slot")?;
     stand.vm.hide_slot()?;
@@ -204,15 +204,15 @@ const VM_READ_PHYSICAL: Command = Command::new::<{ msg::VM_READ_PHYSICAL }>(
     "conformance::vm_read_physical",
     || range(PLACE, 8),
     &[
-        here(About::Error(EINVAL), "a size of 0", no_bytes),
-        here(About::Error(EINVAL), "a range that leaves its page", not_in_a_page),
-        here(About::Error(ENOENT), "no memory slot", no_slot),
+        here(Aspect::Error(EINVAL), "a size of 0", no_bytes),
+        here(Aspect::Error(EINVAL), "a range that leaves its page", not_in_a_page),
+        here(Aspect::Error(ENOENT), "no memory slot", no_slot),
         here(
-            About::Error(ENOENT),
+            Aspect::Error(ENOENT),
             "the memory behind the slot cannot be read",
             hidden,
         ),
-        there(About::Works, "commands::vm_read_physical"),
+        there(Aspect::Works, "commands::vm_read_physical"),
     ],
 );
 
@@ -227,15 +227,15 @@ const VM_WRITE_PHYSICAL: Command = Command::new::<{ msg::VM_WRITE_PHYSICAL }>(
         [request.as_bytes(), &[0; 8]].concat()
     },
     &[
-        here(About::Error(EINVAL), "a size of 0", no_bytes),
-        here(About::Error(EINVAL), "a range that leaves its page", not_in_a_page),
-        here(About::Error(ENOENT), "no memory slot", no_slot),
+        here(Aspect::Error(EINVAL), "a size of 0", no_bytes),
+        here(Aspect::Error(EINVAL), "a range that leaves its page", not_in_a_page),
+        here(Aspect::Error(ENOENT), "no memory slot", no_slot),
         here(
-            About::Error(ENOENT),
+            Aspect::Error(ENOENT),
             "the memory behind the slot cannot be written",
             hidden,
         ),
-        here(About::Error(EPERM), "a read-only slot", |stand, _| {
+        here(Aspect::Error(EPERM), "a read-only slot", |stand, _| {
             stand.vm.add_read_only_slot(PAGE)?;
             stand.refused(
                 &physical(stand, layout::READ_ONLY_SLOT, 8),
@@ -243,23 +243,23 @@ const VM_WRITE_PHYSICAL: Command = Command::new::<{ msg::VM_WRITE_PHYSICAL }>(
             )
         }),
         here(
-            About::Error(EOPNOTSUPP),
+            Aspect::Error(EOPNOTSUPP),
             "a dirty ring alone records what is dirty",
             dirty_ring,
         ),
-        here(About::Closes, "fewer bytes than it says", |stand, context| {
+        here(Aspect::Closes, "fewer bytes than it says", |stand, context| {
             let request = stand.good();
             stand.wire.send(stand.command.id, &request[..request.len() - 1])?;
             stand.closes(context)
         }),
-        there(About::Works, "commands::vm_write_physical"),
-        there(About::Works, "commands::vm_write_physical_marks_dirty"),
-        there(About::Error(EPERM), "commands::vm_write_physical_read_only_slot"),
+        there(Aspect::Works, "commands::vm_write_physical"),
+        there(Aspect::Works, "commands::vm_write_physical_marks_dirty"),
+        there(Aspect::Error(EPERM), "commands::vm_write_physical_read_only_slot"),
     ],
 );
 
 /// The stand's VM has no ring, so another takes its place for a while.
-fn dirty_ring(stand: &mut Stand, context: &mut Context) -> Result<(), Failure> {
+fn dirty_ring(stand: &mut Fixture, context: &mut Context) -> Result<(), Failure> {
     let vm = context.vm_with(&VmConfig {
         dirty_ring: true,
         ..VmConfig::new(stand.command.guest, 1)
@@ -285,20 +285,20 @@ const VM_PAUSE_VCPU: Command = Command::new::<{ msg::VM_PAUSE_VCPU }>(
     "conformance::vm_pause_vcpu",
     || VmPauseVcpu::default().as_bytes().to_vec(),
     &[
-        here(About::Error(EINVAL), "`wait` above 1", |stand, _| {
+        here(Aspect::Error(EINVAL), "`wait` above 1", |stand, _| {
             stand.refused(&stand.good_but(2, &[2]), "wait 2")
         }),
-        here(About::Error(EINVAL), "no such vCPU", |stand, _| {
+        here(Aspect::Error(EINVAL), "no such vCPU", |stand, _| {
             [VCPUS, 0x7fff, 0xffff]
                 .iter()
                 .try_for_each(|vcpu| stand.refused(&stand.good_but(0, vcpu.as_bytes()), &format!("vCPU {vcpu}")))
         }),
-        here(About::Error(EPERM), "the VMM does not allow PAUSE", |stand, _| {
+        here(Aspect::Error(EPERM), "the VMM does not allow PAUSE", |stand, _| {
             stand.refused_without(Permission::Event, event::PAUSE, &stand.good())
         }),
-        never(About::Error(EAGAIN), "it is accepted for a vCPU before its INIT too"),
-        there(About::Error(EBUSY), "pause::request_limit"),
-        there(About::Works, "pause::with_wait"),
+        never(Aspect::Error(EAGAIN), "it is accepted for a vCPU before its INIT too"),
+        there(Aspect::Error(EBUSY), "pause::request_limit"),
+        there(Aspect::Works, "pause::with_wait"),
     ],
 );
 
@@ -313,36 +313,36 @@ const VM_CONTROL_CLEANUP: Command = Command::new::<{ msg::VM_CONTROL_CLEANUP }>(
         .to_vec()
     },
     &[
-        here(About::Error(EINVAL), "`enable` above 1", |stand, _| {
+        here(Aspect::Error(EINVAL), "`enable` above 1", |stand, _| {
             stand.refused(&stand.good_but(0, &[2]), "enable 2")
         }),
-        here(About::Works, "off, off, and on", |stand, _| {
+        here(Aspect::Works, "off, off, and on", |stand, _| {
             for enable in [0, 0, 1] {
                 stand.works(&stand.good_but(0, &[enable]), &format!("{enable}"))?;
             }
             Ok(())
         }),
-        there(About::Works, "unhook::cleanup_of_msr"),
-        there(About::Works, "unhook::cleanup_of_descriptor"),
-        there(About::Works, "unhook::cleanup_of_cr3"),
-        there(About::Works, "unhook::cleanup_of_breakpoint"),
+        there(Aspect::Works, "unhook::cleanup_of_msr"),
+        there(Aspect::Works, "unhook::cleanup_of_descriptor"),
+        there(Aspect::Works, "unhook::cleanup_of_cr3"),
+        there(Aspect::Works, "unhook::cleanup_of_breakpoint"),
     ],
 );
 
-fn of_nowhere(stand: &mut Stand, _: &mut Context) -> Result<(), Failure> {
+fn of_nowhere(stand: &mut Fixture, _: &mut Context) -> Result<(), Failure> {
     for gpa in NOWHERE {
         stand.refused(&page_access(&[(gpa, R)]), &format!("a page at {gpa:#x}"))?;
     }
     Ok(())
 }
 
-fn fewer_entries(stand: &mut Stand, context: &mut Context) -> Result<(), Failure> {
+fn fewer_entries(stand: &mut Fixture, context: &mut Context) -> Result<(), Failure> {
     let whole = page_access(&[(PLACE, R), (PLACE + PAGE, R)]);
     stand.wire.send(stand.command.id, &whole[..whole.len() - 1])?;
     stand.closes(context)
 }
 
-fn cannot_be(stand: &mut Stand, access: &[u8]) -> Result<(), Failure> {
+fn cannot_be(stand: &mut Fixture, access: &[u8]) -> Result<(), Failure> {
     for &access in access {
         stand.refused(&page_access(&[(PLACE, access)]), &format!("access {access}"))?;
     }
@@ -350,14 +350,14 @@ fn cannot_be(stand: &mut Stand, access: &[u8]) -> Result<(), Failure> {
 }
 
 /// Nodes of the map need memory, and are scattered as far as they can be.
-fn no_nodes(stand: &mut Stand, _: &mut Context) -> Result<(), Failure> {
+fn no_nodes(stand: &mut Fixture, _: &mut Context) -> Result<(), Failure> {
     const BYTES: u64 = 4 << 30;
     const OF_A_NODE: u64 = 4 << 20;
     stand.vm.add_slot(layout::SPARSE_SLOT, BYTES)?;
     let pages: Vec<_> = (0..BYTES / OF_A_NODE)
         .map(|i| layout::SPARSE_SLOT + i * OF_A_NODE)
         .collect();
-    let restrict = |stand: &mut Stand, pages: &[u64], access| {
+    let restrict = |stand: &mut Fixture, pages: &[u64], access| {
         stand.ask(&page_access(
             &pages.iter().map(|&gpa| (gpa, access)).collect::<Vec<_>>(),
         ))
@@ -387,30 +387,30 @@ const VM_SET_PAGE_ACCESS: Command = Command::new::<{ msg::VM_SET_PAGE_ACCESS }>(
     || page_access(&[(PLACE, R | W | X)]),
     &[
         here(
-            About::Error(EINVAL),
+            Aspect::Error(EINVAL),
             "bits of `access` that have no meaning",
             |stand, _| cannot_be(stand, &[8, 0x10, 0x80, 0xff]),
         ),
-        here(About::Error(EINVAL), "a page in no memory slot", of_nowhere),
-        here(About::Error(EOPNOTSUPP), "`-w-` and `-wx`", |stand, _| {
+        here(Aspect::Error(EINVAL), "a page in no memory slot", of_nowhere),
+        here(Aspect::Error(EOPNOTSUPP), "`-w-` and `-wx`", |stand, _| {
             cannot_be(stand, &[W, W | X])
         }),
         Case {
-            about: About::Error(EOPNOTSUPP),
+            about: Aspect::Error(EOPNOTSUPP),
             what: "`--x`",
             vmx: Shown::Never("EPT of each lane's CPU has it"),
             svm: Shown::Here(|stand, _| cannot_be(stand, &[X])),
         },
-        there(About::Error(EOPNOTSUPP), "pages::shadow_paging"),
+        there(Aspect::Error(EOPNOTSUPP), "pages::shadow_paging"),
         here(
-            About::Error(ENOMEM),
+            Aspect::Error(ENOMEM),
             "the memory cgroup of the VMM has none left for the map",
             no_nodes,
         ),
-        here(About::Closes, "fewer entries than it says", fewer_entries),
-        there(About::Works, "pages::set"),
-        there(About::Works, "pages::kinds"),
-        there(About::Works, "pages::full_message"),
+        here(Aspect::Closes, "fewer entries than it says", fewer_entries),
+        there(Aspect::Works, "pages::set"),
+        there(Aspect::Works, "pages::kinds"),
+        there(Aspect::Works, "pages::full_message"),
     ],
 );
 
@@ -418,9 +418,9 @@ const VM_GET_PAGE_ACCESS: Command = Command::new::<{ msg::VM_GET_PAGE_ACCESS }>(
     "conformance::vm_get_page_access",
     || page_access(&[(PLACE, 0)]),
     &[
-        here(About::Error(EINVAL), "a page in no memory slot", of_nowhere),
-        here(About::Closes, "fewer entries than it says", fewer_entries),
-        there(About::Works, "pages::get"),
+        here(Aspect::Error(EINVAL), "a page in no memory slot", of_nowhere),
+        here(Aspect::Closes, "fewer entries than it says", fewer_entries),
+        there(Aspect::Works, "pages::get"),
     ],
 );
 
@@ -432,7 +432,7 @@ const VM_GET_VCPU_STATES: Command = Command::new::<{ msg::VM_GET_VCPU_STATES }>(
     "conformance::vm_get_vcpu_states",
     || states(0, 1),
     &[
-        here(About::Works, "of each vCPU, of one, of none", |stand, _| {
+        here(Aspect::Works, "of each vCPU, of one, of none", |stand, _| {
             for (first, count) in [(0, VCPUS), (VCPUS - 1, 1), (0, 0), (VCPUS, 0)] {
                 let what = format!("{count} vCPUs from {first}");
                 let data = stand.works(&states(first, count), &what)?;
@@ -444,13 +444,13 @@ const VM_GET_VCPU_STATES: Command = Command::new::<{ msg::VM_GET_VCPU_STATES }>(
             }
             Ok(())
         }),
-        here(About::Error(EINVAL), "no such vCPU", |stand, _| {
+        here(Aspect::Error(EINVAL), "no such vCPU", |stand, _| {
             for (first, count) in [(0, VCPUS + 1), (VCPUS, 1), (0xffff, 0), (0xffff, 0xffff)] {
                 stand.refused(&states(first, count), &format!("{count} vCPUs from {first}"))?;
             }
             Ok(())
         }),
-        there(About::Works, "lifecycle::vcpu_states"),
+        there(Aspect::Works, "lifecycle::vcpu_states"),
     ],
 );
 
@@ -458,13 +458,13 @@ const VM_RELEASE: Command = Command::new::<{ msg::VM_RELEASE }>(
     "conformance::vm_release",
     Vec::new,
     &[
-        here(About::Works, "again and again, with nothing to let go", |stand, _| {
+        here(Aspect::Works, "again and again, with nothing to let go", |stand, _| {
             for _ in 0..3 {
                 stand.works(&[], "a session that stops nothing")?;
             }
             Ok(())
         }),
-        there(About::Works, "lifecycle::hook_stopped"),
-        there(About::Works, "destroy::taken_over_stopped"),
+        there(Aspect::Works, "lifecycle::hook_stopped"),
+        there(Aspect::Works, "destroy::taken_over_stopped"),
     ],
 );

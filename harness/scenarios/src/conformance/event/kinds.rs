@@ -7,9 +7,9 @@ use kvmi_uapi::event::{self, CONTINUE, RETRY};
 use kvmi_uapi::{PageAccessEntry, VcpuEventReply};
 
 use super::replies::{NEEDS_ENABLING, NEEDS_PERMISSION};
-use super::{Event, Stand, nothing, run};
+use super::{Event, Fixture, nothing, run};
 use crate::conformance::command::UNDEFINED;
-use crate::conformance::{About, here, never, there};
+use crate::conformance::{Aspect, here, never, there};
 use crate::lifecycle::GUEST_REQUEST;
 use crate::vmm::{Permission, field};
 use crate::{Context, Failure, check_eq};
@@ -18,7 +18,7 @@ use crate::{Context, Failure, check_eq};
 const fn plain<const ID: u16>(
     name: &'static str,
     guest: &'static str,
-    occur: fn(&mut Stand, &Context) -> Result<u64, Failure>,
+    occur: fn(&mut Fixture, &Context) -> Result<u64, Failure>,
 ) -> Event {
     Event {
         id: ID,
@@ -33,15 +33,15 @@ const fn plain<const ID: u16>(
     }
 }
 
-fn enable(stand: &mut Stand, _: &Context) -> Result<(), Failure> {
+fn enable(stand: &mut Fixture, _: &Context) -> Result<(), Failure> {
     stand.wire.control_event(0, stand.event.id, true)
 }
 
-fn needs_no_enabling(_: &mut Stand, _: &Context) -> Result<(), Failure> {
+fn needs_no_enabling(_: &mut Fixture, _: &Context) -> Result<(), Failure> {
     Ok(())
 }
 
-fn finished(stand: &Stand, context: &Context, number: u64) -> Result<(), Failure> {
+fn finished(stand: &Fixture, context: &Context, number: u64) -> Result<(), Failure> {
     stand.vm.finished(context, 0, number)?;
     Ok(())
 }
@@ -53,7 +53,7 @@ pub(in crate::conformance) static EVENTS: &[Event] = &[
         own: &[
             NEEDS_PERMISSION,
             NEEDS_ENABLING,
-            there(About::Works, "events::hypercall"),
+            there(Aspect::Works, "events::hypercall"),
         ],
         ..plain::<{ event::HYPERCALL }>("conformance::event_hypercall", "hypercall", |stand, _| {
             stand.vm.command(0, Op::Hypercall, GUEST_REQUEST)
@@ -63,8 +63,8 @@ pub(in crate::conformance) static EVENTS: &[Event] = &[
         own: &[
             NEEDS_PERMISSION,
             NEEDS_ENABLING,
-            there(About::Works, "events::breakpoint_continue"),
-            there(About::Works, "events::breakpoint_retry"),
+            there(Aspect::Works, "events::breakpoint_continue"),
+            there(Aspect::Works, "events::breakpoint_retry"),
         ],
         ..plain::<{ event::BREAKPOINT }>("conformance::event_breakpoint", "breakpoint", |stand, _| {
             stand.vm.command(0, Op::Int3, [0; 4])
@@ -77,7 +77,7 @@ pub(in crate::conformance) static EVENTS: &[Event] = &[
         own: &[
             NEEDS_PERMISSION,
             NEEDS_ENABLING,
-            there(About::Works, "events::descriptor"),
+            there(Aspect::Works, "events::descriptor"),
         ],
         ..plain::<{ event::DESCRIPTOR }>("conformance::event_descriptor", "system", |stand, _| {
             stand.vm.command(0, Op::Descriptor, [DescriptorOp::Str as u64, 0, 0, 0])
@@ -97,17 +97,17 @@ const UNHOOK: Event = Event {
         Ok(0)
     },
     own: &[
-        here(About::Works, "it arises by PREUNHOOK", |stand, context| {
+        here(Aspect::Works, "it arises by PREUNHOOK", |stand, context| {
             stand.raise(context)?;
             stand.seen += 1;
             Ok(())
         }),
         here(
-            About::Error(ENOENT),
+            Aspect::Error(ENOENT),
             "PREUNHOOK while the VMM does not allow it",
             |stand, context| {
                 (stand.event.enable)(stand, context)?;
-                let permit = |stand: &Stand, allow| stand.vm.permit(Permission::Event, allow, event::UNHOOK.into());
+                let permit = |stand: &Fixture, allow| stand.vm.permit(Permission::Event, allow, event::UNHOOK.into());
                 check_eq!(permit(stand, 0)?, 0, "errno of EVENT");
                 preunhook_refused(stand)?;
                 check_eq!(permit(stand, 1)?, 0, "errno of EVENT");
@@ -116,11 +116,11 @@ const UNHOOK: Event = Event {
             },
         ),
         here(
-            About::Error(ENOENT),
+            Aspect::Error(ENOENT),
             "PREUNHOOK while the tool has not enabled it",
             |stand, _| preunhook_refused(stand),
         ),
-        here(About::Closes, "a reply to it", |stand, context| {
+        here(Aspect::Closes, "a reply to it", |stand, context| {
             let (event, _) = stand.raise(context)?;
             let reply = VcpuEventReply {
                 action: CONTINUE,
@@ -132,14 +132,14 @@ const UNHOOK: Event = Event {
             stand.seen += 1;
             Ok(())
         }),
-        there(About::Works, "unhook::preunhook_honoured"),
-        there(About::Works, "unhook::preunhook_ignored"),
+        there(Aspect::Works, "unhook::preunhook_honoured"),
+        there(Aspect::Works, "unhook::preunhook_ignored"),
     ],
     over: |_, _, _| Ok(()),
     ..plain::<{ event::UNHOOK }>("conformance::event_unhook", "halt", |_, _| Ok(0))
 };
 
-fn preunhook_refused(stand: &mut Stand) -> Result<(), Failure> {
+fn preunhook_refused(stand: &mut Fixture) -> Result<(), Failure> {
     check_eq!(stand.vm.preunhook()?, ENOENT, "errno of PREUNHOOK");
     stand.wire.expect_no_event()?;
     stand.seen += 1;
@@ -150,11 +150,11 @@ const PAUSE: Event = Event {
     enable: needs_no_enabling,
     own: &[
         never(
-            About::Works,
+            Aspect::Works,
             "it needs no enabling; without permission VM_PAUSE_VCPU is refused",
         ),
-        there(About::Works, "pause::with_wait"),
-        there(About::Works, "pause::halted"),
+        there(Aspect::Works, "pause::with_wait"),
+        there(Aspect::Works, "pause::halted"),
     ],
     // The guest carries something out when it runs again.
     over: |stand, context, _| {
@@ -168,7 +168,7 @@ const PAUSE: Event = Event {
 };
 
 /// Toggled between two values that the program is content with.
-fn toggled(stand: &mut Stand, now: u64, values: [u64; 2]) -> u64 {
+fn toggled(stand: &mut Fixture, now: u64, values: [u64; 2]) -> u64 {
     stand.value = if now == values[0] { values[1] } else { values[0] };
     stand.value
 }
@@ -181,10 +181,10 @@ const CR: Event = Event {
     own: &[
         NEEDS_PERMISSION,
         NEEDS_ENABLING,
-        there(About::Works, "events::cr0"),
-        there(About::Works, "events::cr3"),
-        there(About::Works, "events::cr4"),
-        there(About::Works, "events::cr_needs_both_switches"),
+        there(Aspect::Works, "events::cr0"),
+        there(Aspect::Works, "events::cr3"),
+        there(Aspect::Works, "events::cr4"),
+        there(Aspect::Works, "events::cr_needs_both_switches"),
     ],
     ..plain::<{ event::CR }>("conformance::event_cr", "cr_writes", |stand, context| {
         let now = stand.vm.carry_out(context, 0, Op::ReadCr, [3, 0, 0, 0])?;
@@ -197,10 +197,10 @@ const TRAP: Event = Event {
     enable: |stand, _| stand.vm.tolerate(&[UNDEFINED.into()]),
     own: &[
         never(
-            About::Works,
+            Aspect::Works,
             "it needs no enabling; without permission VCPU_INJECT_EXCEPTION is refused",
         ),
-        there(About::Works, "events::trap"),
+        there(Aspect::Works, "events::trap"),
     ],
     over: |stand, context, taken| stand.vm.wait_for_exceptions(context, taken + 1),
     ..plain::<{ event::TRAP }>("conformance::event_trap", "halt", |stand, _| {
@@ -215,7 +215,7 @@ const TRAP: Event = Event {
 };
 
 const XSETBV: Event = Event {
-    own: &[NEEDS_PERMISSION, NEEDS_ENABLING, there(About::Works, "events::xsetbv")],
+    own: &[NEEDS_PERMISSION, NEEDS_ENABLING, there(Aspect::Works, "events::xsetbv")],
     ..plain::<{ event::XSETBV }>("conformance::event_xsetbv", "system", |stand, _| {
         let now = stand.wire.xcr0(0)?;
         let value = toggled(stand, now, [1, 3]);
@@ -233,8 +233,8 @@ const MSR: Event = Event {
     own: &[
         NEEDS_PERMISSION,
         NEEDS_ENABLING,
-        there(About::Works, "events::msr"),
-        there(About::Works, "events::msr_needs_both_switches"),
+        there(Aspect::Works, "events::msr"),
+        there(Aspect::Works, "events::msr_needs_both_switches"),
     ],
     ..plain::<{ event::MSR }>("conformance::event_msr", "system", |stand, context| {
         let msr = KERNEL_GS_BASE.into();
@@ -248,7 +248,7 @@ const PF: Event = Event {
     own: &[
         NEEDS_PERMISSION,
         here(
-            About::Works,
+            Aspect::Works,
             "it does not arise while the tool has not enabled it",
             |stand, context| {
                 restrict(stand)?;
@@ -259,8 +259,8 @@ const PF: Event = Event {
                 Ok(())
             },
         ),
-        there(About::Works, "pages::kinds"),
-        there(About::Works, "pages::retry"),
+        there(Aspect::Works, "pages::kinds"),
+        there(Aspect::Works, "pages::retry"),
     ],
     enable: |stand, _| {
         stand.wire.control_event(0, event::PF, true)?;
@@ -272,7 +272,7 @@ const PF: Event = Event {
     })
 };
 
-fn restrict(stand: &mut Stand) -> Result<(), Failure> {
+fn restrict(stand: &mut Fixture) -> Result<(), Failure> {
     let access = PageAccessEntry::READ | PageAccessEntry::EXEC;
     stand.wire.restrict(&[(layout::SCRATCH, access)])
 }
@@ -280,9 +280,9 @@ fn restrict(stand: &mut Stand) -> Result<(), Failure> {
 const SINGLESTEP: Event = Event {
     enable: needs_no_enabling,
     own: &[
-        never(About::Works, "it needs no enabling but VCPU_CONTROL_SINGLESTEP"),
-        there(About::Works, "step::permission"),
-        there(About::Works, "step::straight"),
+        never(Aspect::Works, "it needs no enabling but VCPU_CONTROL_SINGLESTEP"),
+        there(Aspect::Works, "step::permission"),
+        there(Aspect::Works, "step::straight"),
     ],
     once: |stand| stand.wire.singlestep(false),
     over: |stand, context, _| counts_on_vcpu_0(stand, context),
@@ -292,7 +292,7 @@ const SINGLESTEP: Event = Event {
     })
 };
 
-fn counts_on_vcpu_0(stand: &Stand, context: &Context) -> Result<(), Failure> {
+fn counts_on_vcpu_0(stand: &Fixture, context: &Context) -> Result<(), Failure> {
     let before = stand.vm.guest.field(0, field!(counter))?;
     context.wait_for("the guest to count on", || {
         Ok(stand.vm.guest.field(0, field!(counter))? > before)
@@ -303,7 +303,7 @@ fn counts_on_vcpu_0(stand: &Stand, context: &Context) -> Result<(), Failure> {
 const CREATE_VCPU: Event = Event {
     enable: |stand, _| stand.wire.control_create_vcpu(true),
     own: &[
-        here(About::Works, "it arises; CONTINUE", |stand, context| {
+        here(Aspect::Works, "it arises; CONTINUE", |stand, context| {
             (stand.event.enable)(stand, context)?;
             for _ in 0..2 {
                 let vcpu = stand.vm.add_vcpu()?;
@@ -315,11 +315,11 @@ const CREATE_VCPU: Event = Event {
             Ok(())
         }),
         here(
-            About::Works,
+            Aspect::Works,
             "it does not arise while the VMM does not allow it",
             |stand, context| {
                 (stand.event.enable)(stand, context)?;
-                let permit = |stand: &Stand, allow| {
+                let permit = |stand: &Fixture, allow| {
                     let id = event::CREATE_VCPU.into();
                     stand.vm.permit(Permission::Event, allow, id)
                 };
@@ -331,14 +331,14 @@ const CREATE_VCPU: Event = Event {
             },
         ),
         here(
-            About::Works,
+            Aspect::Works,
             "it does not arise while the tool has not enabled it",
             |stand, context| {
                 let vcpu = stand.vm.add_vcpu()?;
                 runs_untold(stand, context, vcpu)
             },
         ),
-        here(About::Closes, "RETRY", |stand, context| {
+        here(Aspect::Closes, "RETRY", |stand, context| {
             (stand.event.enable)(stand, context)?;
             let vcpu = stand.vm.add_vcpu()?;
             let event = stand.wire.expect_event(event::CREATE_VCPU, vcpu as u16)?;
@@ -348,13 +348,13 @@ const CREATE_VCPU: Event = Event {
             stand.seen += 1;
             Ok(())
         }),
-        there(About::Works, "lifecycle::vcpu_created_is_told"),
+        there(Aspect::Works, "lifecycle::vcpu_created_is_told"),
     ],
     over: |_, _, _| Ok(()),
     ..plain::<{ event::CREATE_VCPU }>("conformance::event_create_vcpu", "hypercall", |_, _| Ok(0))
 };
 
-fn runs_untold(stand: &mut Stand, context: &Context, vcpu: usize) -> Result<(), Failure> {
+fn runs_untold(stand: &mut Fixture, context: &Context, vcpu: usize) -> Result<(), Failure> {
     stand.vm.carry_out(context, vcpu, Op::Nothing, [0; 4])?;
     stand.wire.expect_no_event()?;
     stand.seen += 1;

@@ -6,13 +6,13 @@ use kvmi_uapi::event::{CONTINUE, CRASH, RETRY};
 use kvmi_uapi::{MsgHdr, VcpuEventReply, VcpuHdr, msg};
 use zerocopy::IntoBytes;
 
-use super::Stand;
-use crate::conformance::{About, Case, UNINITIALISED, VCPUS, here};
+use super::Fixture;
+use crate::conformance::{Aspect, Case, UNINITIALISED, VCPUS, here};
 use crate::vmm::{Permission, Until};
 use crate::wire::{Event, vcpu_payload};
 use crate::{Context, Failure, check, check_eq};
 
-pub(super) const ARISES: &[Case<Stand>] = &[here(About::Works, "it arises; CONTINUE", |stand, context| {
+pub(super) const ARISES: &[Case<Fixture>] = &[here(Aspect::Works, "it arises; CONTINUE", |stand, context| {
     for _ in 0..2 {
         let (event, told) = stand.raise(context)?;
         stand.proceed(context, &event, told)?;
@@ -22,8 +22,8 @@ pub(super) const ARISES: &[Case<Stand>] = &[here(About::Works, "it arises; CONTI
 })];
 
 /// Without the VMM's permission it does not arise.
-pub(super) const NEEDS_PERMISSION: Case<Stand> = here(
-    About::Works,
+pub(super) const NEEDS_PERMISSION: Case<Fixture> = here(
+    Aspect::Works,
     "it does not arise while the VMM does not allow it",
     |stand, context| {
         (stand.event.enable)(stand, context)?;
@@ -40,8 +40,8 @@ pub(super) const NEEDS_PERMISSION: Case<Stand> = here(
 );
 
 /// Without the tool's word it does not arise.
-pub(super) const NEEDS_ENABLING: Case<Stand> = here(
-    About::Works,
+pub(super) const NEEDS_ENABLING: Case<Fixture> = here(
+    Aspect::Works,
     "it does not arise while the tool has not enabled it",
     |stand, context| {
         let told = (stand.event.occur)(stand, context)?;
@@ -52,16 +52,16 @@ pub(super) const NEEDS_ENABLING: Case<Stand> = here(
     },
 );
 
-fn permit(stand: &Stand, allow: u32) -> Result<(), Failure> {
+fn permit(stand: &Fixture, allow: u32) -> Result<(), Failure> {
     let id = stand.event.id.into();
     check_eq!(stand.vm.permit(Permission::Event, allow, id)?, 0, "errno of EVENT");
     Ok(())
 }
 
 /// Replies that are refused like a command, after which the event is open as before.
-pub(super) const REFUSED: &[Case<Stand>] = &[
+pub(super) const REFUSED: &[Case<Fixture>] = &[
     here(
-        About::Error(EINVAL),
+        Aspect::Error(EINVAL),
         "a reply with padding in its vCPU header",
         |stand, context| {
             let pad1 = VcpuHdr { pad1: 1, ..header(0) };
@@ -72,11 +72,11 @@ pub(super) const REFUSED: &[Case<Stand>] = &[
             refused(stand, context, &[pad1, pad2], EINVAL)
         },
     ),
-    here(About::Error(EINVAL), "a reply for no such vCPU", |stand, context| {
+    here(Aspect::Error(EINVAL), "a reply for no such vCPU", |stand, context| {
         refused(stand, context, &[header(VCPUS), header(0xffff)], EINVAL)
     }),
     here(
-        About::Error(EAGAIN),
+        Aspect::Error(EAGAIN),
         "a reply for a vCPU before its INIT",
         |stand, context| refused(stand, context, &[header(UNINITIALISED)], EAGAIN),
     ),
@@ -89,7 +89,7 @@ fn header(vcpu: u16) -> VcpuHdr {
     }
 }
 
-fn refused(stand: &mut Stand, context: &Context, headers: &[VcpuHdr], errno: i32) -> Result<(), Failure> {
+fn refused(stand: &mut Fixture, context: &Context, headers: &[VcpuHdr], errno: i32) -> Result<(), Failure> {
     let (event, told) = stand.raise(context)?;
     for header in headers {
         let payload = [header.as_bytes(), continued(&event).as_bytes(), &stand.agree()].concat();
@@ -115,7 +115,7 @@ fn continued(event: &Event) -> VcpuEventReply {
 }
 
 /// A reply of any content.
-fn send(stand: &mut Stand, event: &Event, payload: &[u8]) -> Result<(), Failure> {
+fn send(stand: &mut Fixture, event: &Event, payload: &[u8]) -> Result<(), Failure> {
     let header = MsgHdr {
         id: msg::VCPU_EVENT,
         size: payload.len() as u16,
@@ -125,12 +125,12 @@ fn send(stand: &mut Stand, event: &Event, payload: &[u8]) -> Result<(), Failure>
 }
 
 /// A reply that closes the connection.
-const fn closing(what: &'static str, provoke: fn(&mut Stand, &mut Context) -> Result<(), Failure>) -> Case<Stand> {
-    here(About::Closes, what, provoke)
+const fn closing(what: &'static str, provoke: fn(&mut Fixture, &mut Context) -> Result<(), Failure>) -> Case<Fixture> {
+    here(Aspect::Closes, what, provoke)
 }
 
 /// Replies over which the connection closes; the guest goes on as if none had come.
-pub(super) const CLOSING: &[Case<Stand>] = &[
+pub(super) const CLOSING: &[Case<Fixture>] = &[
     closing("a reply of 15 bytes", |stand, context| {
         closes(stand, context, |stand, event| {
             let payload = vcpu_payload(0, continued(event).as_bytes());
@@ -193,22 +193,22 @@ pub(super) const CLOSING: &[Case<Stand>] = &[
     }),
 ];
 
-pub(super) const NO_RETRY: &[Case<Stand>] = &[closing("RETRY", |stand, context| {
+pub(super) const NO_RETRY: &[Case<Fixture>] = &[closing("RETRY", |stand, context| {
     closes(stand, context, |stand, event| {
         let data = stand.agree();
         stand.wire.reply_with(event, RETRY, &data)
     })
 })];
 
-fn reply(stand: &mut Stand, event: &Event, reply: VcpuEventReply) -> Result<(), Failure> {
+fn reply(stand: &mut Fixture, event: &Event, reply: VcpuEventReply) -> Result<(), Failure> {
     let data = stand.agree();
     stand.wire.reply_raw(event.seq, event.vcpu, &reply, &data)
 }
 
 fn closes(
-    stand: &mut Stand,
+    stand: &mut Fixture,
     context: &Context,
-    offend: impl FnOnce(&mut Stand, &Event) -> Result<(), Failure>,
+    offend: impl FnOnce(&mut Fixture, &Event) -> Result<(), Failure>,
 ) -> Result<(), Failure> {
     let (event, told) = stand.raise(context)?;
     offend(stand, &event)?;
@@ -220,7 +220,7 @@ fn closes(
     stand.again(context)
 }
 
-pub(super) const MAY_RETRY: &[Case<Stand>] = &[here(About::Works, "RETRY: it happens anew", |stand, context| {
+pub(super) const MAY_RETRY: &[Case<Fixture>] = &[here(Aspect::Works, "RETRY: it happens anew", |stand, context| {
     let (event, told) = stand.raise(context)?;
     stand.wire.reply(&event, RETRY)?;
     let anew = stand.wire.expect_event(stand.event.id, 0)?;
@@ -229,8 +229,8 @@ pub(super) const MAY_RETRY: &[Case<Stand>] = &[here(About::Works, "RETRY: it hap
     stand.proceed(context, &anew, told)
 })];
 
-pub(super) const CRASH_STOPS: &[Case<Stand>] = &[here(
-    About::Works,
+pub(super) const CRASH_STOPS: &[Case<Fixture>] = &[here(
+    Aspect::Works,
     "CRASH: `KVM_RUN` returns a shutdown",
     |stand, context| {
         let (event, _) = stand.raise(context)?;

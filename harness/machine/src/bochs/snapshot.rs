@@ -1,5 +1,5 @@
 // SPDX-License-Identifier: MIT OR Apache-2.0
-//! Booting L1 in Bochs and saving it at its point, as the cache keeps it.
+//! Booting L1 in Bochs and saving it at its snapshot, as the cache keeps it.
 
 use std::fs;
 use std::io;
@@ -13,7 +13,7 @@ use crate::boot::{Boot, BootError, io_error, tail, wait_for_point};
 use crate::cache::{Cache, Key};
 use crate::progress::Progress;
 
-/// How long L1 may take from power-on to its point. It takes about 40 s on an idle machine, svm-bochs twice that.
+/// How long L1 may take from power-on to its snapshot. It takes about 40 s on an idle machine, svm-bochs twice that.
 const BOOT: Duration = Duration::from_secs(400);
 
 /// How long saving L1 may take. It takes less than a second.
@@ -30,7 +30,7 @@ pub(super) const MEMORY: &str = "memory.ram";
 /// What it notes about its own log there.
 const LOG_OPTIONS: &str = "logopts";
 
-/// Boots L1 and saves it at its point, unless the cache has that; the folder that it is saved in.
+/// Boots L1 and saves it at its snapshot, unless the cache has that; the folder that it is saved in.
 ///
 /// `emulators_key` stands for the emulator's version. The calling thread is the one that Bochs ends with.
 ///
@@ -50,7 +50,7 @@ pub fn prepare(
         log: Path::new("log"),
         port: 0,
     };
-    let key = Key::of("bochs point 1")
+    let key = Key::of("bochs snapshot 1")
         .text("emulators", emulators_key)
         .text(
             "machine",
@@ -68,7 +68,7 @@ pub fn prepare(
         .file("boot loader's second part", Path::new(LDLINUX))?
         .file("library", parts.library)?
         .finish();
-    let entry = cache.entry("points", &key, |into| {
+    let entry = cache.entry("snapshots", &key, |into| {
         // The logs of a boot that failed must outlive the entry that was not made.
         let logs = cache.work("logs")?.join(parts.lane.name());
         fs::create_dir_all(&logs).map_err(io_error(format!("make {}", logs.display())))?;
@@ -108,8 +108,8 @@ fn save(parts: &Parts, logs: &Path, state: &Path, at_most: Duration, progress: &
     let control = bochs.accept()?;
     let reader = control.try_clone().map_err(io_error("share the control channel"))?;
     let child = &mut bochs.child;
-    let at_point = wait_for_point(parts.lane, reader, &console, at_most, &task, || child.wait().ok());
-    at_point.map_err(|e| bochs.explain(e))?;
+    let snapshot_of = wait_for_point(parts.lane, reader, &console, at_most, &task, || child.wait().ok());
+    snapshot_of.map_err(|e| bochs.explain(e))?;
     task.note("save its state");
     if !closes(&control).map_err(io_error("wait for Bochs to save L1"))? {
         return Err(BootError::Late {

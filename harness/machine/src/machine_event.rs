@@ -9,7 +9,7 @@ use kvmi_lab_control::{FromL1, LineReader, ReadError};
 
 /// Something that L0 learns of L1.
 #[derive(Debug)]
-pub enum News {
+pub enum MachineEvent {
     /// L1 speaks.
     Message(FromL1),
     /// L1 speaks, and it makes no sense.
@@ -21,25 +21,25 @@ pub enum News {
 }
 
 /// Passes on what comes on the control channel, until it closes. Runs on a thread of its own.
-pub(crate) fn listen(control: impl Read + Send + 'static, to: Sender<News>) {
+pub(crate) fn listen(control: impl Read + Send + 'static, to: Sender<MachineEvent>) {
     thread::spawn(move || {
         let mut lines = LineReader::new(control);
         loop {
             let (news, goes_on) = match lines.message() {
-                Ok(Some(message)) => (News::Message(message), true),
-                Ok(None) | Err(ReadError::Io(_)) => (News::Closed, false),
-                Err(e @ ReadError::Garbled { .. }) => (News::Garbled(e.to_string()), true),
+                Ok(Some(message)) => (MachineEvent::Message(message), true),
+                Ok(None) | Err(ReadError::Io(_)) => (MachineEvent::Closed, false),
+                Err(e @ ReadError::Garbled { .. }) => (MachineEvent::Garbled(e.to_string()), true),
                 // Nothing that follows can be told apart.
-                Err(e) => (News::Garbled(e.to_string()), false),
+                Err(e) => (MachineEvent::Garbled(e.to_string()), false),
             };
-            let is_closed = matches!(news, News::Closed);
+            let is_closed = matches!(news, MachineEvent::Closed);
             if to.send(news).is_err() || is_closed {
                 return;
             }
             if !goes_on {
                 // Closed is said when it is: whoever waits for that waits for the emulator's end.
                 let _ = io::copy(&mut lines.into_stream(), &mut io::sink());
-                let _ = to.send(News::Closed);
+                let _ = to.send(MachineEvent::Closed);
                 return;
             }
         }
@@ -47,7 +47,7 @@ pub(crate) fn listen(control: impl Read + Send + 'static, to: Sender<News>) {
 }
 
 /// A channel for news of a machine.
-pub(crate) fn channel() -> (Sender<News>, Receiver<News>) {
+pub(crate) fn channel() -> (Sender<MachineEvent>, Receiver<MachineEvent>) {
     mpsc::channel()
 }
 
@@ -59,9 +59,9 @@ mod tests {
     fn a_channel_that_ends_within_a_message_closes_after_it() {
         let (send, receive) = channel();
         listen(&br#"{"type":"log","source":"x"#[..], send);
-        let news: Vec<News> = receive.iter().collect();
+        let news: Vec<MachineEvent> = receive.iter().collect();
         assert!(
-            matches!(&news[..], [News::Garbled(what), News::Closed] if what.contains("ended within a message")),
+            matches!(&news[..], [MachineEvent::Garbled(what), MachineEvent::Closed] if what.contains("ended within a message")),
             "{news:?}"
         );
     }

@@ -12,7 +12,7 @@ use crate::runs::Runs;
 
 /// The place where work is done.
 #[derive(Clone, Debug)]
-pub struct Workshop {
+pub struct Environment {
     /// The checkout's top folder.
     pub checkout: PathBuf,
     /// What is kept between runs, of all checkouts.
@@ -25,7 +25,7 @@ pub struct Workshop {
     pub progress: Progress,
 }
 
-impl Workshop {
+impl Environment {
     /// The checkout that this program was built from. `runs` is where runs have their folders, `target/lab` when not given.
     /// `CI=true` in the environment lets packages be installed as well.
     ///
