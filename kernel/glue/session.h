@@ -218,6 +218,7 @@ struct kvm_vcpu_introspection *kvmi_vcpu_alloc(struct kvm_introspection *session
 void kvmi_vcpu_free(struct kvm_vcpu_introspection *vi);
 void kvmi_vcpu_put(struct kvm_vcpu_introspection *vi);
 void kvmi_vcpu_kick(struct kvm_vcpu_introspection *vi);
+void kvmi_show(struct kvm_vcpu_introspection *vi);
 enum kvmi_site kvmi_site(struct kvm_vcpu *vcpu, const struct kvmi_occurrence *what);
 void kvmi_run_state(struct kvm_vcpu_introspection *vi, struct kvmi_vcpu_run_state *out);
 

@@ -218,7 +218,7 @@ static int wait_for_release(struct kvm_vcpu_introspection *vi)
 #define SHOWN_EVENT	GENMASK_ULL(23, 8)
 #define SHOWN_SEQ	GENMASK_ULL(63, 32)
 
-static void show(struct kvm_vcpu_introspection *vi)
+void kvmi_show(struct kvm_vcpu_introspection *vi)
 {
 	WRITE_ONCE(vi->shown, FIELD_PREP(SHOWN_PHASE, kvmi_phase(vi->state)) |
 			      FIELD_PREP(SHOWN_EVENT, kvmi_phase_event(vi->state)) |
@@ -278,7 +278,7 @@ static int serve(struct kvm_vcpu_introspection *vi)
 
 	for (;;) {
 		kvmi_explore(KVMI_AT_SERVE);
-		show(vi);
+		kvmi_show(vi);
 		if (READ_ONCE(session->closing))
 			return 1;
 		if (READ_ONCE(session->lost))

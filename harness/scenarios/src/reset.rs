@@ -7,7 +7,7 @@ use kvmi::command::TranslateGva;
 use kvmi_guests::{Op, layout};
 use kvmi_uapi::error::{EBUSY, EOPNOTSUPP};
 use kvmi_uapi::event::{BREAKPOINT, CONTINUE, CR, Cr, HYPERCALL, MSR, Msr, PF, Pf, RETRY};
-use kvmi_uapi::{PageAccessEntry, Regs};
+use kvmi_uapi::{PageAccessEntry, Regs, VcpuRunState};
 
 use crate::lifecycle::GUEST_REQUEST;
 use crate::vmm::{Vm, VmConfig, field};
@@ -238,6 +238,8 @@ fn voids_event(context: &mut Context) -> Result<(), Failure> {
     send(context, &vm, INIT)?;
     // KVM carries INIT out when the VMM asks for the state.
     check_eq!(vm.mp_state(AP.into())?, WAITS_FOR_SIPI, "KVM_GET_MP_STATE");
+    let shown = wire.vcpu_states(2)?[usize::from(AP)];
+    check!(shown.state != VcpuRunState::HELD, "a void event is shown as open: {shown:?}");
     vm.resume(AP.into())?;
     context.stage("a late reply", Duration::from_secs(10));
     wait_until_reset(context, &mut wire)?;

@@ -53,6 +53,7 @@ static void make_void(struct kvm_vcpu_introspection *vi)
 	kvmi_take_back(vi);
 	kvmi_forget_half_way(vi->vcpu);
 	vi->vcpu->arch.introspection.stepped = false;
+	kvmi_show(vi);
 }
 
 void __kvm_introspection_vmm_writes(struct kvm_vcpu *vcpu)
