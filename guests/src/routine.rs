@@ -48,9 +48,11 @@ pub enum Routine {
     TaskGate = 19,
     /// VMOVDQU to argument 1 and back, and others of AVX; the result is what it has put into each quarter of the register.
     Avx = 20,
+    /// A store to argument 1, where the guest has a breakpoint; the result is 1, one #DB, and in the upper half DR6.
+    DataBreakpoint = 21,
 }
 
 impl Routine {
     /// How many there are.
-    pub const COUNT: usize = 21;
+    pub const COUNT: usize = 22;
 }

@@ -239,7 +239,10 @@ fn voids_event(context: &mut Context) -> Result<(), Failure> {
     // KVM carries INIT out when the VMM asks for the state.
     check_eq!(vm.mp_state(AP.into())?, WAITS_FOR_SIPI, "KVM_GET_MP_STATE");
     let shown = wire.vcpu_states(2)?[usize::from(AP)];
-    check!(shown.state != VcpuRunState::HELD, "a void event is shown as open: {shown:?}");
+    check!(
+        shown.state != VcpuRunState::HELD,
+        "a void event is shown as open: {shown:?}"
+    );
     vm.resume(AP.into())?;
     context.stage("a late reply", Duration::from_secs(10));
     wait_until_reset(context, &mut wire)?;

@@ -60,6 +60,11 @@ pub(super) const SCENARIOS: &[Scenario] = &[
         syscall_mask,
     ),
     scenario(
+        "step::data_breakpoint",
+        "a breakpoint of the guest's own in data: its #DB comes behind the store, and DR6 shows it alone",
+        data_breakpoint,
+    ),
+    scenario(
         "step::debug_status",
         "MOV to and from DR6: the guest sees BS as it set it, and not that of the steps",
         debug_status,
@@ -203,6 +208,21 @@ fn icebp(context: &mut Context) -> Result<(), Failure> {
         stepped.run_as_listed(context, Routine::Icebp, 0)?,
         1,
         "the result, stepped"
+    );
+    stepped.vm.exit()
+}
+
+fn data_breakpoint(context: &mut Context) -> Result<(), Failure> {
+    const B0: u64 = 0xffff_0ff1;
+    let mut stepped = Stepped::start(context)?;
+    let (routine, at, result) = (Routine::DataBreakpoint, layout::SCRATCH, B0 << 32 | 1);
+    context.stage("unstepped", Duration::from_secs(10));
+    check_eq!(stepped.run_unstepped(context, routine, at)?, result, "#DB and DR6");
+    context.stage("stepped", Duration::from_secs(20));
+    check_eq!(
+        stepped.run_as_listed(context, routine, at)?,
+        result,
+        "#DB and DR6, stepped"
     );
     stepped.vm.exit()
 }
