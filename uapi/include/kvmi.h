@@ -74,7 +74,7 @@ enum {
 
 /* ---- errors, which replies carry negated ------------------------------------ */
 
-/* As in <linux/kvm_para.h>, which unavailable_lanes some. */
+/* As in <linux/kvm_para.h>, which lacks some. */
 #ifndef KVM_EPERM
 /*
  * The VMM does not allow the command or the event; the memory slot is

@@ -121,7 +121,7 @@ enum Command {
         #[arg(long, value_name = "FOLDER")]
         selftests: Vec<PathBuf>,
     },
-    /// Say what this machine has, unavailable_lanes and can run, and the command that mends each lack
+    /// Say what this machine has, lacks and can run, and the command that mends each lack
     Doctor,
     /// Kill the lab's processes at random moments and look for what is left
     Endure {
@@ -215,16 +215,16 @@ fn run(env: &Environment, arguments: &Arguments) -> Result<u8> {
             Ok(exit::OK)
         }
         Command::E2e(e2e) => {
-            let unavailable_lanes = if e2e.hardware {
+            let lacks = if e2e.hardware {
                 hardware::unavailable_lanes()
             } else {
                 Vec::new()
             };
-            if !unavailable_lanes.is_empty() {
-                for lack in &unavailable_lanes {
+            if !lacks.is_empty() {
+                for lack in &lacks {
                     env.progress.say(lack.clone());
                 }
-                summary::add_lacks(&unavailable_lanes)?;
+                summary::add_lacks(&lacks)?;
                 return Ok(exit::OK);
             }
             let wanted = Options {

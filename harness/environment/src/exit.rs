@@ -11,7 +11,7 @@ pub const ERROR: u8 = 1;
 #[allow(dead_code, reason = "documents what clap exits with")]
 pub(crate) const USAGE: u8 = 2;
 
-/// `e2e`, `bench`, `kernels run`: everything was set up, and at least one scenario did not pass.
+/// `e2e`, `bench`, `planted`, `twice`, `explore`, `selftests`, `kernels run`: everything was set up, and something did not end as it should.
 pub const SCENARIO_FAILED: u8 = 10;
 
 /// `ci`: a step found something to mend; `tidy`: something is untidy; `endure`: something was left; `mutants`: a fault was not noticed; `kernels take` and `build`: a kernel does not fit.

@@ -215,13 +215,13 @@ pub fn lack(facts: &Facts, lane: Lane) -> Option<Unavailable> {
 pub fn unavailable_lanes() -> Vec<String> {
     let facts = look();
     let lanes = Lane::ALL.iter().copied().filter(|lane| !lane.platform().is_emulated());
-    let unavailable_lanes: Vec<Option<String>> = lanes
+    let lacks: Vec<Option<String>> = lanes
         .map(|lane| {
             let lack = lack(&facts, lane).filter(|lack| lack.step < 4)?;
             Some(format!("without {lane}: {}", lack.text()))
         })
         .collect();
-    unavailable_lanes.into_iter().collect::<Option<_>>().unwrap_or_default()
+    lacks.into_iter().collect::<Option<_>>().unwrap_or_default()
 }
 
 #[cfg(test)]

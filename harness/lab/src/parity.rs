@@ -216,9 +216,9 @@ fn verdicts(folder: &Path) -> Result<Vec<ScenarioRun>> {
 
 /// README with the table of what works.
 fn with_works(readme: &str, table: &[Row], results: &Results) -> Result<String> {
-    let unavailable_lanes = |what: &str| format!("{README} has no line `{}`", what.trim());
-    let (before, rest) = readme.split_once(BEGIN).with_context(|| unavailable_lanes(BEGIN))?;
-    let (_, after) = rest.split_once(END).with_context(|| unavailable_lanes(END))?;
+    let lacks = |what: &str| format!("{README} has no line `{}`", what.trim());
+    let (before, rest) = readme.split_once(BEGIN).with_context(|| lacks(BEGIN))?;
+    let (_, after) = rest.split_once(END).with_context(|| lacks(END))?;
     Ok(format!("{before}{BEGIN}{}{END}{after}", matrix::works(table, results)))
 }
 

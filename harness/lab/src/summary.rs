@@ -29,8 +29,8 @@ pub fn add_table(table: &Table) -> Result<()> {
 }
 
 /// Says in the job's summary why nothing ran.
-pub fn add_lacks(unavailable_lanes: &[String]) -> Result<()> {
-    add_text(|| format!("Processor: {}\n\n{}\n", processor(), lines(unavailable_lanes)))
+pub fn add_lacks(lacks: &[String]) -> Result<()> {
+    add_text(|| format!("Processor: {}\n\n{}\n", processor(), lines(lacks)))
 }
 
 fn add_text(text: impl FnOnce() -> String) -> Result<()> {

@@ -44,7 +44,7 @@ const CONTROL: &str = "control.raw";
 pub struct Recording {
     folder: PathBuf,
     boot: Boot,
-    /// The library without which QEMU's recording unavailable_lanes interrupts (harness/machine/recorder).
+    /// The library without which QEMU's recording lacks interrupts (harness/machine/recorder).
     recorder: PathBuf,
     /// The arguments by which L1 knows what to run.
     order: [String; 2],

@@ -72,7 +72,7 @@ pub(crate) fn scenarios() -> Vec<Scenario> {
         }),
         row(
             "planted::truncated_message",
-            "a message on the control channel unavailable_lanes its end",
+            "a message on the control channel lacks its end",
             truncated_message,
         ),
         row("planted::full_disk", "there is no room for the verdict", full_disk),

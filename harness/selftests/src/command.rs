@@ -52,9 +52,8 @@ pub struct Arguments {
     /// Run one part of many of the tests, e.g. 1/2: a job of CI each
     #[arg(long, value_name = "K/N")]
     slice: Option<Slice>,
-    /// The kernel, as for build
-    #[arg(long, value_name = "VERSION")]
-    kernel: Option<String>,
+    #[command(flatten)]
+    choice: Choice,
 }
 
 impl Arguments {
@@ -131,13 +130,13 @@ pub fn run_counted(env: &Environment, wanted: &Arguments, json: bool) -> Result<
     let expected = Expected::own()?;
     apt::require_debian()?;
     apt::install_needed(env)?;
-    let choice = Choice {
-        kernel: wanted.kernel.clone(),
-        ..Choice::default()
-    };
+    ensure!(
+        !wanted.choice.without_introspection,
+        "selftests compare KVM with introspection and stock KVM; leave --without-introspection out"
+    );
     let (built, fetched) = thread::scope(|scope| {
         let fetching = scope.spawn(|| emulators::fetch(env));
-        let built = kernel::build(env, &choice);
+        let built = kernel::build(env, &wanted.choice);
         let fetched = fetching
             .join()
             .unwrap_or_else(|_| bail!("fetching the emulators panicked"));
@@ -145,11 +144,11 @@ pub fn run_counted(env: &Environment, wanted: &Arguments, json: bool) -> Result<
     })?;
     let lanes = wanted.lanes();
     require(env, &lanes, &fetched, &built)?;
-    let programs = programs(env, wanted)?;
+    let programs = programs(env, &built)?;
     let names = programs.keys().map(String::as_str).collect();
     let unknown = unknown_names(&expected, &names);
     ensure!(
-        unknown.is_empty() || wanted.kernel.is_some(),
+        unknown.is_empty() || wanted.choice != Choice::default(),
         "expected.toml names tests that there are none: {}",
         unknown.join(", ")
     );
@@ -189,8 +188,8 @@ pub fn run_counted(env: &Environment, wanted: &Arguments, json: bool) -> Result<
         findings.extend(idle_modes(&seen));
     }
     let results = read_results(&env.checkout)?;
-    // What stands in the record is of its own kernel.
-    let stale = if wanted.kernel.is_none() {
+    // What stands in the record is of its own kernel and its own modules.
+    let stale = if wanted.choice == Choice::default() {
         results.stale(&seen)
     } else {
         Vec::new()
@@ -217,9 +216,9 @@ fn require(env: &Environment, lanes: &[Lane], fetched: &Fetched, built: &Built) 
     Ok(())
 }
 
-/// The tests of the kernel's source package.
-fn programs(env: &Environment, wanted: &Arguments) -> Result<Programs> {
-    let (version, archive) = kernel::resolve(env, wanted.kernel.as_deref())?;
+/// The tests of the kernel's source package, whatever KVM is under test.
+fn programs(env: &Environment, built: &Built) -> Result<Programs> {
+    let (version, archive) = kernel::resolve(env, Some(&built.kernel.version.release()))?;
     let package = version.package.clone();
     Ok(build::build(
         &env.cache,

@@ -101,6 +101,9 @@ fn summary(results: &Results, lane: Lane) -> String {
             .iter()
             .map(|&word| count(results, lane, Some(mode), word).to_string())
             .collect();
+        if counts.iter().all(|count| count == "0") {
+            continue;
+        }
         let hooks = match results.seen.hooks.get(&(lane, mode)) {
             Some(Hooks { vms, events, .. }) => format!("{vms} | {events}"),
             None => " | ".to_owned(),
@@ -165,13 +168,13 @@ mod tests {
         let table = "each_push = []\n\
             [[with_arguments]]\ntest='slow'\narguments='-b 16M'\nreason='long'\n\
             [[left_out]]\ntests=['bad']\nmodes=['stepped']\nreason='hangs'\n\
-            [[stock]]\ntests=['bad']\nlanes=['svm-tcg']\nverdict='fail'\nreason='TCG unavailable_lanes it'\n\
+            [[stock]]\ntests=['bad']\nlanes=['svm-tcg']\nverdict='fail'\nreason='TCG lacks it'\n\
             [[differs]]\ntests=['slow']\nlanes=['svm-tcg']\nmodes=['stepped']\nverdict='timeout'\nreason='steps'\n";
         let page = page(&Results::parse(record).unwrap(), &Expected::parse(table).unwrap());
         for line in [
             "The record is of kernel 6.12.1-1.",
             "| amx_test | skip | skip | skip | skip | skip | skip | skip | no AMX \\| here |",
-            "| bad | fail | fail | fail | fail | fail | fail | - | TCG unavailable_lanes it; hangs |",
+            "| bad | fail | fail | fail | fail | fail | fail | - | TCG lacks it; hangs |",
             "| slow | pass | pass | pass | pass | pass | pass | **timeout** | steps |",
             "| mode | pass | skip | fail | timeout | VMs hooked | events |",
             "| stock | 1 | 1 | 1 | 0 |  |  |",

@@ -17,7 +17,7 @@ const PAGE: &str = "docs/protocol.md";
 /// Writes both anew; whether that changed anything.
 ///
 /// # Errors
-/// A file cannot be read or written, or the page unavailable_lanes a table.
+/// A file cannot be read or written, or the page lacks a table.
 pub fn write(checkout: &Path) -> Result<bool> {
     let mut changed = false;
     for (name, text) in [(HEADER, Ok(header::text())), (PAGE, page::text(&read(checkout, PAGE)?))] {

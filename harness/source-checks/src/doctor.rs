@@ -1,5 +1,5 @@
 // SPDX-License-Identifier: MIT OR Apache-2.0
-//! What this machine has, unavailable_lanes and can run, and the command that mends each lack.
+//! What this machine has, lacks and can run, and the command that mends each lack.
 
 use std::fs;
 use std::os::unix::fs::MetadataExt;
@@ -204,13 +204,9 @@ fn disks(cache: &Path, target: &Path) -> Result<Vec<Item>> {
     let cache = Place::look("the cache", cache, CACHE_GIB)?;
     let target = Place::look("target", target, TARGET_GIB)?;
     Ok(if cache.device == target.device {
-        vec![disk(
-            "the cache and target",
-            cache.free,
-            cache.unavailable_lanes + target.unavailable_lanes,
-        )]
+        vec![disk("the cache and target", cache.free, cache.lacks + target.lacks)]
     } else {
-        let one = |place: &Place| disk(place.what, place.free, place.unavailable_lanes);
+        let one = |place: &Place| disk(place.what, place.free, place.lacks);
         vec![one(&cache), one(&target)]
     })
 }
@@ -221,7 +217,7 @@ struct Place {
     device: u64,
     /// How many bytes it may still take, and how many of those that are wanted it has not taken yet.
     free: u64,
-    unavailable_lanes: u64,
+    lacks: u64,
 }
 
 impl Place {
@@ -235,7 +231,7 @@ impl Place {
             what,
             device: fs::metadata(existing)?.dev(),
             free: room.f_bavail * room.f_frsize,
-            unavailable_lanes: (gib << 30).saturating_sub(taken),
+            lacks: (gib << 30).saturating_sub(taken),
         })
     }
 }
@@ -385,10 +381,10 @@ mod tests {
     fn what_was_taken_already_need_not_be_free() {
         let dir = tempfile::tempdir().unwrap();
         let empty = Place::look("target", &dir.path().join("none"), 1).unwrap();
-        assert_eq!(empty.unavailable_lanes, 1 << 30);
+        assert_eq!(empty.lacks, 1 << 30);
         fs::write(dir.path().join("some"), [1; 1 << 20]).unwrap();
         let filled = Place::look("target", dir.path(), 1).unwrap();
-        assert!(filled.unavailable_lanes <= (1 << 30) - (1 << 20) && filled.device == empty.device);
+        assert!(filled.lacks <= (1 << 30) - (1 << 20) && filled.device == empty.device);
         assert_eq!(disks(dir.path(), &dir.path().join("target")).unwrap().len(), 1);
         assert_eq!(disk("target", 1, 2).state, State::Lacks);
         assert_eq!(disk("target", 2, 2).state, State::Has);

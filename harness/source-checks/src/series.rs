@@ -113,9 +113,9 @@ fn table(rows: &[Row]) -> String {
 }
 
 fn with_table(page: &str, table: &str) -> Result<String> {
-    let unavailable_lanes = |what: &str| format!("{PAGE} has no line `{}`", what.trim());
-    let (before, rest) = page.split_once(BEGIN).with_context(|| unavailable_lanes(BEGIN))?;
-    let (_, after) = rest.split_once(END).with_context(|| unavailable_lanes(END))?;
+    let lacks = |what: &str| format!("{PAGE} has no line `{}`", what.trim());
+    let (before, rest) = page.split_once(BEGIN).with_context(|| lacks(BEGIN))?;
+    let (_, after) = rest.split_once(END).with_context(|| lacks(END))?;
     Ok(format!("{before}{BEGIN}{table}{END}{after}"))
 }
 

@@ -29,7 +29,7 @@ Hooks the VM of the VMM with this process id, or of the first that there is, pau
 vCPUs, shows where it stands, and unhooks. The guest runs on and notices nothing.
 
 It unhooks when it fails, and when Ctrl-C or SIGTERM ends it. When SIGKILL does, the VM stays hooked
-until its VMM ends.
+until somebody calls UNHOOK, or its VMM ends.
 
 It is a complete tool: harness/l1/src/shell/introspect.rs in the sources. For other VMs to hook:
 vm --help";

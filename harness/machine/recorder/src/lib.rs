@@ -3,7 +3,7 @@
 //!
 //! QEMU writes down each interrupt that its CPU takes, in the main loop, once the function that takes it has returned. Where L2 runs and L1
 //! intercepts interrupts, which KVM always does, that function never returns: the #VMEXIT leaves it by a long jump into the main loop.
-//! So the recording unavailable_lanes the interrupt, and a replay, which takes interrupts only where the recording has one, stands there for ever.
+//! So the recording lacks the interrupt, and a replay, which takes interrupts only where the recording has one, stands there for ever.
 //!
 //! This library stands between the main loop and that function, whose pointer it replaces, and before the long jump. If the jump comes from
 //! within the function it has QEMU write the interrupt down (in a replay: take it off the recording) first. All names by which it knows QEMU are ones that QEMU

@@ -28,9 +28,9 @@ pub struct Row {
 pub enum Part {
     /// A row is about a command.
     Commands,
-    /// Aspect an event.
+    /// About an event.
     Events,
-    /// Aspect messages whatever they are.
+    /// About messages whatever they are.
     Messages,
 }
 

@@ -335,7 +335,7 @@ pub struct Mark {
 /// What a vCPU's thread did so far.
 #[derive(Clone, Debug, Default, PartialEq, Eq, Serialize, Deserialize)]
 pub struct VcpuStatus {
-    /// Aspect to call `KVM_RUN`, or in it.
+    /// About to call `KVM_RUN`, or in it.
     pub running: bool,
     /// How often `KVM_RUN` returned `EINTR`.
     pub interrupted: u64,

@@ -51,7 +51,7 @@ pub(super) fn text() -> String {
     });
     enumeration(&mut c, &events.collect::<Vec<_>>());
     heading(&mut c, "errors, which replies carry negated");
-    c += "\n/* As in <linux/kvm_para.h>, which unavailable_lanes some. */\n";
+    c += "\n/* As in <linux/kvm_para.h>, which lacks some. */\n";
     for ((value, name), answers) in error::ALL.iter().zip(error::ANSWERS) {
         c += &format!("#ifndef KVM_{name}\n");
         beside(&mut c, &format!("#define KVM_{name}\t{value}"), &in_c(answers));

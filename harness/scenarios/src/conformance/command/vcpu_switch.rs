@@ -96,7 +96,7 @@ const VCPU_CONTROL_EVENTS: Command = Command::new::<{ msg::VCPU_CONTROL_EVENTS }
         Case {
             about: Aspect::Error(EOPNOTSUPP),
             what: "DESCRIPTOR on a CPU that cannot tell",
-            vmx: Shown::Never("no lane's CPU unavailable_lanes descriptor-table exiting"),
+            vmx: Shown::Never("no lane's CPU lacks descriptor-table exiting"),
             svm: Shown::Never("every CPU with SVM can tell"),
         },
     ],
@@ -234,7 +234,7 @@ const VCPU_CONTROL_SINGLESTEP: Command = Command::new::<{ msg::VCPU_CONTROL_SING
         Case {
             about: Aspect::Error(EOPNOTSUPP),
             what: "a CPU that cannot step",
-            vmx: Shown::Never("no lane's CPU unavailable_lanes the monitor trap flag"),
+            vmx: Shown::Never("no lane's CPU lacks the monitor trap flag"),
             svm: Shown::Never("every CPU with SVM can: it is done by TF"),
         },
         here(Aspect::Error(EBUSY), "on, while the VMM steps the guest", |stand, _| {
