@@ -22,11 +22,6 @@ enum kvm_introspection_wrmsr {
 	KVM_WRMSR_VETOED,	/* it is over, and wrote nothing */
 };
 
-/* KVM's own, which the ioctls of the VMM call too. */
-void __get_regs(struct kvm_vcpu *vcpu, struct kvm_regs *regs);
-void __set_regs(struct kvm_vcpu *vcpu, struct kvm_regs *regs);
-void __get_sregs(struct kvm_vcpu *vcpu, struct kvm_sregs *sregs);
-
 bool __kvm_introspection_hypercall(struct kvm_vcpu *vcpu, int *r);
 bool __kvm_introspection_write_cr(struct kvm_vcpu *vcpu, int cr, unsigned long *val);
 void __kvm_introspection_void_event(struct kvm_vcpu *vcpu);

@@ -80,6 +80,7 @@ void kvmi_vcpu_kick(struct kvm_vcpu_introspection *vi)
 enum kvmi_site kvmi_site(struct kvm_vcpu *vcpu, const struct kvmi_occurrence *what)
 {
 	struct kvm_vcpu_introspection *vi = kvmi_vcpu(vcpu);
+	enum kvmi_site site;
 
 	if (!vi || READ_ONCE(vi->session->closing))
 		return KVMI_SITE_PASS;
@@ -87,7 +88,11 @@ enum kvmi_site kvmi_site(struct kvm_vcpu *vcpu, const struct kvmi_occurrence *wh
 		return KVMI_SITE_PASS;
 
 	kvmi_explore(KVMI_AT_SITE);
-	return kvmi_record(vi->session->state, vi->state, what);
+	site = kvmi_record(vi->session->state, vi->state, what);
+	/* KVM does not go on to the next where it emulates many in a row. */
+	if (site == KVMI_SITE_DEFER)
+		kvm_make_request(KVM_REQ_EVENT, vcpu);
+	return site;
 }
 
 /* One queued message.  0, -EINTR (its reply waits in tx), -EPIPE. */

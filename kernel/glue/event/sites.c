@@ -166,7 +166,7 @@ static bool is_legal_write(struct kvm_vcpu *vcpu, int cr, unsigned long val,
 	case 0:
 		write->a = kvm_read_cr0(vcpu);
 		write->b = (val | X86_CR0_ET) & ~CR0_RESERVED_BITS;
-		return !kvm_check_cr0(vcpu, val);
+		return kvm_is_legal_cr0_write(vcpu, val);
 	case 3:
 		write->a = kvm_read_cr3(vcpu);
 		if (kvm_is_cr4_bit_set(vcpu, X86_CR4_PCIDE))
@@ -174,7 +174,7 @@ static bool is_legal_write(struct kvm_vcpu *vcpu, int cr, unsigned long val,
 		return kvm_vcpu_is_legal_cr3(vcpu, write->b);
 	default:
 		write->a = kvm_read_cr4(vcpu);
-		return !kvm_check_cr4(vcpu, val);
+		return kvm_is_legal_cr4_write(vcpu, val);
 	}
 }
 

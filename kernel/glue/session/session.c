@@ -132,13 +132,20 @@ static void session_detach(struct kvm *kvm, struct kvm_introspection *session)
 	list_for_each_entry_safe(vi, next, &detached, detached) {
 		kvmi_vcpu_put(vi);
 		wait_for_completion(&vi->gone);
-
-		/* The vCPU can no longer change its mind about them. */
-		if (kvmi_cleanup_enabled(session->state))
-			WRITE_ONCE(vi->vcpu->arch.introspection.intercepts, 0);
-		WRITE_ONCE(vi->vcpu->arch.introspection.singlestep, false);
 		kvmi_vcpu_free(vi);
 	}
+
+	/*
+	 * The vCPUs can no longer change their minds about them.  One that was there above
+	 * may be gone by now, if its creation has failed.
+	 */
+	mutex_lock(&kvm->lock);
+	for_each_created_vcpu(vcpu, kvm) {
+		if (kvmi_cleanup_enabled(session->state))
+			WRITE_ONCE(vcpu->arch.introspection.intercepts, 0);
+		WRITE_ONCE(vcpu->arch.introspection.singlestep, false);
+	}
+	mutex_unlock(&kvm->lock);
 
 	/*
 	 * Once this is back, no vCPU enters the guest with an intercept of the session's.

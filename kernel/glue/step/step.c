@@ -84,10 +84,11 @@ EXPORT_SYMBOL_GPL(__kvm_introspection_instruction_ends);
  */
 void kvmi_block_irqs(struct kvm *kvm, bool blocks)
 {
-	if (READ_ONCE(kvm->arch.introspection.blocks_irqs) == blocks)
-		return;
-	WRITE_ONCE(kvm->arch.introspection.blocks_irqs, blocks);
-	kvm_arch_vcpu_guestdbg_update_apicv_inhibit(kvm);
+	/* KVM writes it last, when all vCPUs have been stopped. */
+	unsigned long reasons = READ_ONCE(kvm->arch.apicv_inhibit_reasons);
+
+	if (!!(reasons & BIT(APICV_INHIBIT_REASON_INTROSPECTION)) != blocks)
+		kvm_set_or_clear_apicv_inhibit(kvm, APICV_INHIBIT_REASON_INTROSPECTION, blocks);
 }
 
 /* The tool has switched it on or off. */
@@ -134,10 +135,12 @@ int kvmi_step(struct kvm_vcpu_introspection *vi)
  * The step is ready, in SRCU: the host has its CPU now, if it wants it.  It would
  * have the entry put off, all that was made ready would be gone, and where that
  * takes longer than the scheduler gives it would be so each time.  Meanwhile the
- * instruction may have become one that cannot be stepped; then there is no step.
+ * session may have ended, or the instruction may have become one that cannot be stepped;
+ * then there is no step.
  */
 int kvmi_yield_before_step(struct kvm_vcpu *vcpu)
 {
+	struct kvm_vcpu_introspection *vi;
 	int r;
 
 	if (!__xfer_to_guest_mode_work_pending())
@@ -146,7 +149,9 @@ int kvmi_yield_before_step(struct kvm_vcpu *vcpu)
 	kvm_vcpu_srcu_read_unlock(vcpu);
 	r = xfer_to_guest_mode_handle_work(vcpu);
 	kvm_vcpu_srcu_read_lock(vcpu);
-	if (!r && kvm_x86_call(introspection_step)(vcpu, true))
+	vi = kvmi_vcpu(vcpu);
+	if (!r && vi && !READ_ONCE(vi->session->closing) &&
+	    kvm_x86_call(introspection_step)(vcpu, true))
 		return 1;
 
 	__kvm_introspection_step_end(vcpu);

@@ -17,6 +17,7 @@
 #include <linux/kvm_host.h>
 
 #include "kvm_emulate.h"
+#include "lapic.h"
 #include "x86.h"
 #include "svm/svm.h"
 
@@ -112,7 +113,11 @@ static void svm_step_hold_nmi(struct vcpu_svm *svm)
 	struct vmcb_control_area *control = &svm->vmcb->control;
 
 	svm->step.held_nmi = 0;
-	if (svm->vcpu.arch.introspection.step_holds_events && is_vnmi_enabled(svm))
+	if (!svm->vcpu.arch.introspection.step_holds_events)
+		return;
+
+	WARN_ON_ONCE(kvm_vcpu_apicv_active(&svm->vcpu));
+	if (is_vnmi_enabled(svm))
 		svm->step.held_nmi = control->int_ctl & V_NMI_PENDING_MASK;
 	control->int_ctl &= ~svm->step.held_nmi;
 }
