@@ -131,6 +131,15 @@ impl Machine {
                 self.vcpus[index].resume();
                 return Ok(Answer::Number(index as i64));
             }
+            Request::AddTakenVcpu(times) => {
+                for _ in 0..times {
+                    match self.vm.create_vcpu(0) {
+                        Err(e) if e.errno() == rustix::io::Errno::EXIST.raw_os_error() => {}
+                        Err(e) => return Err(refuse(format!("KVM_CREATE_VCPU of a taken index: {e}"))),
+                        Ok(_) => return Err(refuse("a vCPU was created of an index that is taken")),
+                    }
+                }
+            }
             Request::Hook { .. } | Request::Permit { .. } | Request::PreUnhook | Request::Unhook => {
                 self.introspection(&request, &fds)?;
             }

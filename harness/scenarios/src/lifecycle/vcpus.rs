@@ -1,6 +1,10 @@
 // SPDX-License-Identifier: MIT OR Apache-2.0
 //! What vCPUs are doing, vCPUs that are created, and vCPUs that HOOK keeps stopped.
 
+use std::os::fd::{AsFd, AsRawFd};
+use std::os::unix::net::UnixStream;
+use std::sync::Arc;
+use std::sync::atomic::{AtomicBool, Ordering};
 use std::time::Duration;
 
 use kvmi_guests::Op;
@@ -11,7 +15,7 @@ use kvmi_uapi::ioctl::HOOK_STOPPED;
 use super::{GUEST_REQUEST, counts_on};
 use crate::vmm::{VmConfig, field};
 use crate::wire::Wire;
-use crate::{Context, Failure, Scenario, check, check_eq, scenario};
+use crate::{Context, Failure, Scenario, check, check_eq, ioctls, scenario};
 
 pub(super) const SCENARIOS: &[Scenario] = &[
     scenario(
@@ -34,7 +38,45 @@ pub(super) const SCENARIOS: &[Scenario] = &[
         "HOOK with STOPPED, and the tool goes away, or UNHOOK comes: the guest runs on",
         stopped_without_tool,
     ),
+    scenario(
+        "lifecycle::vcpu_creation_fails",
+        "vCPUs whose creation fails while a VM is hooked and unhooked: what a session had of them is gone with it",
+        creation_fails,
+    ),
 ];
+
+fn creation_fails(context: &mut Context) -> Result<(), Failure> {
+    /// KVM finds out that the index is taken when a session has the vCPU already.
+    const TIMES: u32 = 300;
+    context.stage("start", Duration::from_secs(20));
+    let vm = context.vm("halt", 1)?;
+    let fd = vm.steal_vm_fd()?;
+    let is_over = Arc::new(AtomicBool::new(false));
+    let cycles = std::thread::spawn({
+        let is_over = is_over.clone();
+        move || {
+            let mut cycles = 0;
+            while !is_over.load(Ordering::Relaxed) {
+                let (socket, _tool) = UnixStream::pair()?;
+                ioctls::hook(fd.as_fd(), socket.as_raw_fd(), 0, [0; 16])?;
+                ioctls::unhook(fd.as_fd())?;
+                cycles += 1;
+            }
+            Ok::<u32, std::io::Error>(cycles)
+        }
+    });
+    context.stage("create and hook", Duration::from_secs(60));
+    vm.add_taken_vcpu(TIMES)?;
+    is_over.store(true, Ordering::Relaxed);
+    let cycles = cycles
+        .join()
+        .map_err(|_| Failure::new("the thread that hooks panicked"))??;
+    check!(cycles > 3, "{cycles} sessions while {TIMES} vCPUs were tried");
+    context.stage("a session", Duration::from_secs(20));
+    let mut wire = context.hook(&vm)?;
+    check_eq!(wire.vcpu_count()?, 1, "vCPUs");
+    vm.exit()
+}
 
 fn created(context: &mut Context) -> Result<(), Failure> {
     context.stage("start", Duration::from_secs(20));

@@ -129,6 +129,15 @@ impl Vm {
         }
     }
 
+    /// Has the VMM create so many vCPUs of an index that is taken, which fails late.
+    ///
+    /// # Errors
+    ///
+    /// A VMM that is gone, or one that could.
+    pub fn add_taken_vcpu(&self, times: u32) -> Result<(), Failure> {
+        self.done(&Request::AddTakenVcpu(times))
+    }
+
     /// Sends SIGUSR1 to a vCPU's thread.
     ///
     /// # Errors

@@ -150,6 +150,8 @@ pub enum Request {
     Run,
     /// Create one more vCPU and let it run. Answer: [`Answer::Number`], its index.
     AddVcpu,
+    /// So many times `KVM_CREATE_VCPU` with an index that is taken, which must fail with EEXIST.
+    AddTakenVcpu(u32),
     /// `KVM_INTROSPECTION_HOOK` with these flags. Comes with a descriptor if the fd is [`HookFd::Passed`].
     Hook {
         /// Which descriptor.
