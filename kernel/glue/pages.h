@@ -49,7 +49,8 @@ static inline bool kvm_introspection_page_fault(struct kvm_vcpu *vcpu, gpa_t gpa
 static inline bool kvm_introspection_emulates(struct kvm_vcpu *vcpu, gpa_t gpa, gva_t gva,
 					      bool write)
 {
-	return kvm_is_introspected(vcpu) && !xa_empty(&vcpu->kvm->arch.introspection.denied) &&
+	return static_branch_unlikely(&kvm_introspection_hooked) &&
+	       !xa_empty(&vcpu->kvm->arch.introspection.denied) &&
 	       __kvm_introspection_emulates(vcpu, gpa, gva, write);
 }
 
@@ -57,7 +58,8 @@ static inline bool kvm_introspection_emulates(struct kvm_vcpu *vcpu, gpa_t gpa, 
 static inline bool kvm_introspection_emulates_virt(struct kvm_vcpu *vcpu, gva_t gva,
 						   unsigned int bytes, bool write)
 {
-	return kvm_is_introspected(vcpu) && !xa_empty(&vcpu->kvm->arch.introspection.denied) &&
+	return static_branch_unlikely(&kvm_introspection_hooked) &&
+	       !xa_empty(&vcpu->kvm->arch.introspection.denied) &&
 	       __kvm_introspection_emulates_virt(vcpu, gva, bytes, write);
 }
 

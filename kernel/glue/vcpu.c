@@ -82,9 +82,11 @@ enum kvmi_site kvmi_site(struct kvm_vcpu *vcpu, const struct kvmi_occurrence *wh
 	struct kvm_vcpu_introspection *vi = kvmi_vcpu(vcpu);
 	enum kvmi_site site;
 
-	if (!vi || READ_ONCE(vi->session->closing))
+	if (!vi)
 		return KVMI_SITE_PASS;
-	if (kvmi_phase(vi->state) != KVMI_REPLY_HERE && kvmi_fails_open(vi->session))
+	/* A reply that is here counts, whatever becomes of the session. */
+	if (kvmi_phase(vi->state) != KVMI_REPLY_HERE &&
+	    (READ_ONCE(vi->session->closing) || kvmi_fails_open(vi->session)))
 		return KVMI_SITE_PASS;
 
 	kvmi_explore(KVMI_AT_SITE);
@@ -163,9 +165,15 @@ static void handle_disconnect(struct kvm_vcpu_introspection *vi)
 
 static bool wait_is_over(struct kvm_vcpu_introspection *vi)
 {
-	return READ_ONCE(vi->session->closing) ||
-	       (READ_ONCE(vi->session->lost) ? !kvmi_fails_closed(vi->session) :
-					       !list_empty_careful(&vi->jobs));
+	return READ_ONCE(vi->session->closing) || !list_empty_careful(&vi->jobs) ||
+	       (READ_ONCE(vi->session->lost) && !kvmi_fails_closed(vi->session));
+}
+
+/* The tool is gone, and all that it has sent before has been carried out. */
+static bool has_lost_tool(struct kvm_vcpu_introspection *vi)
+{
+	/* What it has sent is in the queue before the loss is told. */
+	return smp_load_acquire(&vi->session->lost) && list_empty_careful(&vi->jobs);
 }
 
 static int wait_for_tool(struct kvm_vcpu_introspection *vi)
@@ -206,8 +214,8 @@ static bool stop_is_over(struct kvm_vcpu_introspection *vi)
 	struct kvm_introspection *session = vi->session;
 
 	return READ_ONCE(session->closing) || !kvmi_is_stopped(session) ||
-	       (!READ_ONCE(session->lost) &&
-		(!list_empty_careful(&vi->jobs) || atomic_read(&vi->pauses)));
+	       !list_empty_careful(&vi->jobs) ||
+	       (!READ_ONCE(session->lost) && atomic_read(&vi->pauses));
 }
 
 /* Until VM_RELEASE, or a command or the end of the session, comes; or -EINTR. */
@@ -286,7 +294,7 @@ static int serve(struct kvm_vcpu_introspection *vi)
 		kvmi_show(vi);
 		if (READ_ONCE(session->closing))
 			return 1;
-		if (READ_ONCE(session->lost))
+		if (has_lost_tool(vi))
 			handle_disconnect(vi);
 		if (signal_pending(current))
 			return -EINTR;
@@ -296,7 +304,7 @@ static int serve(struct kvm_vcpu_introspection *vi)
 		if (kvmi_phase(vi->state) == KVMI_REPLY_HERE)
 			return 1;
 
-		if (!READ_ONCE(session->lost)) {
+		if (!has_lost_tool(vi)) {
 			r = send_leftovers(vi);
 			job = r ? NULL : kvmi_dequeue(vi);
 			if (job) {
@@ -432,14 +440,15 @@ int __kvm_introspection_work(struct kvm_vcpu *vcpu)
 	while (r > 0) {
 		/* Looked up anew each time: it may have gone while SRCU was not held. */
 		vi = kvmi_vcpu(vcpu);
+		/* Whatever it was about to do, the next session is to see it. */
+		if (READ_ONCE(vcpu->kvm->arch.introspection.stopped)) {
+			r = wait_for_session(vcpu);
+			continue;
+		}
 		if (vi)
 			kvmi_settle(vi);
 		if (kvmi_is_half_way(vcpu) && !kvmi_half_way_waits(vi)) {
 			r = kvmi_emulate_anew(vcpu, true);
-			continue;
-		}
-		if (!vi && READ_ONCE(vcpu->kvm->arch.introspection.stopped)) {
-			r = wait_for_session(vcpu);
 			continue;
 		}
 		if (!vi || READ_ONCE(vi->session->closing) || !has_work(vi))

@@ -38,10 +38,13 @@ static bool tell_access(struct kvm_vcpu *vcpu, gpa_t gpa, gva_t gva, u8 kind,
 	/* The emulator switches tasks and, in real mode, delivers interrupts: neither can be left. */
 	if (accessor == KVMI_EMULATOR && !vcpu->arch.emulate_ctxt->opcode_len)
 		return false;
-	if (!vi || is_guest_mode(vcpu) || is_smm(vcpu) || !is_protmode(vcpu) ||
+	if (is_guest_mode(vcpu) || is_smm(vcpu) || !is_protmode(vcpu) ||
 	    !(kvmi_denied_access(vcpu->kvm, KVMI_VIEW, gfn) & kind) ||
 	    !kvm_is_visible_gfn(vcpu->kvm, gfn))
 		return false;
+	/* Between two sessions it waits for the second one, in the run loop. */
+	if (!vi)
+		return READ_ONCE(vcpu->kvm->arch.introspection.stopped);
 	if (kvmi_is_let_through(vi, gfn, kind))
 		return false;
 
@@ -107,6 +110,9 @@ static int complete_half_way(struct kvm_vcpu *vcpu)
 	struct kvm_vcpu_introspection *vi = kvmi_vcpu(vcpu);
 
 	vcpu->arch.complete_userspace_io = complete_half_way;
+	/* The run loop waits for the next session. */
+	if (READ_ONCE(vcpu->kvm->arch.introspection.stopped))
+		return 1;
 	if (vi)
 		kvmi_settle(vi);
 	return !kvmi_is_half_way(vcpu) || kvmi_half_way_waits(vi) ?

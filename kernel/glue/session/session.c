@@ -188,8 +188,11 @@ static int session_publish(struct kvm *kvm, struct kvm_introspection *session)
 	}
 out:
 	mutex_unlock(&kvm->lock);
-	if (r == -ENOMEM)
+	if (r == -ENOMEM) {
+		/* A vCPU that has it may be waiting for VM_RELEASE. */
+		WRITE_ONCE(session->closing, true);
 		session_detach(kvm, session);
+	}
 	return r;
 }
 
@@ -274,12 +277,16 @@ static void stop_vcpus(struct kvm *kvm)
 	kvm_make_all_cpus_request(kvm, KVM_REQ_OUTSIDE_GUEST_MODE);
 }
 
-/* From one session to the next no vCPU goes on, and what is denied stays so. */
+/*
+ * From one session to the next no vCPU goes on, and what is denied stays so: before the
+ * first one ends, each vCPU waits in its run loop or will come there next.
+ */
 static void between_sessions(struct kvm *kvm, bool stopped)
 {
 	WRITE_ONCE(kvm->arch.introspection.stopped, stopped);
 	if (stopped) {
 		stop_vcpus(kvm);
+		synchronize_srcu_expedited(&kvm->srcu);
 	} else {
 		/* Pairs with the barrier of whoever goes to sleep. */
 		smp_mb();

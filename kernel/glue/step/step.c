@@ -140,7 +140,7 @@ int kvmi_step(struct kvm_vcpu_introspection *vi)
  */
 int kvmi_yield_before_step(struct kvm_vcpu *vcpu)
 {
-	struct kvm_vcpu_introspection *vi;
+	struct kvm_vcpu_introspection *vi = kvmi_vcpu(vcpu);
 	int r;
 
 	if (!__xfer_to_guest_mode_work_pending())
@@ -149,8 +149,8 @@ int kvmi_yield_before_step(struct kvm_vcpu *vcpu)
 	kvm_vcpu_srcu_read_unlock(vcpu);
 	r = xfer_to_guest_mode_handle_work(vcpu);
 	kvm_vcpu_srcu_read_lock(vcpu);
-	vi = kvmi_vcpu(vcpu);
-	if (!r && vi && !READ_ONCE(vi->session->closing) &&
+	/* Another session has another vi, which may lie where that one lay. */
+	if (!r && vi && vi == kvmi_vcpu(vcpu) && !READ_ONCE(vi->session->closing) &&
 	    kvm_x86_call(introspection_step)(vcpu, true))
 		return 1;
 

@@ -26,6 +26,11 @@ pub(super) const SCENARIOS: &[Scenario] = &[
         short_reply,
     ),
     scenario(
+        "events::cr_answered_then_closed",
+        "a tool that answers and closes at once: its answer counts",
+        answered_then_closed,
+    ),
+    scenario(
         "events::cr_needs_both_switches",
         "without VCPU_CONTROL_CR, or without the event, nothing is sent",
         both_switches,
@@ -173,6 +178,26 @@ fn control_register(context: &mut Context, cr: u8) -> Result<(), Failure> {
     let value = watched.silent(context, start)?;
     check_eq!(value, start, "CR{cr} after a write with the event off");
     watched.vm.exit()
+}
+
+fn answered_then_closed(context: &mut Context) -> Result<(), Failure> {
+    /// Whether the vCPU sees the answer before the end is a matter of moments.
+    const ROUNDS: usize = 30;
+    context.stage("start", Duration::from_secs(20));
+    let (vm, mut wire) = context.hooked_vm("cr_writes", 1)?;
+    for round in 1..=ROUNDS {
+        context.stage(&format!("round {round}"), Duration::from_secs(10));
+        wire.control_event(0, event::CR, true)?;
+        wire.control_cr(0, 3, true)?;
+        let (event, number) = write(&mut wire, &vm, 3, layout::ROOT, layout::OTHER_ROOT)?;
+        wire.reply_with(&event, CONTINUE, &layout::ROOT.to_ne_bytes())?;
+        drop(wire);
+        let value = vm.finished(context, 0, number)?;
+        check_eq!(value, layout::ROOT, "CR3, whose write was kept out, in round {round}");
+        check_eq!(vm.unhook()?, 0, "errno of UNHOOK");
+        wire = context.hook(&vm)?;
+    }
+    vm.exit()
 }
 
 fn short_reply(context: &mut Context) -> Result<(), Failure> {
