@@ -140,6 +140,14 @@ pub enum ProtocolError {
     /// The kernel says that there are more vCPUs than a message can name.
     #[error("{0} vCPUs, a message can name {max}", max = u16::MAX)]
     TooManyVcpus(u32),
+    /// The other side sends faster than they are taken: no kernel has so many open.
+    #[error("more than {limit} {what} that nobody has taken")]
+    TooMany {
+        /// Events, or replies to nothing.
+        what: &'static str,
+        /// How many are kept.
+        limit: usize,
+    },
     /// A request does not fit into a message.
     #[error("a request of {0} bytes does not fit into a message, the most is {max}", max = kvmi_uapi::MAX_PAYLOAD)]
     RequestTooLarge(usize),

@@ -12,7 +12,11 @@ use std::{
 use kvmi_uapi::{EventHdr, VcpuEvent, msg};
 use zerocopy::IntoBytes;
 
-use crate::{CloseReason, Direction, Message, Stream, message::READ_AHEAD_BYTES, options::Transcript};
+use crate::{CloseReason, Direction, Message, ProtocolError, Stream, message::READ_AHEAD_BYTES, options::Transcript};
+
+/// How many of each kind wait to be taken: more than a kernel with any number of vCPUs has to say at once.
+const MAX_EVENTS: usize = 1 << 17;
+const MAX_STRAYS: usize = 1 << 16;
 
 /// Least payload of a vCPU event. What carries the same id and is shorter refuses an event reply.
 pub(crate) const VCPU_EVENT_BYTES: usize = size_of::<EventHdr>() + size_of::<VcpuEvent>();
@@ -86,22 +90,35 @@ impl Inbox {
         }
     }
 
-    fn deliver(&self, message: Message) {
+    fn deliver(&self, message: Message) -> Result<(), CloseReason> {
         let mut state = self.lock();
-        if is_event(&message) {
-            state.events.push_back(message);
+        let kept = if is_event(&message) {
+            keep(&mut state.events, message, "events", MAX_EVENTS)
         } else if message.hdr.id == msg::VCPU_EVENT {
-            state.strays.push_back(message);
+            keep(&mut state.strays, message, "replies to nothing", MAX_STRAYS)
         } else {
             match state.waiting.remove(&message.hdr.seq) {
                 // One that nobody waits for any more is dropped with its receiver.
-                Some(waiting) => drop(waiting.send(message)),
-                None => state.strays.push_back(message),
+                Some(waiting) => {
+                    drop(waiting.send(message));
+                    Ok(())
+                }
+                None => keep(&mut state.strays, message, "replies to nothing", MAX_STRAYS),
             }
-        }
+        };
         drop(state);
         self.changed.notify_all();
+        kept
     }
+}
+
+/// Whoever is at the other end is not to fill this process's memory.
+fn keep(queue: &mut VecDeque<Message>, message: Message, what: &'static str, limit: usize) -> Result<(), CloseReason> {
+    if queue.len() == limit {
+        return Err(CloseReason::Protocol(ProtocolError::TooMany { what, limit }));
+    }
+    queue.push_back(message);
+    Ok(())
 }
 
 fn is_event(message: &Message) -> bool {
@@ -123,7 +140,10 @@ pub(crate) fn run(stream: &Stream, inbox: &Inbox, transcript: Option<&Transcript
                     let bytes = [message.hdr.as_bytes(), &message.payload].concat();
                     transcript.tell(Direction::Received, &bytes);
                 }
-                inbox.deliver(message);
+                if let Err(reason) = inbox.deliver(message) {
+                    inbox.close(reason);
+                    break;
+                }
             }
             Err(reason) => {
                 inbox.close(reason);

@@ -7,6 +7,7 @@ mod mock_kernel;
 mod open_events;
 
 use std::{
+    io::Write,
     os::unix::net::UnixStream,
     sync::{Arc, Mutex},
     thread,
@@ -14,8 +15,8 @@ use std::{
 };
 
 use kvmi::{
-    CloseReason, Decision, Error, Event, KvmError, Listener, PageAccessEntry, RawConnection, Regs, Session,
-    SessionOptions, Value, command, event, handshake, message, msg,
+    CloseReason, Decision, Error, Event, KvmError, Listener, PageAccessEntry, ProtocolError, RawConnection, Regs,
+    Session, SessionOptions, Value, command, event, handshake, message, msg,
 };
 use kvmi_core::{Occurrence, Site};
 use mock_kernel::MockKernel;
@@ -244,6 +245,21 @@ fn wrong_replies_cost_the_connection() {
         assert_eq!(session.wait_closed(SOON).unwrap(), CloseReason::There);
         assert_eq!(done.recv().unwrap().site, Site::Continue);
     }
+}
+
+#[test]
+fn a_flood_of_replies_to_nothing_closes_the_connection() {
+    const MORE_THAN_ARE_KEPT: usize = (1 << 16) + 1;
+    let (ours, mut theirs) = UnixStream::pair().unwrap();
+    let session = Session::from(ours);
+    let stray = message::encode(msg::VM_GET_INFO, 0xdead_beef, &[]);
+    // The other side may be told before all is written.
+    let _ = theirs.write_all(&stray.repeat(MORE_THAN_ARE_KEPT));
+    let reason = session.wait_closed(SOON).unwrap();
+    assert!(
+        matches!(reason, CloseReason::Protocol(ProtocolError::TooMany { .. })),
+        "{reason}"
+    );
 }
 
 #[test]

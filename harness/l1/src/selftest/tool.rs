@@ -121,7 +121,11 @@ impl Tool {
                         Ok(link) => vms.answer(&link),
                         Err(Errno::INTR) => Ok(()),
                         Err(Errno::INVAL) => return,
-                        Err(e) => return vms.errors.push(format!("hear the test: {e}")),
+                        Err(e) => {
+                            // The test would wait for an answer to what nobody hears.
+                            let _ = shutdown(&*listener, Shutdown::Both);
+                            return vms.errors.push(format!("hear the test: {e}"));
+                        }
                     };
                     if let Err(e) = answered {
                         vms.errors.push(format!("answer the test: {e:#}"));

@@ -200,6 +200,10 @@ fn check(manifest: &Manifest) -> Result<(), BundleError> {
     if let Some((what, said)) = shown.into_iter().find(|(_, said)| said.contains(is_unseemly)) {
         return Err(text(what, said));
     }
+    // They become a line of a boot loader's configuration, and of a command.
+    if let Some(argument) = manifest.arguments.iter().find(|said| said.contains(char::is_control)) {
+        return Err(text("arguments", argument));
+    }
     let mut seen = BTreeSet::new();
     for Member { name, bytes, .. } in &manifest.members {
         let is_log = name

@@ -218,6 +218,9 @@ fn hostile_members_are_refused() {
     let mut colourful = good.clone();
     colourful.emulator = "\x1b[2Jpass".into();
     assert!(said_of(&colourful, &[KERNEL, INITRD]).contains("its emulator is"));
+    let mut of_two_lines = manifest_of(&[KERNEL, INITRD]);
+    of_two_lines.arguments.push("quiet\nLABEL other".into());
+    assert!(said_of(&of_two_lines, &[KERNEL, INITRD]).contains("its arguments is"));
     let mut hasty = good.clone();
     hasty.pace = Pace::Counted(MAX_SHIFT + 1);
     assert!(said_of(&hasty, &[KERNEL, INITRD]).contains("its pace is"));
