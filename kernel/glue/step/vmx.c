@@ -28,6 +28,8 @@ bool vmx_introspection_step(struct kvm_vcpu *vcpu, bool step)
 		return false;
 	exec_controls_setbit(vmx, CPU_BASED_MONITOR_TRAP_FLAG);
 	/* A vCPU that halts in the guest has executed its HLT. */
-	vmx_clear_hlt(vcpu);
+	if (kvm_hlt_in_guest(vcpu->kvm) &&
+	    vmcs_read32(GUEST_ACTIVITY_STATE) == GUEST_ACTIVITY_HLT)
+		vmcs_write32(GUEST_ACTIVITY_STATE, GUEST_ACTIVITY_ACTIVE);
 	return true;
 }
