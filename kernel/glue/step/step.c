@@ -149,7 +149,7 @@ int kvmi_yield_before_step(struct kvm_vcpu *vcpu)
 	kvm_vcpu_srcu_read_unlock(vcpu);
 	r = xfer_to_guest_mode_handle_work(vcpu);
 	kvm_vcpu_srcu_read_lock(vcpu);
-	/* Another session has another vi, which may lie where that one lay. */
+	/* Another session has another vi.  Should it lie where that one lay, it sees a step. */
 	if (!r && vi && vi == kvmi_vcpu(vcpu) && !READ_ONCE(vi->session->closing) &&
 	    kvm_x86_call(introspection_step)(vcpu, true))
 		return 1;
