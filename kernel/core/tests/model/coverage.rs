@@ -35,6 +35,7 @@ pub(crate) enum Seen {
     /// The handler that was called again came upon something else.
     AnotherAtCompletion,
     AnswerInterrupted,
+    CarriedOutAfterLoss,
     CommandWhenCrashed,
     CrashedByLoss,
     PausesForbidden,
@@ -155,6 +156,7 @@ fn expected() -> Vec<Seen> {
         Seen::TookOver,
         Seen::AnotherAtCompletion,
         Seen::AnswerInterrupted,
+        Seen::CarriedOutAfterLoss,
         Seen::CommandWhenCrashed,
         Seen::CrashedByLoss,
         Seen::PausesForbidden,

@@ -329,10 +329,8 @@ impl Kernel {
                 part.state.phase_event()
             };
             view.pauses = part.pauses;
-            if !session.lost {
-                view.queued = part.jobs.len();
-                view.unanswered = part.unanswered as usize;
-            }
+            view.queued = part.jobs.len();
+            view.unanswered = part.unanswered as usize;
             for (at, what) in EVENTS.iter().flat_map(|row| row.examples).enumerate() {
                 view.wanted |= u32::from(wanted(&session.vm, &part.state, what)) << at;
             }

@@ -355,8 +355,8 @@ impl Spec {
                 Stage::Crashed => (Phase::Crashed, 0),
             };
             view.pauses = vcpu.pauses;
-            view.unanswered = if session.lost { 0 } else { vcpu.unanswered };
-            view.queued = if session.lost { 0 } else { vcpu.queue.len() };
+            view.unanswered = vcpu.unanswered;
+            view.queued = vcpu.queue.len();
             for (at, what) in EVENTS.iter().flat_map(|row| row.examples).enumerate() {
                 let answered =
                     matches!(&vcpu.stage, Stage::Answered { what: about, used: false, .. } if same_switch(about, what));

@@ -38,6 +38,8 @@ pub(crate) enum Turn {
     Waits,
     /// A command, or what was left of one.
     Answered,
+    /// A command was carried out, and its tool is gone.
+    NobodyHears,
     /// An event reply.
     Replied,
     /// The late reply to a void event.

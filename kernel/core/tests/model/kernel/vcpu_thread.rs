@@ -34,20 +34,24 @@ impl Kernel {
         }
 
         // serve()
-        if session.lost {
+        if session.lost && session.parts[vcpu].jobs.is_empty() {
             session.part_lost(vcpu);
         }
         if signal == Signal::Before {
             return Turn::Interrupted;
         }
         let part = &mut session.parts[vcpu];
-        if !session.lost {
-            if let Some(answer) = part.unsent.take() {
-                return self.send(vcpu, answer, signal);
-            }
-            if let Some(job) = part.dequeue() {
-                return self.run_job(vcpu, &job, signal);
-            }
+        if part.state.phase() == Phase::ReplyHere {
+            return self.complete_exit(vcpu, again);
+        }
+        // To a tool that is gone nothing can be sent.
+        if let Some(answer) = part.unsent.take()
+            && !session.lost
+        {
+            return self.send(vcpu, answer, signal);
+        }
+        if let Some(job) = part.dequeue() {
+            return self.run_job(vcpu, &job, signal);
         }
         match part.state.phase() {
             Phase::Crashed => Turn::Shutdown,
@@ -55,7 +59,7 @@ impl Kernel {
             Phase::Recorded if signal == Signal::AtSend => Turn::Interrupted,
             Phase::Recorded => self.send_event(vcpu),
             Phase::Sent => Turn::Waits,
-            Phase::ReplyHere => self.complete_exit(vcpu, again),
+            Phase::ReplyHere => unreachable!("it is completed first"),
             Phase::Idle => {
                 if std::mem::take(&mut part.is_new)
                     && !session.lost
@@ -95,8 +99,12 @@ impl Kernel {
     }
 
     fn send(&mut self, vcpu: usize, answer: Vec<u8>, signal: Signal) -> Turn {
+        let session = self.session.as_mut().expect("there is a session");
+        if session.lost {
+            return Turn::NobodyHears;
+        }
         if signal == Signal::AtSend {
-            self.session.as_mut().expect("there is a session").parts[vcpu].unsent = Some(answer);
+            session.parts[vcpu].unsent = Some(answer);
             return Turn::Interrupted;
         }
         self.sent.push(answer);
@@ -166,11 +174,10 @@ impl Kernel {
 }
 
 impl Session {
-    /// lose() in vcpu.c.
+    /// handle_disconnect() in vcpu.c.
     fn part_lost(&mut self, vcpu: usize) {
         let (fails_open, fails_closed) = (self.fails_open(), self.fails_closed());
         let part = &mut self.parts[vcpu];
-        while part.dequeue().is_some() {}
         part.unsent = None;
         if fails_open {
             part.state.event_fail_open();

@@ -91,16 +91,26 @@ impl Spec {
 
     pub(super) fn turn(&mut self, index: usize, signal: Signal, again: &Again) -> Turn {
         self.cpus[index].in_guest = false;
+        // What the tool has sent before it went is carried out (2.3).
         if let Some(session) = &mut self.session
             && session.lost
+            && session.vcpus[index].queue.is_empty()
         {
             self.notice_loss(index);
         }
         if signal == Signal::Before {
             return Turn::Interrupted;
         }
-        if self.is_connected() {
-            if let Some(answer) = self.vcpu(index).unsent.take() {
+        // What was sent after a reply finds done what KVM does for it (3.3).
+        if self.answered(index)
+            && let Some(what) = self.vcpu(index).stage.of()
+        {
+            return self.complete(index, &what, again);
+        }
+        if self.session.is_some() {
+            if let Some(answer) = self.vcpu(index).unsent.take()
+                && self.is_connected()
+            {
                 return self.send_answer(index, answer, signal);
             }
             if let Some(bytes) = self.vcpu(index).queue.pop_front() {
@@ -112,7 +122,7 @@ impl Spec {
         };
         match session.vcpus[index].stage.clone() {
             Stage::Crashed => Turn::Shutdown,
-            Stage::Answered { what, .. } => self.complete(index, &what, again),
+            Stage::Answered { .. } => unreachable!("it is completed first"),
             Stage::Due(what) if session.lost => {
                 self.seen.fate(&what, Fate::StoppedAtLoss);
                 Turn::Waits
@@ -173,7 +183,6 @@ impl Spec {
         let session = self.session.as_mut().expect("there is a session");
         let (crashes, opens) = (session.crashes(), session.fails_open());
         let vcpu = &mut session.vcpus[index];
-        vcpu.queue.clear();
         vcpu.unsent = None;
         if crashes || opens {
             vcpu.injection = None;
@@ -204,6 +213,10 @@ impl Spec {
     }
 
     fn send_answer(&mut self, index: usize, answer: Vec<u8>, signal: Signal) -> Turn {
+        if !self.is_connected() {
+            self.seen.add(Seen::CarriedOutAfterLoss);
+            return Turn::NobodyHears;
+        }
         if signal == Signal::AtSend {
             self.vcpu(index).unsent = Some(answer);
             self.seen.add(Seen::AnswerInterrupted);
