@@ -5,12 +5,14 @@
  * crosses.
  *
  * Contexts, which every function below names:
- *   reader  the session's receive thread; one per session, may sleep
+ *   reader  who carries out a message of the tool's: the thread that receives from the
+ *           session's socket, or who writes to its descriptor; one at a time, with
+ *           conn->lock; may sleep
  *   vcpu    the vCPU's own thread inside KVM_RUN, or another holder of
  *           vcpu->mutex; exclusive use of that vCPU's state; may sleep
  *   site    as vcpu, but inside an exit handler: SRCU held, must not sleep
  *           for anything but memory that KVM itself may fault in there
- *   ioctl   a VM ioctl, kvm->arch.introspection.lock held
+ *   ioctl   a VM ioctl, with a reference on the session
  *
  * The VM's state is shared between contexts: it consists of atomics alone.
  * The vCPU's state is plain data and belongs to the vcpu context.
@@ -48,11 +50,10 @@ int kvmi_check_event_feature(u32 allow, s32 id);
 bool kvmi_cleanup_enabled(const struct kvmi_vm_state *vm);
 bool kvmi_unhook_event_enabled(const struct kvmi_vm_state *vm);
 
-/*
- * ioctl: write the UNHOOK event (VM event, 16 bytes) to out[KVMI_BUFFER_BYTES]
- * with sequence number seq; returns its length.
- */
-size_t kvmi_build_unhook_event(u32 seq, u8 *out);
+#define KVMI_UNHOOK_EVENT_BYTES	16
+
+/* ioctl: write the UNHOOK event (a VM event), of sequence number seq, to out[KVMI_UNHOOK_EVENT_BYTES]. */
+void kvmi_build_unhook_event(u32 seq, u8 *out);
 
 /* What becomes of a message from the tool. */
 enum kvmi_verdict {
@@ -247,7 +248,8 @@ struct kvmi_control {
 	u64 pdptrs[4];		/* with PAE paging */
 	u8  physical_bits;
 	u8  long_code;		/* 1 in 64-bit mode */
-	u8  pad[6];
+	u8  delivers_interrupt;	/* 1: an external interrupt is to be delivered at the next entry */
+	u8  pad[5];
 };
 void kvmi_glue_get_control(struct kvm_vcpu_introspection *vcpu, struct kvmi_control *out);
 /* of a page table, which may be one of the guest's guest; 0 or -KVM_ENOENT */

@@ -1,11 +1,13 @@
 /* SPDX-License-Identifier: GPL-2.0-only */
 /*
- * A session: one VM, one socket, one tool.
+ * A session: one VM, one connection, one tool.  The connection is a socket, with a
+ * thread that receives from it (socket.c, reader.c), or the session's own descriptor
+ * (descriptor.c).
  *
  * Locking, outermost first:
  *
- *	kvm->arch.introspection.lock		mutex: HOOK, UNHOOK, the other ioctls, end of VM
- *	  conn->lock			mutex: the reader carries out a message
+ *	kvm->arch.introspection.lock		mutex: HOOK and OPEN, one at a time
+ *	  conn->lock			mutex: a message from the tool is carried out
  *	  kvm->lock			publishing and detaching; vCPU creation
  *	    arch.introspection.end_lock	spinlock: kvm->arch.introspection.session, for who may not wait
  *	  connections_lock		spinlock: which sockets are in use
@@ -13,21 +15,29 @@
  *	vcpu->mutex			a vCPU's event and its Rust state
  *	  session->tx_lock		mutex: one writer; numbers events in the order of sending
  *	    vi->lock			spinlock: a vCPU's queue
+ *	descriptor: write_lock, then conn->lock; read_lock; lock (spinlock) inside all
  *
- * tx_lock is also taken under arch.introspection.lock (PREUNHOOK) and, by the reader,
- * under conn->lock, as are kvm->srcu, kvm->mmu_lock and the VMM's mmap_lock.
+ * tx_lock is also taken by PREUNHOOK and under conn->lock, as are kvm->srcu,
+ * kvm->mmu_lock and the VMM's mmap_lock.
  * kvm->arch.apicv_update_lock is taken under arch.introspection.lock, conn->lock or
  * vcpu->mutex, and kvm->mmu_lock under it.
  * Nothing waits for a vCPU or for the tool with vi->lock held.  A vCPU waits for
  * the tool with nothing held but its own vcpu->mutex, outside SRCU, interruptibly,
  * on a reference to its vi.
  *
- * kvm->arch.introspection.session is written under kvm->lock and arch.introspection.end_lock;
- * vcpu->arch.introspection.vi under kvm->lock.
+ * kvm->arch.introspection.session is set by HOOK and OPEN, and cleared by the end of
+ * the session, both under arch.introspection.end_lock; vcpu->arch.introspection.vi is
+ * written under kvm->lock.
  * vcpu->arch.introspection.vi is read under kvm->srcu; whoever keeps it beyond that
- * takes a reference.  The reader needs neither while it carries out a message,
- * with conn->lock held: a session that ends takes that lock before the pointers
- * go.  The session holds no reference on the VM: it is gone before the VM is.
+ * takes a reference.  Who carries out a message needs neither, with conn->lock held: a
+ * session that ends takes that lock before the pointers go.  The session holds no
+ * reference on the VM: it has ended before the VM is gone.  An ioctl that uses the
+ * session, and not its vCPUs, takes a reference under end_lock.
+ *
+ * The end of a session is a work item (session.c), which waits for conn->lock and for
+ * each vCPU; whoever wants the end tells so and, if it may wait, waits for the work, and
+ * can be killed meanwhile.  The end of the VMM (the MMU notifier's release) waits for
+ * nothing at all: all notifier users of the host share one SRCU.
  *
  * While it receives, the reader has nothing but its connection.  The socket has
  * locks of its own, and a process that shares it may hold them for as long as
@@ -35,10 +45,6 @@
  * session does not depend on them: the reader is left with the connection, whose
  * last reference it drops when it gets loose, and with a reference on this module.
  * UNHOOK alone gives it a second to end, so that as a rule nothing is left.
- *
- * The end of the VMM (the MMU notifier's release) waits for nothing at all: all
- * notifier users of the host share one SRCU.  It tells everybody that the session
- * ends, and leaves the end itself to a work item, or to the end of the VM.
  */
 #ifndef KVMI_SESSION_H
 #define KVMI_SESSION_H
@@ -46,7 +52,6 @@
 #include <linux/completion.h>
 #include <linux/kref.h>
 #include <linux/kvm_host.h>
-#include <linux/net.h>
 #include <linux/spinlock.h>
 #include <linux/srcu.h>
 #include <linux/wait.h>
@@ -74,42 +79,73 @@
 /* Nothing of an event reply beyond this is ever looked at, nor kept. */
 #define KVMI_REPLY_KEPT_BYTES	64
 
-/* What the reader has while it receives.  May outlive the session and its VM. */
-struct kvmi_connection {
-	struct list_head link;		/* connections_lock */
-	struct kref ref;		/* the session's and the reader's */
-	struct socket *sock;
-	struct task_struct *reader;	/* the session's reference */
-	bool reader_started;
-	bool hung_up;			/* for a reader that takes no signals yet */
-	struct completion reader_gone;
+struct kvm_introspection;
+struct kvmi_connection;
 
+/* What differs between a socket (socket.c) and a descriptor (descriptor.c). */
+struct kvmi_transport {
+	/*
+	 * Before tx_lock is taken: room for a message of so many bytes.  0; -EINTR; -EPIPE:
+	 * the connection is closed.
+	 */
+	int (*reserve)(struct kvmi_connection *conn, size_t bytes);
+	void (*unreserve)(struct kvmi_connection *conn, size_t bytes);
+	/*
+	 * With tx_lock, and room.  0: the message is on its way whole; -EINTR: no byte of
+	 * it; -EPIPE.  owes_rest: the caller comes back for what a signal has cut off.
+	 */
+	int (*send)(struct kvm_introspection *session, const u8 *msg, size_t bytes,
+		    bool *owes_rest);
+	int (*send_rest)(struct kvm_introspection *session);
+	/* The answer in session->tx to the message that is carried out, with conn->lock. */
+	int (*answer)(struct kvm_introspection *session, size_t bytes);
+	/* No more messages in either direction; waits for nothing. */
+	void (*hang_up)(struct kvmi_connection *conn);
+	/* The session ends: whoever carries a message out gives up; waits for nothing. */
+	void (*interrupt)(struct kvmi_connection *conn);
+	/* The session has ended, or came to nothing; waits for nobody of the tool's. */
+	void (*stop)(struct kvmi_connection *conn);
+	/* By UNHOOK: wait for what may be left behind, though not for long. */
+	void (*await)(struct kvmi_connection *conn);
+	/* With the last reference. */
+	void (*free)(struct kvmi_connection *conn);
+};
+
+/* May outlive the session and its VM. */
+struct kvmi_connection {
+	const struct kvmi_transport *transport;
+	struct kref ref;		/* the session's, and the reader's or the descriptor's */
 	struct mutex lock;
 	struct kvm_introspection *session;	/* NULL once it has ended */
 
-	/* The reader alone: */
+	/* Who receives, one at a time: */
 	u8 *rx;
 	size_t rx_dirty;		/* bytes of rx that may be non-zero */
 };
 
 struct kvm_introspection {
 	struct kvm *kvm;
+	struct kref ref;		/* the VM's until it has ended; an ioctl that uses it */
+	unsigned long number;		/* of the VM's sessions, this is the n-th */
 	struct kvmi_connection *conn;
-	u32 flags;			/* KVMI_HOOK_* */
+	u32 flags;			/* KVM_INTROSPECTION_HOOK_* */
+	struct pid *owner;		/* the process that began it */
+	u64 since;			/* ns of CLOCK_BOOTTIME */
 
-	bool closing;			/* UNHOOK has begun: every wait ends */
+	bool closing;			/* its end has begun: every wait ends */
+	bool taken_over;		/* end_lock: what it denies is the next session's */
 	bool lost;			/* the connection is no more */
 	bool leaving;			/* PREUNHOOK was sent: what follows is no loss */
 	bool stopped;			/* vCPUs wait for VM_RELEASE */
 
 	struct mutex tx_lock;
 	u32 last_event_seq;
-	size_t rest_off, rest_len;	/* of a message that was cut short, in rest */
-	u8 *rest;
 
-	/* Who called HOOK pays for what waits in the queues. */
+	/* Who began it pays for what waits in the queues. */
 	struct mem_cgroup *memcg;
-	u8 *tx;				/* the reader's, as the next two */
+	/* With conn->lock: */
+	u8 *tx;
+	bool interrupted;		/* a signal kept the message from being carried out */
 	gfn_t changed_start;		/* pages whose access has changed and which are still mapped */
 	gfn_t changed_end;
 	bool denies_more;		/* something is denied that was not, in this message */
@@ -175,11 +211,12 @@ struct kvm_vcpu_introspection {
 	u32 unanswered;			/* events sent, less replies taken */
 
 	atomic_t pauses;
+	bool busy;			/* it serves the tool, or completes an exit by its reply */
 
 	/* The vcpu context alone: */
 	bool is_new;			/* created in this session: CREATE_VCPU is to come */
 	u32 seq;			/* of the event that was sent last */
-	u64 shown;			/* for other threads: SHOWN_* in vcpu.c */
+	u64 shown;			/* for other threads: SHOWN_* in serve.c */
 	u64 held_since;			/* ns; 0: it is not held */
 	bool vmm_writes;		/* before is valid: the VMM has written since */
 	struct kvmi_snapshot before;
@@ -204,13 +241,19 @@ static inline struct kvm_vcpu_introspection *kvmi_vcpu(struct kvm_vcpu *vcpu)
 				      lockdep_is_held(&vcpu->kvm->lock));
 }
 
+bool kvmi_minds_loss(struct kvm_introspection *session);
 bool kvmi_fails_open(struct kvm_introspection *session);
 bool kvmi_fails_closed(struct kvm_introspection *session);
 bool kvmi_crashes(struct kvm_introspection *session);
 bool kvmi_is_stopped(struct kvm_introspection *session);
 int  kvmi_hook(struct kvm *kvm, const struct kvm_introspection_hook *hook);
-int  kvmi_unhook(struct kvm *kvm);
-void kvmi_session_tell_end(struct kvm *kvm, bool leave_to_work);
+int  kvmi_open(struct kvm *kvm, const struct kvm_introspection_open *open);
+int  kvmi_unhook(struct kvm *kvm, bool force);
+void kvmi_status(struct kvm *kvm, struct kvm_introspection_status *status);
+struct kvm_introspection *kvmi_session_get(struct kvm *kvm);
+void kvmi_session_put(struct kvm_introspection *session);
+int  kvmi_session_end(struct kvm *kvm, struct kvmi_connection *conn, bool wait);
+void kvmi_session_lose(struct kvm_introspection *session);
 
 /* vcpu.c */
 struct kvm_vcpu_introspection *kvmi_vcpu_alloc(struct kvm_introspection *session,
@@ -218,11 +261,16 @@ struct kvm_vcpu_introspection *kvmi_vcpu_alloc(struct kvm_introspection *session
 void kvmi_vcpu_free(struct kvm_vcpu_introspection *vi);
 void kvmi_vcpu_put(struct kvm_vcpu_introspection *vi);
 void kvmi_vcpu_kick(struct kvm_vcpu_introspection *vi);
-void kvmi_show(struct kvm_vcpu_introspection *vi);
 enum kvmi_site kvmi_site(struct kvm_vcpu *vcpu, const struct kvmi_occurrence *what);
-void kvmi_run_state(struct kvm_vcpu_introspection *vi, struct kvmi_vcpu_run_state *out);
 
 int kvmi_handle_exit(struct kvm_vcpu *vcpu);
+
+/* serve.c */
+int kvmi_serve(struct kvm_vcpu_introspection *vi);
+bool kvmi_is_new(struct kvm_vcpu_introspection *vi);
+void kvmi_tell_clock(struct kvm_vcpu_introspection *vi);
+void kvmi_show(struct kvm_vcpu_introspection *vi);
+void kvmi_run_state(struct kvm_vcpu_introspection *vi, struct kvmi_vcpu_run_state *out);
 
 /* void.c */
 void kvmi_settle(struct kvm_vcpu_introspection *vi);
@@ -237,16 +285,26 @@ struct kvmi_job *kvmi_dequeue(struct kvm_vcpu_introspection *vi);
 void kvmi_drop_jobs(struct kvm_vcpu_introspection *vi);
 void kvmi_expect_reply(struct kvm_vcpu_introspection *vi, bool sent);
 
-/* transport.c */
-struct kvmi_connection *kvmi_connection_open(int fd);
+/* connection.c */
+int kvmi_connection_init(struct kvmi_connection *conn, const struct kvmi_transport *transport);
 void kvmi_connection_get(struct kvmi_connection *conn);
 void kvmi_connection_put(struct kvmi_connection *conn);
+void kvmi_hang_up(struct kvmi_connection *conn);
+void kvmi_break(struct kvm_introspection *session);
+int kvmi_carry_out(struct kvmi_connection *conn, size_t bytes);
 int kvmi_send(struct kvm_introspection *session, const u8 *msg, size_t bytes, bool *owes_rest);
 int kvmi_send_event(struct kvm_vcpu_introspection *vi);
 int kvmi_send_unhook(struct kvm_introspection *session);
 int kvmi_send_rest(struct kvm_introspection *session);
-int kvmi_receive(struct kvmi_connection *conn, size_t *bytes);
-void kvmi_hang_up(struct kvmi_connection *conn);
+
+/* socket.c, reader.c */
+struct kvmi_connection *kvmi_socket_open(int fd);
+int kvmi_reader_create(struct kvmi_connection *conn);
+void kvmi_reader_start(struct kvmi_connection *conn);
+
+/* descriptor.c */
+struct kvmi_connection *kvmi_descriptor_create(struct file **file);
+bool kvmi_is_descriptor(struct kvmi_connection *conn);
 
 /* sites.c */
 u8 kvmi_decoded_insn_len(struct kvm_vcpu *vcpu);
@@ -256,6 +314,7 @@ u8 kvmi_denied_access(struct kvm *kvm, u16 view, gfn_t gfn);
 void kvmi_access_init(struct kvm *kvm);
 void kvmi_access_end(struct kvm *kvm);
 void kvmi_access_inherit(struct kvm *kvm);
+int kvmi_await_readers(struct kvm *kvm, bool killable);
 
 /* let_through.c */
 u8 kvmi_let_through_access(struct kvm_vcpu *vcpu, gfn_t gfn);
@@ -284,10 +343,5 @@ void kvmi_block_irqs(struct kvm *kvm, bool blocks);
 void kvmi_singlestep_changed(struct kvm_vcpu_introspection *vi, bool on);
 int kvmi_step(struct kvm_vcpu_introspection *vi);
 int kvmi_yield_before_step(struct kvm_vcpu *vcpu);
-
-/* reader.c */
-int kvmi_reader_create(struct kvm_introspection *session);
-void kvmi_reader_start(struct kvmi_connection *conn);
-void kvmi_reader_stop(struct kvmi_connection *conn, bool patient);
 
 #endif

@@ -8,7 +8,6 @@
  * the exit information outlives the wait, and no guest instruction runs in
  * between, so that nothing is seen twice.
  */
-#include <linux/bitfield.h>
 #include <linux/sched/signal.h>
 #include <linux/slab.h>
 #include <linux/wait_bit.h>
@@ -97,258 +96,6 @@ enum kvmi_site kvmi_site(struct kvm_vcpu *vcpu, const struct kvmi_occurrence *wh
 	return site;
 }
 
-/* One queued message.  0, -EINTR (its reply waits in tx), -EPIPE. */
-static int run_job(struct kvm_vcpu_introspection *vi, struct kvmi_job *job)
-{
-	enum kvmi_verdict verdict;
-	size_t out = 0;
-	int r;
-
-	/* The core reads what a short request lacks as zeroes. */
-	if (job->kept < vi->rx_dirty)
-		memset(vi->rx + job->kept, 0, vi->rx_dirty - job->kept);
-	memcpy(vi->rx, job->msg, job->kept);
-	vi->rx_dirty = job->kept;
-
-	verdict = kvmi_vcpu_message(vi->session->state, vi->state, vi, vi->rx, job->bytes,
-				    vi->tx, &out);
-	if (verdict == KVMI_CLOSE) {
-		kvmi_hang_up(vi->session->conn);
-		WRITE_ONCE(vi->session->lost, true);
-		return -EPIPE;
-	}
-	if (!out)
-		return 0;
-
-	r = kvmi_send(vi->session, vi->tx, out, &vi->owes_rest);
-	if (r == -EINTR)
-		vi->unsent = out;
-	return r;
-}
-
-/* What an interrupted KVM_RUN left half-done comes first.  0, -EINTR, -EPIPE. */
-static int send_leftovers(struct kvm_vcpu_introspection *vi)
-{
-	int r = 0;
-
-	if (vi->unsent) {
-		r = kvmi_send(vi->session, vi->tx, vi->unsent, &vi->owes_rest);
-		if (r != -EINTR)
-			vi->unsent = 0;
-	}
-	if (!r && vi->owes_rest) {
-		r = kvmi_send_rest(vi->session);
-		if (r != -EINTR)
-			vi->owes_rest = false;
-	}
-	return r;
-}
-
-/* The tool is gone: end the vCPU's part as HOOK asked. */
-static void handle_disconnect(struct kvm_vcpu_introspection *vi)
-{
-	/* The connection also ends when UNHOOK ends it, which is no loss; it says so first. */
-	smp_rmb();
-	if (READ_ONCE(vi->session->closing))
-		return;
-
-	kvmi_drop_jobs(vi);
-	atomic_set(&vi->pauses, 0);
-	vi->unsent = 0;
-	vi->owes_rest = false;
-
-	if (kvmi_crashes(vi->session))
-		kvmi_crash(vi->state);
-	else if (kvmi_fails_open(vi->session))
-		kvmi_event_fail_open(vi->state);
-}
-
-static bool wait_is_over(struct kvm_vcpu_introspection *vi)
-{
-	return READ_ONCE(vi->session->closing) || !list_empty_careful(&vi->jobs) ||
-	       (READ_ONCE(vi->session->lost) && !kvmi_fails_closed(vi->session));
-}
-
-/* The tool is gone, and all that it has sent before has been carried out. */
-static bool has_lost_tool(struct kvm_vcpu_introspection *vi)
-{
-	/* What it has sent is in the queue before the loss is told. */
-	return smp_load_acquire(&vi->session->lost) && list_empty_careful(&vi->jobs);
-}
-
-static int wait_for_tool(struct kvm_vcpu_introspection *vi)
-{
-	if (!vi->held_since)
-		vi->held_since = ktime_get_ns();
-	kvmi_explore(KVMI_AT_WAIT);
-	return wait_event_interruptible(vi->wq, wait_is_over(vi)) ? -EINTR : 0;
-}
-
-/* The guest goes on: after a long hold as after a VMM's KVM_KVMCLOCK_CTRL. */
-static void tell_clock(struct kvm_vcpu_introspection *vi)
-{
-	struct kvm_vcpu *vcpu = vi->vcpu;
-
-	if (!vi->held_since)
-		return;
-	if (ktime_get_ns() - vi->held_since > KVMI_HELD_LONG_NS && vcpu->arch.pv_time.active) {
-		vcpu->arch.pvclock_set_guest_stopped_request = true;
-		kvm_make_request(KVM_REQ_CLOCK_UPDATE, vcpu);
-	}
-	vi->held_since = 0;
-}
-
-/* A vCPU that the VMM has created while the VM is hooked: true when the tool is to be told. */
-static bool take_creation(struct kvm_vcpu_introspection *vi)
-{
-	static const struct kvmi_occurrence created = { .event = KVMI_VCPU_EVENT_CREATE_VCPU };
-
-	if (!vi->is_new)
-		return false;
-	vi->is_new = false;
-	return !READ_ONCE(vi->session->lost) && kvmi_record(vi->session->state, vi->state, &created) == KVMI_SITE_DEFER;
-}
-
-static bool stop_is_over(struct kvm_vcpu_introspection *vi)
-{
-	struct kvm_introspection *session = vi->session;
-
-	return READ_ONCE(session->closing) || !kvmi_is_stopped(session) ||
-	       !list_empty_careful(&vi->jobs) ||
-	       (!READ_ONCE(session->lost) && atomic_read(&vi->pauses));
-}
-
-/* Until VM_RELEASE, or a command or the end of the session, comes; or -EINTR. */
-static int wait_for_release(struct kvm_vcpu_introspection *vi)
-{
-	if (!vi->held_since)
-		vi->held_since = ktime_get_ns();
-	return wait_event_interruptible(vi->wq, stop_is_over(vi)) ? -EINTR : 0;
-}
-
-/* What vi->shown holds: the phase, the event's id, its seq. */
-#define SHOWN_PHASE	GENMASK_ULL(7, 0)
-#define SHOWN_EVENT	GENMASK_ULL(23, 8)
-#define SHOWN_SEQ	GENMASK_ULL(63, 32)
-
-void kvmi_show(struct kvm_vcpu_introspection *vi)
-{
-	WRITE_ONCE(vi->shown, FIELD_PREP(SHOWN_PHASE, kvmi_phase(vi->state)) |
-			      FIELD_PREP(SHOWN_EVENT, kvmi_phase_event(vi->state)) |
-			      FIELD_PREP(SHOWN_SEQ, vi->seq));
-}
-
-/* reader: what the vCPU is doing at this moment. */
-void kvmi_run_state(struct kvm_vcpu_introspection *vi, struct kvmi_vcpu_run_state *out)
-{
-	struct kvm_vcpu *vcpu = vi->vcpu;
-	u32 mp_state = READ_ONCE(vcpu->arch.mp_state);
-	u64 shown = READ_ONCE(vi->shown);
-
-	*out = (struct kvmi_vcpu_run_state) { .in_run = READ_ONCE(vcpu->wants_to_run) };
-	switch (FIELD_GET(SHOWN_PHASE, shown)) {
-	case KVMI_CRASHED:
-		out->state = KVMI_VCPU_CRASHED;
-		return;
-	case KVMI_SENT:
-		out->state = KVMI_VCPU_HELD;
-		out->event = FIELD_GET(SHOWN_EVENT, shown);
-		out->seq = FIELD_GET(SHOWN_SEQ, shown);
-		return;
-	}
-
-	if (mp_state == KVM_MP_STATE_UNINITIALIZED || mp_state == KVM_MP_STATE_INIT_RECEIVED)
-		out->state = KVMI_VCPU_UNINITIALISED;
-	else if (kvmi_is_stopped(vi->session))
-		out->state = KVMI_VCPU_STOPPED;
-	else if (mp_state == KVM_MP_STATE_HALTED)
-		out->state = KVMI_VCPU_HALTED;
-	else
-		out->state = out->in_run ? KVMI_VCPU_RUNS : KVMI_VCPU_OUT;
-}
-
-static bool take_pause(struct kvm_vcpu_introspection *vi)
-{
-	static const struct kvmi_occurrence pause = { .event = KVMI_VCPU_EVENT_PAUSE };
-
-	while (atomic_add_unless(&vi->pauses, -1, 0)) {
-		if (kvmi_record(vi->session->state, vi->state, &pause) == KVMI_SITE_DEFER)
-			return true;
-	}
-	return false;
-}
-
-/*
- * Outside SRCU, with a reference on vi: everything that can block.  1: the
- * vCPU may go on, with KVMI_REPLY_HERE by completing its exit; 0: it crashed;
- * -EINTR: a signal.
- */
-static int serve(struct kvm_vcpu_introspection *vi)
-{
-	struct kvm_introspection *session = vi->session;
-	struct kvmi_job *job;
-	int r;
-
-	for (;;) {
-		kvmi_explore(KVMI_AT_SERVE);
-		kvmi_show(vi);
-		if (READ_ONCE(session->closing))
-			return 1;
-		if (has_lost_tool(vi))
-			handle_disconnect(vi);
-		if (signal_pending(current))
-			return -EINTR;
-		cond_resched();
-
-		/* What was sent after the reply finds done what KVM has to do for it. */
-		if (kvmi_phase(vi->state) == KVMI_REPLY_HERE)
-			return 1;
-
-		if (!has_lost_tool(vi)) {
-			r = send_leftovers(vi);
-			job = r ? NULL : kvmi_dequeue(vi);
-			if (job) {
-				kvmi_explore(KVMI_AT_JOB);
-				r = run_job(vi, job);
-				kfree(job);
-				if (!r)
-					continue;
-			}
-			if (r == -EPIPE)
-				continue;
-			if (r)
-				return r;
-		}
-
-		switch (kvmi_phase(vi->state)) {
-		case KVMI_CRASHED:
-			return 0;
-		case KVMI_RECORDED:
-			r = READ_ONCE(session->lost) ? wait_for_tool(vi) : kvmi_send_event(vi);
-			break;
-		case KVMI_SENT:
-			r = wait_for_tool(vi);
-			break;
-		case KVMI_IDLE:
-			/* The tool wants its event no more. */
-			if (kvmi_is_half_way(vi->vcpu))
-				return 1;
-			if (take_creation(vi) || kvmi_take_step(vi))
-				continue;
-			if (!READ_ONCE(session->lost) && (kvmi_inject(vi) || take_pause(vi)))
-				continue;
-			if (!kvmi_is_stopped(session))
-				return 1;
-			r = wait_for_release(vi);
-			break;
-		default:
-			return 1;
-		}
-		if (r == -EINTR)
-			return r;
-	}
-}
-
 /* The exit that was recorded, once more, with the reply at hand. */
 int kvmi_handle_exit(struct kvm_vcpu *vcpu)
 {
@@ -413,7 +160,7 @@ static bool has_work(struct kvm_vcpu_introspection *vi)
 {
 	return !list_empty_careful(&vi->jobs) || atomic_read(&vi->pauses) || vi->unsent ||
 	       vi->owes_rest || kvmi_phase(vi->state) != KVMI_IDLE || kvmi_injection_due(vi) ||
-	       vi->is_new || kvmi_is_stopped(vi->session) ||
+	       kvmi_is_new(vi) || kvmi_is_stopped(vi->session) ||
 	       (READ_ONCE(vi->session->lost) && kvmi_crashes(vi->session)) ||
 	       (vi->let_through_count && kvmi_wants_let_through(vi)) ||
 	       (vi->vcpu->arch.introspection.singlestep && (kvmi_wants_step(vi) || kvmi_has_step(vi)));
@@ -438,6 +185,8 @@ int __kvm_introspection_work(struct kvm_vcpu *vcpu)
 	int r = 1;
 
 	while (r > 0) {
+		/* What it asks for is looked at from here on. */
+		kvm_check_request(KVM_REQ_INTROSPECTION, vcpu);
 		/* Looked up anew each time: it may have gone while SRCU was not held. */
 		vi = kvmi_vcpu(vcpu);
 		/* Whatever it was about to do, the next session is to see it. */
@@ -448,23 +197,25 @@ int __kvm_introspection_work(struct kvm_vcpu *vcpu)
 		if (vi)
 			kvmi_settle(vi);
 		if (kvmi_is_half_way(vcpu) && !kvmi_half_way_waits(vi)) {
-			r = kvmi_emulate_anew(vcpu, true);
+			r = signal_pending(current) ? -EINTR : kvmi_emulate_anew(vcpu, true);
 			continue;
 		}
-		if (!vi || READ_ONCE(vi->session->closing) || !has_work(vi))
+		if (!vi || !has_work(vi) ||
+		    (READ_ONCE(vi->session->closing) && list_empty_careful(&vi->jobs)))
 			return 1;
 
 		kvmi_explore(KVMI_AT_WORK);
 		kref_get(&vi->ref);
+		WRITE_ONCE(vi->busy, true);
 		kvm_vcpu_srcu_read_unlock(vcpu);
-		r = serve(vi);
+		r = kvmi_serve(vi);
 		kvm_vcpu_srcu_read_lock(vcpu);
 		/* Messages and the state that they move were in the L1 data cache. */
 		vcpu->arch.l1tf_flush_l1d = true;
 		if (!r)
 			vcpu->run->exit_reason = KVM_EXIT_SHUTDOWN;
 		if (r > 0)
-			tell_clock(vi);
+			kvmi_tell_clock(vi);
 		kvmi_explore(KVMI_AT_COMPLETE);
 		is_current = r > 0 && vi == kvmi_vcpu(vcpu);
 		if (is_current && kvmi_phase(vi->state) == KVMI_REPLY_HERE)
@@ -472,6 +223,11 @@ int __kvm_introspection_work(struct kvm_vcpu *vcpu)
 		else if (is_current && !kvmi_is_half_way(vcpu) &&
 			 (kvmi_wants_let_through(vi) || kvmi_wants_step(vi)))
 			r = kvmi_step(vi);
+		WRITE_ONCE(vi->busy, false);
+		/* Pairs with the barrier of await_replies(). */
+		smp_mb();
+		if (READ_ONCE(vi->session->closing))
+			wake_up_all(&vi->wq);
 		kvmi_vcpu_put(vi);
 
 		if (vcpu->arch.introspection.stepping) {
@@ -491,9 +247,14 @@ int __kvm_introspection_work(struct kvm_vcpu *vcpu)
 
 void kvm_introspection_recalc_intercepts(struct kvm_vcpu *vcpu)
 {
+	bool knows_msrs = kvm_introspection_knows_msrs(vcpu);
+
+	/* VMX looks at some of them there; in a nested guest, when that is over. */
+	if (knows_msrs)
+		vcpu->arch.introspection.recalc_msrs = true;
 	kvm_x86_call(recalc_introspection_intercepts)(vcpu);
 
 	/* What the tool watches is looked at wherever userspace's filter is. */
-	if (kvm_introspection_knows_msrs(vcpu))
+	if (knows_msrs)
 		kvm_x86_call(msr_filter_changed)(vcpu);
 }

@@ -163,6 +163,31 @@ struct kvm_introspection_hook {
 	__u8 uuid[16];	/* The VM, as VMM and tool know it; the kernel does nothing with it. */
 };
 
+/* Argument of OPEN. */
+struct kvm_introspection_open {
+	__u32 flags;	/* KVM_INTROSPECTION_HOOK_* and KVM_INTROSPECTION_OPEN_* bits. */
+	__u32 pad;
+	/*
+	 * With OPEN_MASKED: the commands that may be used, bit n of word m for
+	 * id 64 m + n.
+	 */
+	__u64 commands[4];
+	__u64 events[4];	/* With OPEN_MASKED: the events that may be used, likewise. */
+};
+
+/* What STATUS answers; zeroes for a VM that nobody introspects. */
+struct kvm_introspection_status {
+	__u32 state;	/* KVM_INTROSPECTION_STATUS_* bits. */
+	__u32 flags;	/* The flags of HOOK or OPEN. */
+	__u64 since_ns;	/* When the session began, in ns of CLOCK_BOOTTIME. */
+	/*
+	 * The process that called HOOK or OPEN, as the caller numbers
+	 * processes; 0: it is gone, or out of sight.
+	 */
+	__s32 pid;
+	__u32 pad;
+};
+
 /* Argument of COMMAND and EVENT. */
 struct kvm_introspection_feature {
 	__u32 allow;	/* 1: allow, 0: forbid. */
@@ -183,6 +208,20 @@ struct kvm_introspection_feature {
 /* Asks the tool to undo its hooks: sends the UNHOOK event; no argument. */
 #define KVM_INTROSPECTION_PREUNHOOK		_IO(KVMIO, 0xcc)
 /*
+ * Starts introspection and answers with the session's own descriptor; argument
+ * struct kvm_introspection_open.
+ */
+#define KVM_INTROSPECTION_OPEN			_IOW(KVMIO, 0xcd, struct kvm_introspection_open)
+/* Tells who introspects the VM; argument struct kvm_introspection_status. */
+#define KVM_INTROSPECTION_STATUS		_IOR(KVMIO, 0xce, struct kvm_introspection_status)
+/* Ends introspection, whoever began it; no argument. */
+#define KVM_INTROSPECTION_FREE			_IO(KVMIO, 0xcf)
+/*
+ * On a session's descriptor: as its last close, whoever else holds it; no
+ * argument.
+ */
+#define KVM_INTROSPECTION_HANG_UP		_IO(KVMIO, 0xd0)
+/*
  * Flag of HOOK: when the tool is lost, vCPUs stop at their next event until
  * UNHOOK or a new HOOK.
  */
@@ -197,6 +236,18 @@ struct kvm_introspection_feature {
  */
 #define KVM_INTROSPECTION_HOOK_STOPPED		(1 << 2)
 #define KVM_INTROSPECTION_HOOK_FLAGS		7	/* Every flag of HOOK. */
+/* Flag of OPEN: takes over a session that failed closed. */
+#define KVM_INTROSPECTION_OPEN_TAKE_OVER	(1 << 3)
+/* Flag of OPEN: commands and events say what may be used. Without it, all. */
+#define KVM_INTROSPECTION_OPEN_MASKED		(1 << 4)
+#define KVM_INTROSPECTION_OPEN_FLAGS		31	/* Every flag of OPEN. */
+#define KVM_INTROSPECTION_STATUS_HOOKED		(1 << 0)	/* State: there is a session. */
+#define KVM_INTROSPECTION_STATUS_LOST		(1 << 1)	/* State: its tool is lost. */
+#define KVM_INTROSPECTION_STATUS_ENDING		(1 << 2)	/* State: it is about to end. */
+/* State: it has a descriptor, not a socket. */
+#define KVM_INTROSPECTION_STATUS_DESCRIPTOR	(1 << 3)
+/* State: vCPUs wait for VM_RELEASE. */
+#define KVM_INTROSPECTION_STATUS_STOPPED	(1 << 4)
 
 /* ---- headers ---------------------------------------------------------------- */
 
@@ -637,7 +688,7 @@ struct kvmi_vcpu_event_pf {
 
 /* Data of SINGLESTEP. */
 struct kvmi_vcpu_event_singlestep {
-	__u8 failed;	/* 1 when another exit came before the instruction was through. */
+	__u8 failed;	/* Always 0; in v12 it is 1 when another exit came first. */
 	__u8 pad[7];
 };
 

@@ -143,7 +143,7 @@ structs! {
 
     /// Data of SINGLESTEP.
     pub struct Singlestep = kvmi_vcpu_event_singlestep, 8 {
-        /// 1 when another exit came before the instruction was through.
+        /// Always 0; in v12 it is 1 when another exit came first.
         pub failed: u8,
         /// Zero.
         pub pad: [u8; 7],

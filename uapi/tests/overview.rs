@@ -171,13 +171,6 @@ fn the_bytes_are_those_of_the_types() {
 }
 
 /// The Python that frees a VM has the ioctl's number in it.
-#[test]
-fn the_number_of_unhook_is_right_for_who_frees_a_vm() {
-    let page = fs::read_to_string(manifest("../docs/use.md")).expect("docs/use.md is there");
-    let call = format!("fcntl.ioctl(vm, {:#x})", kvmi_uapi::ioctl::KVM_INTROSPECTION_UNHOOK);
-    assert!(page.contains(&call), "docs/use.md does not call UNHOOK by `{call}`");
-}
-
 /// Compiles the page's program as it is, and as a program that has `watch()` speak through its standard input.
 #[test]
 fn the_program_says_these_bytes() {

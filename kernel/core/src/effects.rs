@@ -36,8 +36,10 @@ pub struct Control {
     pub physical_bits: u8,
     /// 1 in 64-bit mode.
     pub long_code: u8,
+    /// 1: an external interrupt is to be delivered when the vCPU enters the guest next, which needs RFLAGS.IF.
+    pub delivers_interrupt: u8,
     /// Nothing.
-    pub pad: [u8; 6],
+    pub pad: [u8; 5],
 }
 
 /// What the receive thread can do to the VM.
@@ -100,8 +102,8 @@ pub trait VmEffects {
 
 /// What a vCPU thread can do to its vCPU.
 ///
-/// Implemented three times: by `kernel/module`, and by the tests of this crate and of the client library. A method that the
-/// last can do without may have a default here, which answers EOPNOTSUPP.
+/// Implemented three times: by `kernel/module`, and by the tests of this crate and of the client library. No method has a
+/// default, so each of them has all.
 pub trait VcpuEffects {
     /// The vCPU's index.
     fn index(&mut self) -> u16;

@@ -34,7 +34,7 @@ pub use dispatch::{
     vm::{VmVerdict, vm_message},
 };
 pub use effects::{Control, KvmError, VcpuEffects, VmEffects};
-pub use event::message::{build_event, build_unhook_event};
+pub use event::message::{UNHOOK_EVENT_BYTES, build_event, build_unhook_event};
 pub use state::{
     feature::{check_command, check_event},
     injection::Injection,

@@ -1,10 +1,14 @@
 // SPDX-License-Identifier: GPL-2.0-only
 /*
- * Guest memory as the VMM mapped it, read and written by the reader.
+ * Guest memory as the VMM mapped it, read and written by whoever carries out a message.
+ *
+ * The page is had first, with nothing of KVM's held: that may take as long as the VMM's
+ * memory makes it take, and a signal ends it.  Then it is looked up again, under SRCU,
+ * and used if it is still what the slot has there.
  */
-#include <linux/kthread.h>
+#include <linux/highmem.h>
+#include <linux/mm.h>
 #include <linux/sched/mm.h>
-#include <linux/uaccess.h>
 
 #include "introspection/session.h"
 
@@ -16,7 +20,7 @@ static int find_page(struct kvm *kvm, u64 gpa, struct kvm_memory_slot **slot, un
 	if (!kvm_is_visible_memslot(*slot))
 		return -KVM_ENOENT;
 
-	*hva = __gfn_to_hva_memslot(*slot, gpa_to_gfn(gpa)) + offset_in_page(gpa);
+	*hva = __gfn_to_hva_memslot(*slot, gpa_to_gfn(gpa));
 	return 0;
 }
 
@@ -35,67 +39,99 @@ static void record_dirty(struct kvm_memory_slot *slot, u64 gpa)
 		set_bit_le(gpa_to_gfn(gpa) - slot->base_gfn, slot->dirty_bitmap);
 }
 
-/*
- * The VMM's memory, for as long as it takes.  Not mmput(): were it the last
- * reference, the session would end here, in its own reader.
- */
-static bool mm_enter(struct kvm *kvm)
+/* Within SRCU. */
+static int find_access(struct kvm *kvm, u64 gpa, bool writes, struct kvm_memory_slot **slot,
+		       unsigned long *hva)
 {
-	if (!mmget_not_zero(kvm->mm))
-		return false;
-	kthread_use_mm(kvm->mm);
-	return true;
+	int r = find_page(kvm, gpa, slot, hva);
+
+	if (r || !writes)
+		return r;
+	if ((*slot)->flags & KVM_MEM_READONLY)
+		return -KVM_EPERM;
+	return dirty_is_recordable(*slot) ? 0 : -KVM_EOPNOTSUPP;
 }
 
-static void mm_leave(struct kvm *kvm)
+/*
+ * The page at hva of the VMM, pinned.  It comes in from where it is, and a write makes it
+ * the VMM's own; a read of what the VMM has never touched finds the zero page.
+ */
+static int pin_page(struct kvm_introspection *session, unsigned long hva, bool writes,
+		    struct page **page)
 {
-	kthread_unuse_mm(kvm->mm);
-	mmput_async(kvm->mm);
+	unsigned int flags = FOLL_INTERRUPTIBLE | (writes ? FOLL_WRITE : 0);
+	struct mm_struct *mm = session->kvm->mm;
+	int locked = 1;
+	long r = -EINTR;
+
+	if (!mmget_not_zero(mm))
+		return -KVM_ENOENT;
+	if (!mmap_read_lock_killable(mm)) {
+		r = pin_user_pages_remote(mm, hva, 1, flags, page, &locked);
+		if (locked)
+			mmap_read_unlock(mm);
+	}
+	/* Not mmput(): were it the last reference, the VMM would end here. */
+	mmput_async(mm);
+
+	/* The message is carried out another time, or never. */
+	if (r == -EINTR || r == -ERESTARTSYS)
+		session->interrupted = true;
+	return r == 1 ? 0 : -KVM_ENOENT;
+}
+
+static void copy(struct page *page, u64 gpa, u8 *out, const u8 *in, size_t len)
+{
+	u8 *at = kmap_local_page(page) + offset_in_page(gpa);
+
+	if (in)
+		memcpy(at, in, len);
+	else
+		memcpy(out, at, len);
+	kunmap_local(at);
+}
+
+/* Reads to out, or writes what is in. */
+static int access(struct kvm_introspection *session, u64 gpa, u8 *out, const u8 *in, size_t len)
+{
+	struct kvm *kvm = session->kvm;
+	struct kvm_memory_slot *slot;
+	unsigned long hva, again;
+	struct page *page;
+	bool done = false;
+	int idx, r;
+
+	do {
+		idx = srcu_read_lock(&kvm->srcu);
+		r = find_access(kvm, gpa, in, &slot, &hva);
+		srcu_read_unlock(&kvm->srcu, idx);
+		if (!r)
+			r = pin_page(session, hva, in, &page);
+		if (r)
+			return r;
+
+		idx = srcu_read_lock(&kvm->srcu);
+		r = find_access(kvm, gpa, in, &slot, &again);
+		done = r || again == hva;
+		if (!r && done) {
+			copy(page, gpa, out, in, len);
+			if (in)
+				record_dirty(slot, gpa);
+		}
+		srcu_read_unlock(&kvm->srcu, idx);
+		unpin_user_pages_dirty_lock(&page, 1, in && !r && done);
+	} while (!done);
+
+	return r;
 }
 
 int kvmi_glue_read_physical(struct kvm_introspection *session, u64 gpa, u8 *out, size_t len)
 {
-	struct kvm *kvm = session->kvm;
-	struct kvm_memory_slot *slot;
-	unsigned long hva;
-	int idx, r;
-
-	if (!mm_enter(kvm))
-		return -KVM_ENOENT;
-	idx = srcu_read_lock(&kvm->srcu);
-	r = find_page(kvm, gpa, &slot, &hva);
-	if (!r && copy_from_user(out, (void __user *)hva, len))
-		r = -KVM_ENOENT;
-	srcu_read_unlock(&kvm->srcu, idx);
-	mm_leave(kvm);
-
-	return r;
+	return access(session, gpa, out, NULL, len);
 }
 
 int kvmi_glue_write_physical(struct kvm_introspection *session, u64 gpa, const u8 *data,
 			     size_t len)
 {
-	struct kvm *kvm = session->kvm;
-	struct kvm_memory_slot *slot;
-	unsigned long hva;
-	int idx, r;
-
-	if (!mm_enter(kvm))
-		return -KVM_ENOENT;
-	idx = srcu_read_lock(&kvm->srcu);
-	r = find_page(kvm, gpa, &slot, &hva);
-	if (!r && (slot->flags & KVM_MEM_READONLY))
-		r = -KVM_EPERM;
-	else if (!r && !dirty_is_recordable(slot))
-		r = -KVM_EOPNOTSUPP;
-	if (!r) {
-		/* What arrived of a copy that failed half-way is dirty too. */
-		if (copy_to_user((void __user *)hva, data, len))
-			r = -KVM_ENOENT;
-		record_dirty(slot, gpa);
-	}
-	srcu_read_unlock(&kvm->srcu, idx);
-	mm_leave(kvm);
-
-	return r;
+	return access(session, gpa, NULL, data, len);
 }

@@ -87,6 +87,7 @@ void kvmi_glue_get_control(struct kvm_vcpu_introspection *vi, struct kvmi_contro
 		.rflags = kvm_get_rflags(vcpu),
 		.physical_bits = cpuid_maxphyaddr(vcpu),
 		.long_code = is_64_bit_mode(vcpu),
+		.delivers_interrupt = vcpu->arch.interrupt.injected && !vcpu->arch.interrupt.soft,
 	};
 	if (!is_pae_paging(vcpu))
 		return;

@@ -151,9 +151,9 @@ static unsigned long replaced_value(struct kvm_vcpu *vcpu, struct kvm_vcpu_intro
 
 	if (!kvmi_reply_value(vi->state, KVMI_VCPU_EVENT_CR, cr, &new))
 		return val;
-	/* The tool was not shown the guest's wish to keep the TLB. */
+	/* The tool was not shown the guest's wish to keep the TLB, and has none of its own. */
 	if (cr == 3 && kvm_is_cr4_bit_set(vcpu, X86_CR4_PCIDE))
-		new |= val & X86_CR3_PCID_NOFLUSH;
+		new = (new & ~X86_CR3_PCID_NOFLUSH) | (val & X86_CR3_PCID_NOFLUSH);
 	return new;
 }
 

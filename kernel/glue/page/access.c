@@ -11,8 +11,10 @@
  * under mmu_lock or SRCU: a change is in the map before mmu_lock is taken to zap
  * what was mapped by the map as it was.
  */
+#include <linux/completion.h>
 #include <linux/memcontrol.h>
 #include <linux/sched/mm.h>
+#include <linux/workqueue.h>
 #include <linux/xarray.h>
 
 #include "introspection/pages.h"
@@ -188,15 +190,77 @@ static void zap_changed(struct kvm_introspection *session)
 	srcu_read_unlock(&kvm->srcu, idx);
 }
 
+/* A wait for all who read the map within SRCU, whose caller may leave earlier. */
+struct readers_wait {
+	struct work_struct work;
+	struct kref ref;
+	struct completion done;
+	struct kvm *kvm;
+};
+
+static void readers_wait_free(struct kref *ref)
+{
+	kfree(container_of(ref, struct readers_wait, ref));
+}
+
+static void wait_for_readers(struct work_struct *work)
+{
+	struct readers_wait *wait = container_of(work, struct readers_wait, work);
+
+	synchronize_srcu_expedited(&wait->kvm->srcu);
+	complete(&wait->done);
+	kvm_put_kvm(wait->kvm);
+	kref_put(&wait->ref, readers_wait_free);
+}
+
+/*
+ * Until no vCPU is any more where it was within SRCU; one may stand in a page fault of the
+ * host.  0, or -EINTR: not all are through; killable: because the caller was killed.
+ */
+int kvmi_await_readers(struct kvm *kvm, bool killable)
+{
+	struct readers_wait *wait;
+	int r;
+
+	/* Of a VM that is about to end nothing runs any more. */
+	if (!kvm_get_kvm_safe(kvm))
+		return 0;
+	wait = kmalloc(sizeof(*wait), GFP_KERNEL_ACCOUNT);
+	if (!wait) {
+		synchronize_srcu_expedited(&kvm->srcu);
+		kvm_put_kvm(kvm);
+		return 0;
+	}
+
+	INIT_WORK(&wait->work, wait_for_readers);
+	init_completion(&wait->done);
+	wait->kvm = kvm;
+	kref_init(&wait->ref);
+	kref_get(&wait->ref);
+	queue_work(system_unbound_wq, &wait->work);
+
+	r = killable ? wait_for_completion_killable(&wait->done) :
+		       wait_for_completion_interruptible(&wait->done);
+	kref_put(&wait->ref, readers_wait_free);
+
+	return r ? -EINTR : 0;
+}
+
 /* All entries of a message are in the map. */
 void kvmi_glue_page_access_set(struct kvm_introspection *session)
 {
 	zap_changed(session);
 
-	/* A vCPU may have looked at the map before and be about to access memory for its guest. */
-	if (session->denies_more)
-		synchronize_srcu_expedited(&session->kvm->srcu);
-	session->denies_more = false;
+	if (!session->denies_more)
+		return;
+	/*
+	 * A vCPU may have looked at the map before, and be about to access memory for its
+	 * guest.  If a signal comes, the message is carried out another time, and waits then.
+	 */
+	if (kvmi_await_readers(session->kvm, false))
+		session->interrupted = true;
+	else
+		session->denies_more = false;
 }
 
 int kvmi_glue_set_page_access(struct kvm_introspection *session, u16 view, u64 gfn, u8 access)

@@ -47,6 +47,9 @@ static bool tell_access(struct kvm_vcpu *vcpu, gpa_t gpa, gva_t gva, u8 kind,
 		return READ_ONCE(vcpu->kvm->arch.introspection.stopped);
 	if (kvmi_is_let_through(vi, gfn, kind))
 		return false;
+	/* What KVM still has to complete waits for VM_RELEASE, and is told then. */
+	if (kvmi_is_stopped(vi->session))
+		return true;
 
 	return !kvmi_tell_access(vi, &pf, accessor);
 }
@@ -100,7 +103,12 @@ void kvmi_forget_half_way(struct kvm_vcpu *vcpu)
 /* Whether the tool is still to say what becomes of the instruction that is half-way. */
 bool kvmi_half_way_waits(struct kvm_vcpu_introspection *vi)
 {
-	return vi && !READ_ONCE(vi->session->closing) && kvmi_phase(vi->state) != KVMI_IDLE &&
+	if (!vi || READ_ONCE(vi->session->closing))
+		return false;
+	/* The guest does not move before VM_RELEASE, and a vCPU that crashed does not at all. */
+	if (kvmi_is_stopped(vi->session) || kvmi_phase(vi->state) == KVMI_CRASHED)
+		return true;
+	return kvmi_phase(vi->state) != KVMI_IDLE &&
 	       kvmi_phase_event(vi->state) == KVMI_VCPU_EVENT_PF;
 }
 

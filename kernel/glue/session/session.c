@@ -1,6 +1,6 @@
 // SPDX-License-Identifier: GPL-2.0-only
 /*
- * A session from HOOK to UNHOOK, and every other way it can end.
+ * A session from its first moment to its last, and every way in which it can end.
  */
 #include <linux/memcontrol.h>
 #include <linux/module.h>
@@ -11,6 +11,7 @@
 
 #include "introspection/lifecycle.h"
 #include "introspection/session.h"
+#include "introspection/session/life.h"
 
 static bool __read_mostly introspection;
 module_param(introspection, bool, 0444);
@@ -29,17 +30,24 @@ bool kvm_is_introspection_enabled(void)
 	return introspection;
 }
 
+/* Whether the flags of HOOK say that vCPUs do not just go on when the tool is lost. */
+bool kvmi_minds_loss(struct kvm_introspection *session)
+{
+	return !READ_ONCE(session->leaving) &&
+	       (session->flags & (KVM_INTROSPECTION_HOOK_FAIL_CLOSED |
+				  KVM_INTROSPECTION_HOOK_CRASH_ON_LOSS));
+}
+
 /* A session that lost its tool without UNHOOK or PREUNHOOK, by what HOOK asked for then. */
 bool kvmi_crashes(struct kvm_introspection *session)
 {
-	return READ_ONCE(session->lost) && !READ_ONCE(session->leaving) &&
+	return READ_ONCE(session->lost) && kvmi_minds_loss(session) &&
 	       (session->flags & KVM_INTROSPECTION_HOOK_CRASH_ON_LOSS);
 }
 
 bool kvmi_fails_closed(struct kvm_introspection *session)
 {
-	return READ_ONCE(session->lost) && !READ_ONCE(session->leaving) &&
-	       (session->flags & KVM_INTROSPECTION_HOOK_FAIL_CLOSED) && !kvmi_crashes(session);
+	return READ_ONCE(session->lost) && kvmi_minds_loss(session) && !kvmi_crashes(session);
 }
 
 /* Whether vCPUs wait for VM_RELEASE; of a tool that is lost, only if it was to fail closed. */
@@ -51,24 +59,44 @@ bool kvmi_is_stopped(struct kvm_introspection *session)
 
 bool kvmi_fails_open(struct kvm_introspection *session)
 {
-	return READ_ONCE(session->lost) && !kvmi_crashes(session) && !kvmi_fails_closed(session);
+	return READ_ONCE(session->lost) && !kvmi_minds_loss(session);
 }
 
-/* patient: give the reader, if somebody keeps it, a while to end. */
-static void session_free(struct kvm_introspection *session, bool patient)
+static void session_free(struct kref *ref)
 {
+	struct kvm_introspection *session = container_of(ref, struct kvm_introspection, ref);
+
 	if (session->conn) {
-		kvmi_reader_stop(session->conn, patient);
+		session->conn->transport->stop(session->conn);
 		kvmi_connection_put(session->conn);
 	}
+	put_pid(session->owner);
 	mem_cgroup_put(session->memcg);
 	kfree(session->state);
-	kfree(session->rest);
 	kfree(session->tx);
 	kfree(session);
 }
 
-static struct kvm_introspection *session_alloc(struct kvm *kvm)
+void kvmi_session_put(struct kvm_introspection *session)
+{
+	kref_put(&session->ref, session_free);
+}
+
+/* The session of the VM, or NULL.  Its vCPUs may go at any time, and the VM with them. */
+struct kvm_introspection *kvmi_session_get(struct kvm *kvm)
+{
+	struct kvm_introspection *session;
+
+	spin_lock(&kvm->arch.introspection.end_lock);
+	session = kvm->arch.introspection.session;
+	if (session)
+		kref_get(&session->ref);
+	spin_unlock(&kvm->arch.introspection.end_lock);
+
+	return session;
+}
+
+struct kvm_introspection *kvmi_session_alloc(struct kvm *kvm, u32 flags)
 {
 	struct kvm_introspection *session;
 
@@ -77,13 +105,17 @@ static struct kvm_introspection *session_alloc(struct kvm *kvm)
 		return NULL;
 
 	session->kvm = kvm;
+	kref_init(&session->ref);
+	session->flags = flags & KVM_INTROSPECTION_HOOK_FLAGS;
+	session->stopped = flags & KVM_INTROSPECTION_HOOK_STOPPED;
+	session->owner = get_task_pid(current, PIDTYPE_TGID);
+	session->since = ktime_get_boottime_ns();
 	session->memcg = get_mem_cgroup_from_mm(current->mm);
 	mutex_init(&session->tx_lock);
 	session->tx = kzalloc(KVMI_BUFFER_BYTES, GFP_KERNEL_ACCOUNT);
-	session->rest = kzalloc(KVMI_BUFFER_BYTES, GFP_KERNEL_ACCOUNT);
 	session->state = kzalloc(kvmi_vm_state_bytes(), GFP_KERNEL_ACCOUNT);
-	if (!session->tx || !session->rest || !session->state) {
-		session_free(session, false);
+	if (!session->tx || !session->state) {
+		kvmi_session_put(session);
 		return NULL;
 	}
 	kvmi_vm_state_init(session->state);
@@ -95,12 +127,38 @@ static struct kvm_introspection *session_alloc(struct kvm *kvm)
 #define for_each_created_vcpu(vcpu, kvm) \
 	list_for_each_entry(vcpu, &(kvm)->arch.introspection.vcpus, arch.introspection.link)
 
-/* kvm->lock is held. */
+/* The VM has a reference from now on.  Sessions of a VM are numbered as they begin, from 1. */
 static void session_set(struct kvm *kvm, struct kvm_introspection *session)
 {
+	kref_get(&session->ref);
 	spin_lock(&kvm->arch.introspection.end_lock);
+	session->number = ++kvm->arch.introspection.begun;
 	kvm->arch.introspection.session = session;
 	spin_unlock(&kvm->arch.introspection.end_lock);
+}
+
+/* The connection is no more: each vCPU does as the flags of HOOK say. */
+void kvmi_session_lose(struct kvm_introspection *session)
+{
+	struct kvm_vcpu_introspection *vi;
+	struct kvm_vcpu *vcpu;
+	unsigned long i;
+	int idx;
+
+	/* A PREUNHOOK that is on its way says first whether this is a loss. */
+	mutex_lock(&session->tx_lock);
+	WRITE_ONCE(session->lost, true);
+	mutex_unlock(&session->tx_lock);
+
+	idx = srcu_read_lock(&session->kvm->srcu);
+	kvm_for_each_vcpu(i, vcpu, session->kvm) {
+		vi = kvmi_vcpu(vcpu);
+		if (!vi || vi->session != session)
+			continue;
+		atomic_set(&vi->pauses, 0);
+		kvmi_vcpu_kick(vi);
+	}
+	srcu_read_unlock(&session->kvm->srcu, idx);
 }
 
 /* Take the session off each vCPU and wait until none holds it. */
@@ -111,7 +169,6 @@ static void session_detach(struct kvm *kvm, struct kvm_introspection *session)
 	LIST_HEAD(detached);
 
 	mutex_lock(&kvm->lock);
-	session_set(kvm, NULL);
 	for_each_created_vcpu(vcpu, kvm) {
 		vi = kvmi_vcpu(vcpu);
 		RCU_INIT_POINTER(vcpu->arch.introspection.vi, NULL);
@@ -131,7 +188,7 @@ static void session_detach(struct kvm *kvm, struct kvm_introspection *session)
 
 	list_for_each_entry_safe(vi, next, &detached, detached) {
 		kvmi_vcpu_put(vi);
-		wait_for_completion(&vi->gone);
+		wait_for_completion_state(&vi->gone, TASK_IDLE);
 		kvmi_vcpu_free(vi);
 	}
 
@@ -167,7 +224,7 @@ static int attach(struct kvm_introspection *session, struct kvm_vcpu *vcpu)
 }
 
 /* Attach to each vCPU, now and, by kvm_introspection_vcpu_create(), from now on. */
-static int session_publish(struct kvm *kvm, struct kvm_introspection *session)
+int kvmi_session_publish(struct kvm *kvm, struct kvm_introspection *session)
 {
 	struct kvm_vcpu *vcpu;
 	int r = 0;
@@ -180,12 +237,13 @@ static int session_publish(struct kvm *kvm, struct kvm_introspection *session)
 		goto out;
 	}
 
-	session_set(kvm, session);
 	for_each_created_vcpu(vcpu, kvm) {
 		r = attach(session, vcpu);
 		if (r)
 			break;
 	}
+	if (!r)
+		session_set(kvm, session);
 out:
 	mutex_unlock(&kvm->lock);
 	if (r == -ENOMEM) {
@@ -196,196 +254,165 @@ out:
 	return r;
 }
 
-/*
- * Every wait for the tool ends, the reader's page faults too.  Itself waits for
- * nothing, whoever holds which mutex: PREUNHOOK waits for the tool with
- * arch.introspection.lock held, and the end of the VMM may not wait at all.
- */
-void kvmi_session_tell_end(struct kvm *kvm, bool leave_to_work)
-{
-	struct kvmi_connection *conn = NULL;
-	struct task_struct *reader = NULL;
-
-	spin_lock(&kvm->arch.introspection.end_lock);
-	if (kvm->arch.introspection.session) {
-		WRITE_ONCE(kvm->arch.introspection.session->closing, true);
-		conn = kvm->arch.introspection.session->conn;
-		kvmi_connection_get(conn);
-		reader = get_task_struct(conn->reader);
-		/* Here, so that the end of the VM, which comes later, can cancel it. */
-		if (leave_to_work)
-			queue_work(system_unbound_wq, &kvm->arch.introspection.end_work);
-	}
-	spin_unlock(&kvm->arch.introspection.end_lock);
-	if (!conn)
-		return;
-
-	/* closing is there before the reader can see the hang-up and call it a loss. */
-	smp_wmb();
-	kvmi_hang_up(conn);
-	send_sig(SIGKILL, reader, 1);
-	put_task_struct(reader);
-	kvmi_connection_put(conn);
-}
-
 /* No vCPU is watched: nothing is denied any more, and nobody steps. */
-static void lift_all(struct kvm *kvm)
+void kvmi_lift_all(struct kvm *kvm)
 {
 	kvmi_access_end(kvm);
 	kvmi_block_irqs(kvm, false);
 }
 
-/* Who ends a session, and so how long it may take. */
-enum session_ender {
-	ENDED_BY_IOCTL,		/* killable, and patient with a reader that somebody keeps */
-	ENDED_BY_NEXT,		/* the same; what it denies is the next session's */
-	ENDED_WITH_VM,		/* neither */
-};
-
-/*
- * The one way in which a session ends; arch.introspection.lock is held.  An ioctl whose
- * caller is killed while the reader still works on a command leaves the session
- * closing, for the end of the VM to finish.
- */
-static int session_end(struct kvm *kvm, struct kvm_introspection *session,
-		       enum session_ender ender)
-{
-	struct kvmi_connection *conn = session->conn;
-
-	kvmi_session_tell_end(kvm, false);
-	kvmi_explore(KVMI_AT_END);
-
-	if (ender == ENDED_WITH_VM)
-		mutex_lock(&conn->lock);
-	else if (mutex_lock_killable(&conn->lock))
-		return -EINTR;
-	conn->session = NULL;
-	mutex_unlock(&conn->lock);
-
-	session_detach(kvm, session);
-	if (ender != ENDED_BY_NEXT)
-		lift_all(kvm);
-	session_free(session, ender != ENDED_WITH_VM);
-
-	return 0;
-}
-
 /* Each vCPU comes to its run loop before it executes another instruction of the guest. */
-static void stop_vcpus(struct kvm *kvm)
+void kvmi_stop_vcpus(struct kvm *kvm)
 {
 	kvm_make_all_cpus_request(kvm, KVM_REQ_INTROSPECTION);
 	kvm_make_all_cpus_request(kvm, KVM_REQ_OUTSIDE_GUEST_MODE);
 }
 
-/*
- * From one session to the next no vCPU goes on, and what is denied stays so: before the
- * first one ends, each vCPU waits in its run loop or will come there next.
- */
-static void between_sessions(struct kvm *kvm, bool stopped)
-{
-	WRITE_ONCE(kvm->arch.introspection.stopped, stopped);
-	if (stopped) {
-		stop_vcpus(kvm);
-		synchronize_srcu_expedited(&kvm->srcu);
-	} else {
-		/* Pairs with the barrier of whoever goes to sleep. */
-		smp_mb();
-		wake_up_var(&kvm->arch.introspection.stopped);
-	}
-}
-
-/* HOOK; arch.introspection.lock is held. */
-int kvmi_hook(struct kvm *kvm, const struct kvm_introspection_hook *hook)
-{
-	struct kvm_introspection *stale = kvm->arch.introspection.session;
-	struct kvm_introspection *session;
-	bool takes_over = false;
-	int r;
-
-	if (hook->flags & ~KVM_INTROSPECTION_HOOK_FLAGS)
-		return -EINVAL;
-	/* vCPUs that a vanished tool left stopped wait for exactly this. */
-	if (stale && (!kvmi_fails_closed(stale) || READ_ONCE(stale->closing)))
-		return -EEXIST;
-
-	session = session_alloc(kvm);
-	if (!session)
-		return -ENOMEM;
-	session->flags = hook->flags;
-	session->stopped = hook->flags & KVM_INTROSPECTION_HOOK_STOPPED;
-
-	session->conn = kvmi_connection_open(hook->fd);
-	if (IS_ERR(session->conn)) {
-		r = PTR_ERR(session->conn);
-		session->conn = NULL;
-		goto free;
-	}
-
-	r = kvmi_reader_create(session);
-	if (r)
-		goto free;
-
-	/* Only now, when little can fail any more: what fails closed is to stay closed. */
-	if (stale) {
-		takes_over = session->stopped;
-		if (takes_over)
-			between_sessions(kvm, true);
-		r = session_end(kvm, stale, takes_over ? ENDED_BY_NEXT : ENDED_BY_IOCTL);
-		if (r)
-			goto let_go;
-	}
-
-	/* A VMM that is exiting would not tell us again. */
-	if (!mmget_not_zero(kvm->mm)) {
-		r = -EIO;
-		goto drop_access;
-	}
-	static_branch_enable(&kvm_introspection_hooked);
-	r = session_publish(kvm, session);
-	/* Not mmput(): it could end the VMM here, which takes arch.introspection.lock. */
-	mmput_async(kvm->mm);
-	if (r)
-		goto drop_access;
-	if (session->stopped)
-		stop_vcpus(kvm);
-	if (takes_over) {
-		kvmi_access_inherit(kvm);
-		between_sessions(kvm, false);
-	}
-	kvmi_reader_start(session->conn);
-
-	return 0;
-drop_access:
-	if (takes_over)
-		lift_all(kvm);
-let_go:
-	if (takes_over)
-		between_sessions(kvm, false);
-free:
-	session_free(session, false);
-	return r;
-}
-
-/* UNHOOK; arch.introspection.lock is held. */
-int kvmi_unhook(struct kvm *kvm)
+/* The session of this connection, or whichever there is, and not yet at its end. */
+static struct kvm_introspection *session_of(struct kvm *kvm, struct kvmi_connection *conn)
 {
 	struct kvm_introspection *session = kvm->arch.introspection.session;
 
-	return session ? session_end(kvm, session, ENDED_BY_IOCTL) : 0;
+	lockdep_assert_held(&kvm->arch.introspection.end_lock);
+	return session && (!conn || session->conn == conn) ? session : NULL;
 }
 
-static void end_with_vm(struct kvm *kvm)
+/*
+ * Every wait for the tool ends, page faults of whoever carries out a message too, and the
+ * rest is left to end_work().  Itself waits for nothing, whoever holds which mutex.
+ * conn: not if it is another's session by now.  The number of the session whose end there
+ * is to wait for.
+ */
+unsigned long kvmi_tell_end(struct kvm *kvm, struct kvmi_connection *conn, bool taken_over)
 {
-	kvmi_session_tell_end(kvm, false);
-	mutex_lock(&kvm->arch.introspection.lock);
-	if (kvm->arch.introspection.session)
-		session_end(kvm, kvm->arch.introspection.session, ENDED_WITH_VM);
-	mutex_unlock(&kvm->arch.introspection.lock);
+	struct kvm_introspection *session;
+	unsigned long number;
+
+	spin_lock(&kvm->arch.introspection.end_lock);
+	number = kvm->arch.introspection.begun;
+	session = session_of(kvm, conn);
+	if (session) {
+		kref_get(&session->ref);
+		WRITE_ONCE(session->closing, true);
+		if (taken_over)
+			session->taken_over = true;
+		/* Here, so that the end of the VM, which comes later, finds it. */
+		queue_work(system_unbound_wq, &kvm->arch.introspection.end_work);
+	} else if (kvm->arch.introspection.session) {
+		/* Ours has ended before that one began. */
+		number--;
+	}
+	spin_unlock(&kvm->arch.introspection.end_lock);
+	if (!session)
+		return number;
+
+	/* closing is there before anybody can see the hang-up and call it a loss. */
+	smp_wmb();
+	kvmi_hang_up(session->conn);
+	session->conn->transport->interrupt(session->conn);
+	kvmi_session_put(session);
+
+	return number;
 }
 
+/* Until the session of this number has ended, with nothing left of it; or -EINTR. */
+int kvmi_await_end(struct kvm *kvm, unsigned long number)
+{
+	unsigned long *ended = &kvm->arch.introspection.ended;
+
+	return wait_var_event_killable(ended, READ_ONCE(*ended) >= number) ? -EINTR : 0;
+}
+
+/*
+ * The tool says nothing any more.  A vCPU that waits for it takes what is there, and
+ * completes its exit if that is the reply.
+ */
+static void await_replies(struct kvm *kvm, struct kvm_introspection *session)
+{
+	struct kvm_vcpu_introspection *vi;
+	struct kvm_vcpu *vcpu;
+	unsigned long i;
+
+	kvm_for_each_vcpu(i, vcpu, kvm) {
+		/* Of a vCPU that is counted, nobody but the end of the session takes it off. */
+		vi = rcu_dereference_protected(vcpu->arch.introspection.vi, true);
+		if (!vi || vi->session != session)
+			continue;
+		wake_up_all(&vi->wq);
+		wait_event_idle(vi->wq, !READ_ONCE(vi->busy));
+	}
+}
+
+/* The VM is free for the next session, if that takes over what this one denies. */
+static bool hand_over(struct kvm *kvm, struct kvm_introspection *session)
+{
+	bool taken_over;
+
+	spin_lock(&kvm->arch.introspection.end_lock);
+	taken_over = session->taken_over;
+	if (taken_over)
+		kvm->arch.introspection.session = NULL;
+	spin_unlock(&kvm->arch.introspection.end_lock);
+
+	return taken_over;
+}
+
+/*
+ * The one way in which a session ends, in a work item: it may have to wait for a vCPU that
+ * stands in a page fault of the host, or for a tool that is about to give up a message.
+ * From one session to the next that takes it over no vCPU goes on: before the first one
+ * ends, each vCPU waits in its run loop or will come there next.
+ */
 static void end_work(struct work_struct *work)
 {
-	end_with_vm(container_of(work, struct kvm, arch.introspection.end_work));
+	struct kvm *kvm = container_of(work, struct kvm, arch.introspection.end_work);
+	struct kvm_introspection *session = kvmi_session_get(kvm);
+	unsigned long number;
+
+	if (!session)
+		return;
+	if (!READ_ONCE(session->closing)) {
+		kvmi_session_put(session);
+		return;
+	}
+	kvmi_explore(KVMI_AT_END);
+	number = session->number;
+
+	mutex_lock(&session->conn->lock);
+	session->conn->session = NULL;
+	mutex_unlock(&session->conn->lock);
+
+	if (READ_ONCE(kvm->arch.introspection.stopped)) {
+		kvmi_stop_vcpus(kvm);
+		synchronize_srcu_expedited(&kvm->srcu);
+	}
+	await_replies(kvm, session);
+	session_detach(kvm, session);
+	if (!hand_over(kvm, session)) {
+		kvmi_lift_all(kvm);
+		spin_lock(&kvm->arch.introspection.end_lock);
+		kvm->arch.introspection.session = NULL;
+		spin_unlock(&kvm->arch.introspection.end_lock);
+	}
+	/* The VM's reference, and the one from above. */
+	kvmi_session_put(session);
+	kvmi_session_put(session);
+
+	WRITE_ONCE(kvm->arch.introspection.ended, number);
+	/* Pairs with the barrier of whoever goes to sleep. */
+	smp_mb();
+	wake_up_var(&kvm->arch.introspection.ended);
+}
+
+/*
+ * The session of this connection, or whichever there is, ends.  0; -EINTR: the caller was
+ * killed while it waited, and the session ends without it.
+ */
+int kvmi_session_end(struct kvm *kvm, struct kvmi_connection *conn, bool wait)
+{
+	unsigned long number = kvmi_tell_end(kvm, conn, false);
+
+	return wait ? kvmi_await_end(kvm, number) : 0;
 }
 
 void kvm_introspection_vm_init(struct kvm *kvm)
@@ -400,8 +427,8 @@ void kvm_introspection_vm_init(struct kvm *kvm)
 /* No file of the VM is open any more: nobody can hook it again. */
 void kvm_introspection_vm_destroy(struct kvm *kvm)
 {
-	end_with_vm(kvm);
-	cancel_work_sync(&kvm->arch.introspection.end_work);
+	kvmi_tell_end(kvm, NULL, false);
+	flush_work(&kvm->arch.introspection.end_work);
 }
 
 /*
@@ -410,23 +437,29 @@ void kvm_introspection_vm_destroy(struct kvm *kvm)
  */
 void kvm_introspection_vmm_exit(struct kvm *kvm)
 {
-	kvmi_session_tell_end(kvm, true);
+	kvmi_tell_end(kvm, NULL, false);
 }
 
 /* Userspace cannot reach the vCPU yet; it may be there before KVM counts it. */
 int kvm_introspection_vcpu_create(struct kvm_vcpu *vcpu)
 {
 	struct kvm_arch_introspection *of_vm = &vcpu->kvm->arch.introspection;
+	struct kvm_introspection *session;
 	int r = 0;
 
 	mutex_lock(&vcpu->kvm->lock);
-	if (of_vm->session)
-		r = attach(of_vm->session, vcpu);
-	if (of_vm->session && !r)
-		kvmi_vcpu(vcpu)->is_new = true;
+	session = kvmi_session_get(vcpu->kvm);
+	/* One that ends has been taken off the vCPUs, or will be, under this lock. */
+	if (session && !READ_ONCE(session->closing)) {
+		r = attach(session, vcpu);
+		if (!r)
+			kvmi_vcpu(vcpu)->is_new = true;
+	}
 	if (!r)
 		list_add_tail(&vcpu->arch.introspection.link, &of_vm->vcpus);
 	mutex_unlock(&vcpu->kvm->lock);
+	if (session)
+		kvmi_session_put(session);
 
 	return r;
 }

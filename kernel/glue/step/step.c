@@ -141,6 +141,7 @@ int kvmi_step(struct kvm_vcpu_introspection *vi)
 int kvmi_yield_before_step(struct kvm_vcpu *vcpu)
 {
 	struct kvm_vcpu_introspection *vi = kvmi_vcpu(vcpu);
+	unsigned long session = vi ? vi->session->number : 0;
 	int r;
 
 	if (!__xfer_to_guest_mode_work_pending())
@@ -149,8 +150,8 @@ int kvmi_yield_before_step(struct kvm_vcpu *vcpu)
 	kvm_vcpu_srcu_read_unlock(vcpu);
 	r = xfer_to_guest_mode_handle_work(vcpu);
 	kvm_vcpu_srcu_read_lock(vcpu);
-	/* Another session has another vi.  Should it lie where that one lay, it sees a step. */
-	if (!r && vi && vi == kvmi_vcpu(vcpu) && !READ_ONCE(vi->session->closing) &&
+	vi = kvmi_vcpu(vcpu);
+	if (!r && vi && vi->session->number == session && !READ_ONCE(vi->session->closing) &&
 	    kvm_x86_call(introspection_step)(vcpu, true))
 		return 1;
 

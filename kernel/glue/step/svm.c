@@ -39,6 +39,7 @@ static bool svm_instruction_hides_trap(struct vcpu_svm *svm)
 	struct x86_emulate_ctxt *ctxt = svm->vcpu.arch.emulate_ctxt;
 	int r = x86_decode_emulated_instruction(&svm->vcpu, EMULTYPE_SKIP, NULL, 0);
 
+	svm->step.decoded_rip = kvm_rip_read(&svm->vcpu);
 	svm->step.by_sysret = svm_decodes_sysret(ctxt);
 	if (r != EMULATION_OK || ctxt->opcode_len != 1)
 		return false;
@@ -127,6 +128,9 @@ bool svm_step_arm(struct vcpu_svm *svm)
 {
 	struct kvm_vcpu *vcpu = &svm->vcpu;
 
+	/* An SMI has come in between: it is another instruction that is stepped. */
+	if (kvm_rip_read(vcpu) != svm->step.decoded_rip || is_smm(vcpu))
+		svm->step.by_iret = svm->step.by_sysret = false;
 	svm_step_hold_nmi(svm);
 	svm_step_intercept(svm);
 	svm->step.guest_tf = false;

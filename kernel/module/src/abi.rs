@@ -199,6 +199,7 @@ mod tests {
             ("KVMI_REPLY_HERE", phase(Phase::ReplyHere)),
             ("KVMI_CRASHED", phase(Phase::Crashed)),
             ("KVMI_BUFFER_BYTES", MAX_MESSAGE as u32),
+            ("KVMI_UNHOOK_EVENT_BYTES", kvmi_core::UNHOOK_EVENT_BYTES as u32),
             ("sizeof(enum kvmi_verdict)", 4),
             ("sizeof(enum kvmi_site)", 4),
             ("sizeof(enum kvmi_phase)", 4),

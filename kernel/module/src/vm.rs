@@ -1,6 +1,8 @@
 // SPDX-License-Identifier: GPL-2.0-only
 //! What C calls in the ioctl and reader contexts.
 
+use core::slice;
+
 use kvmi_core::{KvmError, VmState};
 
 use crate::{
@@ -64,11 +66,12 @@ unsafe extern "C" fn kvmi_unhook_event_enabled(vm: *const VmState) -> bool {
 }
 
 /// # Safety
-/// Promise 3.
+/// `out` has room for [`kvmi_core::UNHOOK_EVENT_BYTES`].
 #[unsafe(no_mangle)]
-unsafe extern "C" fn kvmi_build_unhook_event(seq: u32, out: *mut u8) -> usize {
-    // SAFETY: promise 3.
-    kvmi_core::build_unhook_event(seq, unsafe { abi::buffer(out) })
+unsafe extern "C" fn kvmi_build_unhook_event(seq: u32, out: *mut u8) {
+    // SAFETY: the caller's promise.
+    let out = unsafe { slice::from_raw_parts_mut(out, kvmi_core::UNHOOK_EVENT_BYTES) };
+    kvmi_core::build_unhook_event(seq, out);
 }
 
 /// # Safety

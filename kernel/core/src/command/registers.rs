@@ -15,6 +15,8 @@ use crate::{
 const FLAGS: u64 = 0x3f_7fd5;
 /// RFLAGS bit 1 is always set.
 const FLAGS_FIXED: u64 = 1 << 1;
+/// RFLAGS.IF.
+const FLAGS_IF: u64 = 1 << 9;
 /// RFLAGS.VM: a CPU sets and clears it together with the segments, which a tool cannot set.
 const FLAGS_VM: u64 = 1 << 17;
 /// CR4.LA57.
@@ -41,7 +43,11 @@ fn are_possible(regs: &Regs, control: &Control) -> bool {
     } else {
         regs.rip <= u64::from(u32::MAX)
     };
-    rip_is_possible && regs.rflags & !FLAGS == FLAGS_FIXED && (regs.rflags ^ control.rflags) & FLAGS_VM == 0
+    let interrupt_is_possible = control.delivers_interrupt == 0 || regs.rflags & FLAGS_IF != 0;
+    rip_is_possible
+        && interrupt_is_possible
+        && regs.rflags & !FLAGS == FLAGS_FIXED
+        && (regs.rflags ^ control.rflags) & FLAGS_VM == 0
 }
 
 /// Whether all bits of an address above those that are translated are the same.
@@ -63,7 +69,8 @@ mod tests {
         pdptrs: [0; 4],
         physical_bits: 40,
         long_code: 1,
-        pad: [0; 6],
+        delivers_interrupt: 0,
+        pad: [0; 5],
     };
 
     fn with(rip: u64, rflags: u64) -> Regs {
@@ -105,6 +112,12 @@ mod tests {
             );
         }
         assert!(!are_possible(&with(0, 0), &LONG));
+        let delivers = Control {
+            delivers_interrupt: 1,
+            ..LONG
+        };
+        assert!(!are_possible(&with(0, 2), &delivers));
+        assert!(are_possible(&with(0, 2 | FLAGS_IF), &delivers));
         let virtual_86 = Control {
             rflags: 2 | FLAGS_VM,
             long_code: 0,

@@ -22,6 +22,9 @@ const VCPU_EVENT: usize = EVENT_HDR + size_of::<EventHdr>();
 const ARCH: usize = VCPU_EVENT + core::mem::offset_of!(VcpuEvent, arch);
 const DATA: usize = VCPU_EVENT + size_of::<VcpuEvent>();
 
+/// Length of the UNHOOK event.
+pub const UNHOOK_EVENT_BYTES: usize = VCPU_EVENT;
+
 /// Writes the UNHOOK event with sequence number `seq`; returns its length, 0 when there is no room.
 pub fn build_unhook_event(seq: u32, out: &mut [u8]) -> usize {
     head(out, msg::VM_EVENT, seq, event::UNHOOK, VCPU_EVENT).unwrap_or(0)

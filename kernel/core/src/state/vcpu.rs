@@ -52,7 +52,7 @@ pub struct VcpuState {
     /// Set by VCPU_SET_REGISTERS while the event is open.
     pub(crate) registers: Option<Regs>,
     /// Bit n: event n is switched on.
-    enabled: u32,
+    enabled: u64,
     /// Bit n: CR event for control register n is switched on.
     cr_mask: u8,
     /// MSRs whose writes are MSR events.
@@ -246,7 +246,7 @@ impl VcpuState {
     }
 
     /// What the intercepts follow from; compared before and after a command.
-    pub(crate) fn switches(&self) -> (u32, u8, u32, bool, bool) {
+    pub(crate) fn switches(&self) -> (u64, u8, u32, bool, bool) {
         let changes = self.msrs.changes();
         (
             self.enabled,
@@ -342,8 +342,13 @@ fn register_of(event: u16, register: u32) -> u32 {
     }
 }
 
-fn event_bit(id: u16) -> u32 {
-    1u32.checked_shl(u32::from(id)).unwrap_or(0)
+/// Of the twelfth posting's events and of as many of our own, whose ids begin at 128.
+fn event_bit(id: u16) -> u64 {
+    match id {
+        0..32 => 1 << id,
+        128..160 => 1 << (id - 96),
+        _ => 0,
+    }
 }
 
 fn cr_bit(cr: u8) -> u8 {

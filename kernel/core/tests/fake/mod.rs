@@ -162,7 +162,8 @@ pub const LONG_MODE: Control = Control {
     pdptrs: [0; 4],
     physical_bits: 40,
     long_code: 1,
-    pad: [0; 6],
+    delivers_interrupt: 0,
+    pad: [0; 5],
 };
 
 #[derive(Debug)]
