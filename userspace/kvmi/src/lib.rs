@@ -5,14 +5,12 @@
 //! reads the connection, so a command may wait for its reply in one thread while another takes events.
 //!
 //! ```no_run
-//! use kvmi::{Event, Listener, Session, event};
+//! use kvmi::{Event, Session, event};
 //!
 //! # fn main() -> Result<(), Box<dyn std::error::Error>> {
-//! // The VMM connects, tells who it is, and hands its end to the kernel.
-//! let listener = Listener::bind("/run/tool.sock")?;
-//! let (stream, vmm) = listener.accept(None)?;
-//! let session = Session::from(stream);
-//! println!("{} speaks version {}", vmm.name, session.version()?.version);
+//! // By the VM's name, or its VMM's process id. Whatever this program dies of, the VM is as before then.
+//! let session = Session::attach("web")?;
+//! println!("version {}", session.version()?.version);
 //!
 //! for vcpu in 0..session.vcpu_count()? {
 //!     session.vcpu(vcpu).control_event(event::CR, true)?;
@@ -26,7 +24,7 @@
 //!             println!("vCPU {} cr{}: {:#x} -> {:#x}", cr.vcpu, cr.data.cr, cr.data.old_value, cr.data.new_value);
 //!             cr.proceed()?;
 //!         }
-//!         // The VMM is about to unhook.
+//!         // The VMM asks the tool to go.
 //!         Event::Unhook(_) => break,
 //!         other => other.proceed()?,
 //!     }
@@ -36,6 +34,8 @@
 //! # }
 //! ```
 //!
+//! - **VMs**: [`host::list`] finds them, [`Session::attach`] begins a session on one. A VMM that begins it itself connects
+//!   to a [`Listener`].
 //! - **Commands**: methods of [`Session`] and [`Vcpu`], which wait; or [`Session::submit`] with a type of [`command`],
 //!   which gives a [`Pending`] to wait for later. Any number may be under way.
 //! - **Events**: [`Session::events`], which waits for as long as the connection is there; [`Session::next_event`], which
@@ -47,9 +47,8 @@
 //! - **Bytes**: [`message`] builds them, [`Session::send_raw`] and [`RawConnection`] send whatever they are given.
 //! - **Transcript**: [`SessionOptions::transcript`] sees each message, which prints as one line.
 //!
-//! The connection is a stream socket, unix or vsock ([`Stream`], [`Address`]).
-
-#![forbid(unsafe_code)]
+//! The connection is a session's own descriptor, or a stream socket, unix or vsock ([`Stream`],
+//! [`Address`]).
 
 mod address;
 pub mod command;
@@ -57,6 +56,8 @@ mod error;
 mod event_kind;
 mod event_open;
 pub mod handshake;
+pub mod host;
+pub mod ioctls;
 mod listener;
 pub mod message;
 mod options;
@@ -84,7 +85,7 @@ pub use options::SessionOptions;
 pub use pending::Pending;
 pub use raw::RawConnection;
 pub use session::Session;
-pub use stream::Stream;
+pub use stream::{Descriptor, Stream};
 pub use ticket::Held;
 pub use transcript::{Direction, Entry};
 pub use vcpu::{Registers, Vcpu};

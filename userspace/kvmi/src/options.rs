@@ -2,14 +2,20 @@
 //! How a session is to behave.
 
 use std::{
-    fmt,
+    fmt, io,
+    os::fd::AsFd,
     sync::{Arc, Mutex, PoisonError},
     time::Duration,
 };
 
+use zerocopy::FromZeros;
+
 #[cfg(doc)]
 use crate::Error;
-use crate::{Direction, Entry, Session, Stream};
+use crate::{
+    Descriptor, Direction, Entry, Session, Stream,
+    ioctls::{self, Open},
+};
 
 const DEFAULT_TIMEOUT: Duration = Duration::from_secs(30);
 
@@ -73,7 +79,19 @@ impl SessionOptions {
         self
     }
 
-    /// Starts a session on a connected socket whose other end the kernel has, or will have after HOOK.
+    /// As [`Session::open`].
+    ///
+    /// # Errors
+    /// Those of OPEN.
+    pub fn open(self, vm: impl AsFd, flags: u32) -> io::Result<Session> {
+        let how = Open {
+            flags,
+            ..Open::new_zeroed()
+        };
+        Ok(self.start(Descriptor::new(ioctls::open(vm, &how)?)?))
+    }
+
+    /// Starts a session on a descriptor that OPEN gave, or on a connected socket whose other end the kernel has, or will have after HOOK.
     pub fn start(self, stream: impl Into<Stream>) -> Session {
         Session::start(stream.into(), self)
     }

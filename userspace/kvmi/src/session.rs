@@ -4,7 +4,7 @@
 use std::{
     io,
     net::Shutdown,
-    os::unix::net::UnixStream,
+    os::{fd::AsFd, unix::net::UnixStream},
     sync::{
         Arc,
         atomic::{AtomicU32, Ordering},
@@ -72,6 +72,15 @@ impl From<Stream> for Session {
 }
 
 impl Session {
+    /// Introspects a VM, by its descriptor: OPEN with these flags, [`OPEN_TAKE_OVER`](kvmi_uapi::ioctl::OPEN_TAKE_OVER)
+    /// and those of HOOK. Every command and event is allowed. When the last handle is gone, the VM is as it was.
+    ///
+    /// # Errors
+    /// Those of OPEN.
+    pub fn open(vm: impl AsFd, flags: u32) -> io::Result<Self> {
+        SessionOptions::new().open(vm, flags)
+    }
+
     pub(crate) fn start(stream: Stream, options: SessionOptions) -> Self {
         let stream = Arc::new(stream);
         let inbox = Arc::new(Inbox::default());

@@ -1,5 +1,7 @@
 // SPDX-License-Identifier: MIT OR Apache-2.0
-//! The connection's socket, of either family that HOOK takes.
+//! The connection: a session's own descriptor, or a socket of either family that HOOK takes.
+
+mod descriptor;
 
 use std::{
     io::{self, Read, Write},
@@ -11,35 +13,44 @@ use std::{
     time::Duration,
 };
 
+use rustix::{
+    io::Errno,
+    net::{SendFlags, send},
+};
 use vsock::VsockStream;
 
-/// A connected stream socket.
+pub use self::descriptor::Descriptor;
+
+/// A connection to the kernel's side of a session.
 #[derive(Debug)]
 #[non_exhaustive]
 pub enum Stream {
-    /// Within one host.
+    /// What OPEN gave: the session itself.
+    Descriptor(Descriptor),
+    /// A socket within one host.
     Unix(UnixStream),
-    /// Between a host and a VM on it, in which the tool runs.
+    /// A socket between a host and a VM on it, in which the tool runs.
     Vsock(VsockStream),
 }
 
-/// Does the same on either.
-macro_rules! either {
-    ($stream:expr, $socket:ident => $what:expr) => {
+/// Does the same on each.
+macro_rules! each {
+    ($stream:expr, $connection:ident => $what:expr) => {
         match $stream {
-            Stream::Unix($socket) => $what,
-            Stream::Vsock($socket) => $what,
+            Stream::Descriptor($connection) => $what,
+            Stream::Unix($connection) => $what,
+            Stream::Vsock($connection) => $what,
         }
     };
 }
 
 impl Stream {
-    /// Closes one or both directions.
+    /// Closes one or both directions. A descriptor is hung up, whatever is to be closed: its session ends.
     ///
     /// # Errors
-    /// Those of shutdown(2).
+    /// Those of shutdown(2); of HANG_UP.
     pub fn shutdown(&self, how: Shutdown) -> io::Result<()> {
-        either!(self, socket => socket.shutdown(how))
+        each!(self, connection => connection.shutdown(how))
     }
 
     /// Limits how long a read waits; `None`: for ever.
@@ -47,7 +58,7 @@ impl Stream {
     /// # Errors
     /// Those of setsockopt(2).
     pub fn set_read_timeout(&self, timeout: Option<Duration>) -> io::Result<()> {
-        either!(self, socket => socket.set_read_timeout(timeout))
+        each!(self, connection => connection.set_read_timeout(timeout))
     }
 
     /// Limits how long a write waits; `None`: for ever.
@@ -55,7 +66,21 @@ impl Stream {
     /// # Errors
     /// Those of setsockopt(2).
     pub fn set_write_timeout(&self, timeout: Option<Duration>) -> io::Result<()> {
-        either!(self, socket => socket.set_write_timeout(timeout))
+        each!(self, connection => connection.set_write_timeout(timeout))
+    }
+
+    /// Writes what finds room without waiting: [`Errno::AGAIN`] when nothing does.
+    pub(crate) fn try_write(&self, bytes: &[u8]) -> Result<usize, Errno> {
+        match self {
+            Self::Descriptor(descriptor) => rustix::io::write(descriptor, bytes),
+            socket => send(socket, bytes, SendFlags::DONTWAIT | SendFlags::NOSIGNAL),
+        }
+    }
+}
+
+impl From<Descriptor> for Stream {
+    fn from(descriptor: Descriptor) -> Self {
+        Self::Descriptor(descriptor)
     }
 }
 
@@ -73,19 +98,19 @@ impl From<VsockStream> for Stream {
 
 impl AsFd for Stream {
     fn as_fd(&self) -> BorrowedFd<'_> {
-        either!(self, socket => socket.as_fd())
+        each!(self, connection => connection.as_fd())
     }
 }
 
 impl Read for &Stream {
     fn read(&mut self, bytes: &mut [u8]) -> io::Result<usize> {
-        either!(self, socket => { let mut socket = socket; socket.read(bytes) })
+        each!(self, connection => { let mut connection = connection; connection.read(bytes) })
     }
 }
 
 impl Write for &Stream {
     fn write(&mut self, bytes: &[u8]) -> io::Result<usize> {
-        either!(self, socket => { let mut socket = socket; socket.write(bytes) })
+        each!(self, connection => { let mut connection = connection; connection.write(bytes) })
     }
 
     fn flush(&mut self) -> io::Result<()> {

@@ -52,7 +52,7 @@ impl Vcpu<'_> {
     /// VCPU_CONTROL_EVENTS: switches an event on or off.
     ///
     /// # Errors
-    /// As [`Session::call`]: EINVAL, EPERM, EBUSY for BREAKPOINT.
+    /// As [`Session::call`]: EINVAL, EPERM; EOPNOTSUPP for DESCRIPTOR, EBUSY for BREAKPOINT.
     pub fn control_event(&self, event: u16, enable: bool) -> Result<(), Error> {
         self.session.call(ControlEvents {
             vcpu: self.index,
@@ -76,7 +76,8 @@ impl Vcpu<'_> {
     /// VCPU_CONTROL_MSR: whether changes of an MSR are MSR events.
     ///
     /// # Errors
-    /// As [`Session::call`]: EINVAL for one that cannot be watched, EPERM when the VMM denies the guest to write it.
+    /// As [`Session::call`], to switch it on: EPERM when the VMM denies the guest to write it, EBUSY when as many others
+    /// are watched as may be ([`kvmi_uapi::MAX_OTHER_MSRS`]).
     pub fn control_msr(&self, msr: u32, enable: bool) -> Result<(), Error> {
         self.session.call(ControlMsr {
             vcpu: self.index,
@@ -136,7 +137,7 @@ impl Vcpu<'_> {
     /// VCPU_SET_REGISTERS: the general registers that the vCPU is to have after the open event is answered.
     ///
     /// # Errors
-    /// As [`Session::call`]: EOPNOTSUPP when no event of it is open.
+    /// As [`Session::call`]: EINVAL for what the CPU could not have, EOPNOTSUPP when no event of it is open.
     pub fn set_registers(&self, regs: &Regs) -> Result<(), Error> {
         self.session.call(SetRegisters {
             vcpu: self.index,

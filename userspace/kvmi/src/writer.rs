@@ -1,5 +1,5 @@
 // SPDX-License-Identifier: MIT OR Apache-2.0
-//! Sends bytes to a socket whose other side may not read.
+//! Sends bytes to a connection whose other side may not read.
 
 use std::{
     io,
@@ -10,7 +10,6 @@ use std::{
 use rustix::{
     event::{PollFd, PollFlags, Timespec, poll},
     io::Errno,
-    net::{SendFlags, send},
 };
 
 use crate::Stream;
@@ -56,7 +55,7 @@ impl Writer {
         let turn = self.turn(end).map_err(|error| Unsent { sent, error })?;
         at_turn();
         while sent < bytes.len() {
-            match send(stream, &bytes[sent..], SendFlags::DONTWAIT | SendFlags::NOSIGNAL) {
+            match stream.try_write(&bytes[sent..]) {
                 Ok(n) => sent += n,
                 Err(Errno::INTR) => {}
                 Err(Errno::AGAIN) => wait_for_room(stream, end).map_err(|error| Unsent { sent, error })?,
@@ -88,7 +87,7 @@ impl Writer {
     }
 }
 
-/// Waits until the socket takes bytes, or has an error that the next write finds.
+/// Waits until the connection takes bytes, or has an error that the next write finds.
 fn wait_for_room(stream: &Stream, end: Option<Instant>) -> io::Result<()> {
     let left = left(end)?.and_then(|left| Timespec::try_from(left).ok());
     match poll(&mut [PollFd::new(stream, PollFlags::OUT)], left.as_ref()) {
