@@ -54,7 +54,7 @@ pub fn brief(scenario: &str, seed: u64) -> Option<[u8; BYTES]> {
 /// # Errors
 ///
 /// Why it makes no sense.
-pub fn order<'n>(line: &[u8], mut names: impl Iterator<Item = &'n str>) -> Result<ToL1, String> {
+pub fn order(line: &[u8], mut names: impl Iterator<Item = String>) -> Result<ToL1, String> {
     let Some(text) = line.strip_prefix(&[MARK]) else {
         return serde_json::from_slice(line).map_err(|e| e.to_string());
     };
@@ -64,10 +64,7 @@ pub fn order<'n>(line: &[u8], mut names: impl Iterator<Item = &'n str>) -> Resul
     let (wanted, seed) = numbers.ok_or_else(|| format!("it is not {DIGITS} and {DIGITS} digits"))?;
     let scenario = names.find(|name| hash(name) == wanted);
     let scenario = scenario.ok_or_else(|| format!("no scenario has the hash {wanted:x}"))?;
-    Ok(ToL1::Run {
-        scenario: scenario.to_owned(),
-        seed,
-    })
+    Ok(ToL1::Run { scenario, seed })
 }
 
 /// FNV-1a, folded, which tells the names of a few hundred scenarios apart; a test of theirs looks.
@@ -89,7 +86,7 @@ mod tests {
     fn a_brief_order_is_understood() {
         let line = brief("a::c", 0x2a).unwrap();
         assert_eq!(line.last(), Some(&b'\n'));
-        let said = order(&line[..BYTES - 1], NAMES.into_iter());
+        let said = order(&line[..BYTES - 1], NAMES.map(str::to_owned).into_iter());
         let scenario = "a::c".to_owned();
         assert_eq!(said, Ok(ToL1::Run { scenario, seed: 0x2a }));
         assert!(brief("a::c", MAX_SEED).is_some() && brief("a::c", MAX_SEED + 1).is_none());
@@ -97,7 +94,10 @@ mod tests {
 
     #[test]
     fn an_order_at_length_is_understood_too() {
-        let said = order(br#"{"type":"run","scenario":"x::y","seed":7}"#, NAMES.into_iter());
+        let said = order(
+            br#"{"type":"run","scenario":"x::y","seed":7}"#,
+            NAMES.map(str::to_owned).into_iter(),
+        );
         let scenario = "x::y".to_owned();
         assert_eq!(said, Ok(ToL1::Run { scenario, seed: 7 }));
     }
@@ -105,8 +105,11 @@ mod tests {
     #[test]
     fn what_makes_no_sense_is_told() {
         for wrong in ["", "{}", "#", "#123", "#00002", "#0000002", "#zzz00a", "#000 00"] {
-            assert!(order(wrong.as_bytes(), NAMES.into_iter()).is_err(), "{wrong}");
+            assert!(
+                order(wrong.as_bytes(), NAMES.map(str::to_owned).into_iter()).is_err(),
+                "{wrong}"
+            );
         }
-        assert!(order(b"#\xff\xff", NAMES.into_iter()).is_err());
+        assert!(order(b"#\xff\xff", NAMES.map(str::to_owned).into_iter()).is_err());
     }
 }

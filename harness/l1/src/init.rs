@@ -97,8 +97,7 @@ fn read_order(channel: &File) -> anyhow::Result<Option<ToL1>> {
     let Some(line) = LineReader::new(channel).line()? else {
         return Ok(None);
     };
-    let names = kvmi_lab_scenarios::all().iter().map(|s| s.name);
-    let order = brief::order(&line, names).map_err(anyhow::Error::msg);
+    let order = brief::order(&line, kvmi_lab_scenarios::transport::names()).map_err(anyhow::Error::msg);
     order
         .with_context(|| format!("no order: {:?}", String::from_utf8_lossy(&line)))
         .map(Some)

@@ -6,7 +6,7 @@
 //! init (1) ── scenario ──┬── vmm     the L2 VMM
 //!                        └── tool …  an introspection tool that is to be killed
 //! init (1) ── shell … ──┬── vmm
-//!                       └── terminal …  becomes a shell, in which a person calls `vm` and `introspect`
+//!                       └── terminal …  becomes a shell, in which a person calls `vm`, `introspect`, `kvmi`
 //! ```
 
 mod init;
@@ -27,6 +27,9 @@ fn main() -> ExitCode {
     }
     let args: Vec<String> = std::env::args().skip(1).collect();
     let args: Vec<&str> = args.iter().map(String::as_str).collect();
+    if args.first() == Some(&"kvmi") {
+        return kvmi_cli::main(args.iter().map(Into::into));
+    }
     match role(&args) {
         Ok(()) => ExitCode::SUCCESS,
         Err(e) => {
@@ -50,7 +53,7 @@ fn role(args: &[&str]) -> anyhow::Result<()> {
         ["vm", ref arguments @ ..] => shell::vm(arguments),
         ["introspect", ref arguments @ ..] => shell::introspect(arguments),
         _ => bail!(
-            "this is process 1 of the lab's L1; roles are `scenario`, `vmm`, `tool VCPUS`, `shell …`, `terminal …`, `vm …` and `introspect …`, not {args:?}"
+            "this is process 1 of the lab's L1; roles are `scenario`, `vmm`, `tool VCPUS`, `shell …`, `terminal …`, `vm …`, `introspect …` and `kvmi …`, not {args:?}"
         ),
     }
 }

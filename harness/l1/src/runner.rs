@@ -11,7 +11,7 @@ use std::process::{Child, Command};
 use anyhow::{Context as _, bail};
 use kvmi_lab_control::{Backend, FromL1, LineReader, ToL1, Verdict, encode};
 use kvmi_lab_scenarios::planted::{self, Place};
-use kvmi_lab_scenarios::{Context, Failure, explore, modules, say, vmm, wire};
+use kvmi_lab_scenarios::{Context, Failure, explore, modules, say, transport, vmm, wire};
 
 /// Where the scenario's process leaves its verdict.
 const VERDICT: &str = "/tmp/verdict";
@@ -98,15 +98,16 @@ pub(crate) fn scenario() -> anyhow::Result<()> {
 }
 
 fn run(name: &str, seed: u64) -> anyhow::Result<()> {
-    let Some(scenario) = kvmi_lab_scenarios::all().iter().find(|s| s.name == name) else {
+    let backend = modules::backend()?;
+    let Some((scenario, transport)) = transport::find(name, backend) else {
         bail!("no scenario `{name}`, `cargo xtask e2e --list` lists them");
     };
     planted::at(Place::BeforeStart, name);
     say(&FromL1::Started {
         scenario: name.to_owned(),
     });
-    let backend = modules::backend()?;
     let mut context = Context::new(backend, seed);
+    context.transport = transport;
     if let Some(preemption) = explore::begin(seed).context("explore")? {
         context.log(format!(
             "threads are held by seed {seed}, kernel preemption is {preemption}"

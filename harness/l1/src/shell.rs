@@ -32,7 +32,7 @@ const VCPUS: usize = 2;
 const BUSYBOX: &str = "/bin/busybox";
 
 /// Programs of ours that a person calls by name: roles of this one.
-const COMMANDS: &[&str] = &["vm", "introspect"];
+const COMMANDS: &[&str] = &["vm", "introspect", "kvmi"];
 
 /// The console's size, and what kind of terminal L0 has.
 #[derive(Clone, Copy, Debug)]

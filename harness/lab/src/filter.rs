@@ -3,7 +3,7 @@
 
 use anyhow::{Result, bail};
 use kvmi_lab_control::Lane;
-use kvmi_lab_scenarios::{Scenario, all};
+use kvmi_lab_scenarios::{Scenario, all, transport};
 
 /// Which scenarios are meant.
 #[derive(Clone, Debug, Default, PartialEq, Eq)]
@@ -12,7 +12,7 @@ pub enum Filter {
     #[default]
     All,
     /// A whole name means that one alone, not all that it is the beginning of: it is how failures name what to run again.
-    One(&'static str),
+    One(String),
     /// A part of the names of tests.
     Part(String),
 }
@@ -20,12 +20,12 @@ pub enum Filter {
 impl Filter {
     /// What a person typed, or nothing. Fails where no name could have it in it: nextest would take it for an expression of its own.
     pub fn of(typed: Option<&str>) -> Result<Self> {
-        let is_of_name = |c: char| c.is_ascii_alphanumeric() || "_:-".contains(c);
+        let is_of_name = |c: char| c.is_ascii_alphanumeric() || "_:-@".contains(c);
         let Some(part) = typed else {
             return Ok(Self::All);
         };
-        if let Some(one) = all().iter().find(|s| s.name == part) {
-            return Ok(Self::One(one.name));
+        if transport::names().any(|name| name == part) {
+            return Ok(Self::One(part.to_owned()));
         }
         if part.is_empty() || !part.chars().all(is_of_name) {
             bail!(
@@ -57,8 +57,8 @@ impl Filter {
     pub fn takes_on(&self, scenario: &Scenario, lane: Lane) -> bool {
         match self {
             Self::All => true,
-            Self::One(name) => scenario.name == *name,
-            Self::Part(part) => format!("{lane}::{}", scenario.name).contains(part),
+            Self::One(name) => scenario.name == transport::base(name),
+            Self::Part(part) => format!("{lane}::{}", scenario.name).contains(transport::base(part)),
         }
     }
 
@@ -67,7 +67,9 @@ impl Filter {
         match self {
             Self::All => None,
             Self::One(name) => Some(format!("test(/^[a-z-]+::{name}$/)")),
-            Self::Part(part) => Some(format!("test(~{part})")),
+            Self::Part(part) if part.contains('@') => Some(format!("test(~{part})")),
+            // Over the other transport when that is named.
+            Self::Part(part) => Some(format!("test(~{part}) and not test(~@)")),
         }
     }
 }
@@ -107,7 +109,7 @@ mod tests {
         assert_eq!(selection(Filter::All, &[Lane::SvmTcg]), "(test(/^svm-tcg::/))");
         assert_eq!(
             selection(of("hook"), &[Lane::SvmTcg, Lane::VmxBochs]),
-            "(test(/^svm-tcg::/) or test(/^vmx-bochs::/)) and test(~hook)"
+            "(test(/^svm-tcg::/) or test(/^vmx-bochs::/)) and test(~hook) and not test(~@)"
         );
         assert_eq!(
             selection(of("events::cr0"), &[Lane::VmxBochs]),
@@ -116,7 +118,7 @@ mod tests {
         for part in ["events::cr", "events::cr0_", "bench::"] {
             assert_eq!(
                 selection(of(part), &[Lane::VmxBochs]),
-                format!("(test(/^vmx-bochs::/)) and test(~{part})")
+                format!("(test(/^vmx-bochs::/)) and test(~{part}) and not test(~@)")
             );
         }
     }

@@ -24,6 +24,10 @@ const GROUPS: &[(&str, &str)] = &[
         "conformance",
         "each command and event, and each of its errors: the rows of [parity.md](parity.md)",
     ),
+    (
+        "descriptor",
+        "a session that is a descriptor: its end, its errors, its limits",
+    ),
     ("destroy", "a tool or a VMM that dies at a bad moment"),
     (
         "differential",

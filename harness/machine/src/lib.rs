@@ -1,5 +1,5 @@
 // SPDX-License-Identifier: MIT OR Apache-2.0
-//! L1 as seen from L0: emulators, images, the control channel, snapshots, deadlines, logs. Knows nothing of KVMI.
+//! L1 as seen from L0: emulators, images, the control channel, snapshots, deadlines, logs. Knows no message of KVMI.
 //!
 //! A lane is prepared once ([`qemu::prepare`], [`bochs::prepare`]): L1 boots until it stands at its snapshot, and is saved there. Then each
 //! scenario has a machine of its own that goes on from there ([`scenario::run`]), and ends in a [`outcome::Record`]. A

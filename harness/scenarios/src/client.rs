@@ -1,6 +1,7 @@
 // SPDX-License-Identifier: MIT OR Apache-2.0
 //! The client library as a tool uses it, from the VMM's connection to the guest's goodbye.
 
+mod command;
 mod introspect;
 
 use std::io::{Read, Write};
@@ -31,6 +32,7 @@ pub(crate) fn scenarios() -> Vec<Scenario> {
         ),
     ];
     scenarios.extend_from_slice(introspect::SCENARIOS);
+    scenarios.extend_from_slice(command::SCENARIOS);
     scenarios
 }
 

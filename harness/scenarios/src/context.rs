@@ -7,11 +7,15 @@ use std::os::fd::AsFd;
 use std::os::unix::net::UnixStream;
 use std::time::{Duration, Instant};
 
+use kvmi::Descriptor;
+use kvmi::ioctls::{self, Open};
 use kvmi_lab_control::{Backend, FromL1, encode};
+use kvmi_uapi::ioctl::{OPEN_MASKED, OPEN_TAKE_OVER};
+use zerocopy::FromZeros;
 
 use crate::vmm::{Vm, VmConfig};
 use crate::wire::Wire;
-use crate::{Failure, check_eq};
+use crate::{Failure, Transport, check_eq};
 
 /// How much longer than its deadline in host time a stage may take in L1's time: L0, which enforces the deadline, comes first.
 const L1_PATIENCE: u32 = 4;
@@ -23,6 +27,8 @@ pub struct Context {
     pub backend: Backend,
     /// Where random numbers start.
     pub seed: u64,
+    /// How tools are connected.
+    pub transport: Transport,
     stage: String,
     ends: Cell<Instant>,
 }
@@ -34,6 +40,7 @@ impl Context {
         Self {
             backend,
             seed,
+            transport: Transport::of(backend),
             stage: "start".to_owned(),
             ends: Cell::new(Instant::now() + Duration::from_secs(60)),
         }
@@ -101,18 +108,45 @@ impl Context {
         Ok(vm)
     }
 
-    /// Hooks a VM on a new socket, with these flags, and allows every command and event; the tool's end.
+    /// Hooks a VM with these flags, and allows every command and event; the tool's end.
     ///
     /// # Errors
     ///
     /// A HOOK that is refused.
     pub fn hook_with(&self, vm: &Vm, flags: u32) -> Result<Wire, Failure> {
+        match self.transport {
+            // HOOK follows on a session that failed closed, too.
+            Transport::Descriptor => Self::open(vm, flags | OPEN_TAKE_OVER),
+            Transport::Socket => self.hook_on_socket(vm, flags),
+        }
+    }
+
+    /// As [`Context::hook_with`], on a new socket whatever the transport is.
+    ///
+    /// # Errors
+    ///
+    /// A HOOK that is refused.
+    pub fn hook_on_socket(&self, vm: &Vm, flags: u32) -> Result<Wire, Failure> {
         let (ours, theirs) = UnixStream::pair()?;
         vm.hook_and_allow(theirs.as_fd(), flags)?;
         Ok(Wire::new(ours)?)
     }
 
-    /// Hooks a VM on a new socket, fail open, and allows every command and event; the tool's end.
+    /// OPEN on a VM with these flags, as a tool from outside calls it: this process, with the VMM's descriptor.
+    ///
+    /// # Errors
+    ///
+    /// An OPEN that is refused.
+    pub fn open(vm: &Vm, flags: u32) -> Result<Wire, Failure> {
+        let how = Open {
+            flags,
+            ..Open::new_zeroed()
+        };
+        let session = ioctls::open(vm.steal_vm_fd()?, &how)?;
+        Ok(Wire::new(Descriptor::new(session)?)?)
+    }
+
+    /// Hooks a VM, fail open, and allows every command and event; the tool's end.
     ///
     /// # Errors
     ///
@@ -121,15 +155,20 @@ impl Context {
         self.hook_with(vm, 0)
     }
 
-    /// Hooks a VM on a new socket and allows nothing; the tool's end.
+    /// Hooks a VM and allows nothing; the tool's end.
     ///
     /// # Errors
     ///
     /// A HOOK that is refused.
     pub fn bare_hook(&self, vm: &Vm, flags: u32) -> Result<Wire, Failure> {
-        let (ours, theirs) = UnixStream::pair()?;
-        check_eq!(vm.hook(theirs.as_fd(), flags)?, 0, "errno of HOOK");
-        Ok(Wire::new(ours)?)
+        match self.transport {
+            Transport::Descriptor => Self::open(vm, flags | OPEN_TAKE_OVER | OPEN_MASKED),
+            Transport::Socket => {
+                let (ours, theirs) = UnixStream::pair()?;
+                check_eq!(vm.hook(theirs.as_fd(), flags)?, 0, "errno of HOOK");
+                Ok(Wire::new(ours)?)
+            }
+        }
     }
 
     /// A running VM that is hooked.

@@ -14,7 +14,7 @@ use kvmi_uapi::event::HYPERCALL;
 use crate::lifecycle::{GUEST_REQUEST, wait_at_hypercall};
 use crate::requests::{empty_socket, fill_socket};
 use crate::vmm::field;
-use crate::{Context, Failure, Scenario, check, check_eq, scenario};
+use crate::{Context, Failure, Scenario, Transport, check, check_eq, scenario};
 
 pub(crate) use tool_process::main as tool_main;
 
@@ -34,7 +34,8 @@ pub(crate) fn scenarios() -> Vec<Scenario> {
             "destroy::vmm_killed_while_socket_full",
             "the VMM is killed while the kernel waits for room in the socket: whole replies, then the end, nothing is left",
             vmm_killed_while_socket_full,
-        ),
+        )
+    .over(Transport::Socket),
         scenario(
             "destroy::vmm_exits_while_hooked",
             "the VMM closes the VM without UNHOOK: the tool sees the end, nothing is left",

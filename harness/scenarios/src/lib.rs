@@ -8,13 +8,13 @@ mod client;
 mod commands;
 pub mod conformance;
 mod context;
+mod descriptor;
 mod destroy;
 pub mod differential;
 mod events;
 pub mod explore;
 mod failure;
 mod fuzz;
-pub mod ioctls;
 mod lab;
 mod lifecycle;
 pub mod modules;
@@ -27,6 +27,7 @@ mod reset;
 mod smm;
 mod step;
 mod storm;
+pub mod transport;
 pub mod unserved_memory;
 pub mod vmm;
 pub mod wire;
@@ -38,6 +39,7 @@ use kvmi_lab_control::Lane;
 pub use context::{Context, say};
 pub use failure::Failure;
 use failure::{check, check_eq};
+pub use transport::{Transport, Transports};
 
 /// What a scenario needs of the machine it runs on.
 #[derive(Clone, Copy, Debug)]
@@ -84,6 +86,8 @@ pub struct Scenario {
     pub summary: &'static str,
     /// Where it runs.
     pub needs: Needs,
+    /// How its tool is connected.
+    pub transports: Transports,
     /// The scenario itself.
     pub run: fn(&mut Context) -> Result<(), Failure>,
 }
@@ -98,6 +102,19 @@ impl Scenario {
     /// The same, which needs nothing but KVM.
     const fn of_kvm_alone(mut self) -> Self {
         self.needs.introspection = false;
+        self.transports = Transports::None;
+        self
+    }
+
+    /// The same, over either transport by default.
+    const fn over_both(mut self) -> Self {
+        self.transports = Transports::Both;
+        self
+    }
+
+    /// The same, which is about one transport.
+    const fn over(mut self, transport: Transport) -> Self {
+        self.transports = Transports::Only(transport);
         self
     }
 
@@ -131,6 +148,7 @@ pub fn all() -> &'static [Scenario] {
             step::scenarios(),
             nested::SCENARIOS.to_vec(),
             destroy::scenarios(),
+            descriptor::scenarios(),
             storm::scenarios(),
             fuzz::scenarios(),
             client::scenarios(),
@@ -158,6 +176,7 @@ const fn scenario(name: &'static str, summary: &'static str, run: fn(&mut Contex
         name,
         summary,
         needs: Needs::NOTHING,
+        transports: Transports::Either,
         run,
     }
 }
@@ -170,7 +189,8 @@ mod tests {
 
     #[test]
     fn scenarios_can_be_told_apart_in_brief() {
-        let hashes: BTreeSet<u64> = super::all().iter().map(|s| brief::hash(s.name)).collect();
-        assert_eq!(hashes.len(), super::all().len());
+        let names: BTreeSet<String> = super::transport::names().collect();
+        let hashes: BTreeSet<u64> = names.iter().map(|name| brief::hash(name)).collect();
+        assert_eq!(hashes.len(), names.len());
     }
 }

@@ -6,7 +6,7 @@ mod leaks;
 mod preunhook_full;
 mod refused;
 mod socket_lock;
-pub(crate) use socket_lock::readers_with;
+pub(crate) use socket_lock::readers_in_a_command;
 mod socket_timeouts;
 mod unhook;
 mod unhook_at_any_moment;

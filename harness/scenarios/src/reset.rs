@@ -3,10 +3,10 @@
 
 use std::time::Duration;
 
-use kvmi::command::TranslateGva;
+use kvmi::command::{GetVcpuInfo, TranslateGva};
 use kvmi_guests::{Op, layout};
 use kvmi_uapi::error::{EBUSY, EOPNOTSUPP};
-use kvmi_uapi::event::{BREAKPOINT, CONTINUE, CR, Cr, HYPERCALL, MSR, Msr, PF, Pf, RETRY};
+use kvmi_uapi::event::{BREAKPOINT, CONTINUE, CR, CREATE_VCPU, Cr, HYPERCALL, MSR, Msr, PF, Pf, RETRY};
 use kvmi_uapi::{PageAccessEntry, Regs, VcpuRunState};
 
 use crate::lifecycle::GUEST_REQUEST;
@@ -44,6 +44,11 @@ pub(crate) const SCENARIOS: &[Scenario] = &[
         "reset::no_root_without_paging",
         "a vCPU that waits for SIPI has no paging: an address is where it lies, and page tables mean nothing",
         no_root_without_paging,
+    ),
+    scenario(
+        "reset::created",
+        "an AP that is created while hooked: CREATE_VCPU comes when INIT and SIPI have come, at its first instruction",
+        created,
     ),
     scenario(
         "reset::within_a_step",
@@ -104,6 +109,37 @@ fn wait_until_reset(context: &Context, wire: &mut Wire) -> Result<(), Failure> {
         let now = wire.registers(AP)?;
         Ok(now.regs.rip == RESET_RIP && now.sregs.cr3 == 0 && now.mode == 2)
     })
+}
+
+fn created(context: &mut Context) -> Result<(), Failure> {
+    context.stage("start", Duration::from_secs(20));
+    let mut vm = context.vm_with(&VmConfig {
+        uninitialised_aps: true,
+        ..VmConfig::new("resets", 1)
+    })?;
+    vm.run()?;
+    vm.wait_ready_on(context, 0)?;
+    let mut wire = context.hook(&vm)?;
+    wire.control_create_vcpu(true)?;
+    check_eq!(vm.add_vcpu()?, usize::from(AP), "index of the new vCPU");
+    context.stage("INIT", Duration::from_secs(20));
+    send(context, &vm, INIT)?;
+    // Only once INIT has come does it take commands.
+    context.wait_for("INIT to come", || Ok(wire.ask(&GetVcpuInfo { vcpu: AP })?.is_ok()))?;
+    wire.expect_no_event()?;
+    context.stage("SIPI", Duration::from_secs(20));
+    send(context, &vm, SIPI)?;
+    let event = wire.expect_event(CREATE_VCPU, AP)?;
+    check_eq!(
+        (event.arch.sregs.cs.base, event.arch.regs.rip),
+        (layout::TRAMPOLINE, 0),
+        "base of CS, and RIP"
+    );
+    wire.control_event(AP, HYPERCALL, true)?;
+    wire.reply(&event, CONTINUE)?;
+    vm.wait_ready_on(context, AP.into())?;
+    wire.expect_no_event()?;
+    vm.exit()
 }
 
 /// Sends SIPI and waits until the program is there again; what comes on the way there is the caller's to answer.

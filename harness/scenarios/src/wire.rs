@@ -13,11 +13,10 @@ use std::collections::VecDeque;
 use std::io;
 use std::net::Shutdown;
 use std::os::fd::{AsFd, BorrowedFd};
-use std::os::unix::net::UnixStream;
 use std::time::Duration;
 
 use kvmi::command::{Command, GetVersion};
-use kvmi::{CloseReason, Direction, Message, RawConnection, message};
+use kvmi::{CloseReason, Direction, Message, RawConnection, Stream, message};
 use kvmi_uapi::{ErrorCode, GetVersionReply, VcpuEventReply, VcpuHdr, msg};
 use zerocopy::{FromBytes, Immutable, IntoBytes};
 
@@ -44,13 +43,13 @@ pub struct Wire {
 }
 
 impl Wire {
-    /// A tool on this socket.
+    /// A tool on this connection.
     ///
     /// # Errors
     ///
     /// Those of setsockopt(2).
-    pub fn new(socket: UnixStream) -> io::Result<Self> {
-        let connection = RawConnection::from(socket);
+    pub fn new(connection: impl Into<Stream>) -> io::Result<Self> {
+        let connection = RawConnection::from(connection.into());
         connection.set_timeout(Some(PATIENCE))?;
         Ok(Self {
             connection,
@@ -84,6 +83,18 @@ impl Wire {
     /// Those of write(2): a closed connection is `BrokenPipe` or `ConnectionReset`.
     pub fn write(&mut self, bytes: &[u8]) -> io::Result<()> {
         self.connection.send(bytes)
+    }
+
+    /// Writes what is no message. A descriptor refuses it or is closed over it at once, a socket is closed later.
+    ///
+    /// # Errors
+    ///
+    /// Others of write(2).
+    pub fn write_broken(&mut self, bytes: &[u8]) -> io::Result<()> {
+        self.write(bytes).or_else(|error| match error.kind() {
+            io::ErrorKind::BrokenPipe | io::ErrorKind::InvalidInput => Ok(()),
+            _ => Err(error),
+        })
     }
 
     /// A message as bytes, with the next sequence number, and that number.
@@ -306,7 +317,11 @@ impl Wire {
 
     fn write_recorded(&mut self, bytes: &[u8]) -> Result<(), Failure> {
         transcript::record(Direction::Sent, bytes);
-        Ok(self.write(bytes)?)
+        match self.write(bytes) {
+            // A descriptor says at once that the message closes it. A socket does so later, by its end.
+            Err(error) if error.kind() == io::ErrorKind::BrokenPipe => Ok(()),
+            outcome => Ok(outcome?),
+        }
     }
 
     /// Waits until the kernel has closed the connection; what it still said before is kept.
@@ -350,7 +365,7 @@ impl Wire {
         if self.receive_or_end()? {
             Ok(())
         } else {
-            Err(Failure::new("the kernel closed the introspection socket"))
+            Err(Failure::new("the kernel closed the connection"))
         }
     }
 

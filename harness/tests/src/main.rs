@@ -9,6 +9,7 @@ use kvmi_lab_control::Lane;
 use kvmi_lab_machine::lab_run::LabRun;
 use kvmi_lab_machine::outcome::Outcome;
 use kvmi_lab_machine::process::end_with_parent;
+use kvmi_lab_scenarios::transport::Run;
 use libtest_mimic::{Arguments, Failed, Trial};
 
 fn main() -> ExitCode {
@@ -18,12 +19,14 @@ fn main() -> ExitCode {
         return ExitCode::FAILURE;
     }
     let trials = kvmi_lab_scenarios::all().iter().flat_map(|scenario| {
-        let trial = move |lane: Lane| {
-            Trial::test(format!("{lane}::{}", scenario.name), move || run(lane, scenario.name))
-                // What is run only when named.
-                .with_ignored_flag(!scenario.needs.by_default)
+        let trials = move |lane: Lane| {
+            scenario.runs(lane).into_iter().map(move |Run { name, by_default }| {
+                Trial::test(format!("{lane}::{name}"), move || run(lane, &name))
+                    // What is run only when named.
+                    .with_ignored_flag(!by_default)
+            })
         };
-        scenario.needs.lanes().map(trial)
+        scenario.needs.lanes().flat_map(trials)
     });
     libtest_mimic::run(&Arguments::from_args(), trials.collect()).exit_code()
 }

@@ -16,9 +16,9 @@ use std::thread::{self, JoinHandle};
 use std::time::Duration;
 
 use anyhow::Context as _;
+use kvmi::ioctls;
 use kvmi::{Error, Event, PageAccessEntry, Session};
 use kvmi_lab_control::SelftestMode;
-use kvmi_lab_scenarios::ioctls;
 use kvmi_uapi::ioctl;
 use rustix::io::Errno;
 use rustix::net::{

@@ -1,20 +1,17 @@
 // SPDX-License-Identifier: MIT OR Apache-2.0
-//! The command `introspect`: a tool as small as it can be. It hooks a VM from outside, looks at its vCPUs, and unhooks, whatever
-//! happens meanwhile.
+//! The command `introspect`: a tool as small as it can be. It opens a session on a VM from outside, and looks at its vCPUs. The
+//! session ends with the tool, whatever happens meanwhile.
 
-mod hook;
 mod vms;
 
 use std::io::{self, Write};
-use std::os::fd::AsFd;
-use std::os::unix::net::UnixStream;
-use std::sync::Arc;
+use std::os::fd::OwnedFd;
 use std::time::Duration;
 
 use anyhow::{Context as _, bail};
-use kvmi::{Session, SessionOptions, VcpuEventArch};
+use kvmi::{Session, SessionOptions, VcpuEventArch, ioctls};
+use rustix::io::Errno;
 
-use self::hook::{Hook, Ioctls};
 use super::{Typed, typed};
 
 /// How long a vCPU may take to stop, and the kernel to answer.
@@ -25,11 +22,10 @@ const CODE_BYTES: usize = 16;
 
 const HELP: &str = "usage: introspect [PID]
 
-Hooks the VM of the VMM with this process id, or of the first that there is, pauses each of its
-vCPUs, shows where it stands, and unhooks. The guest runs on and notices nothing.
+Opens a session on the VM of the VMM with this process id, or of the first that there is, pauses
+each of its vCPUs, and shows where it stands. The guest runs on and notices nothing.
 
-It unhooks when it fails, and when Ctrl-C or SIGTERM ends it. When SIGKILL does, the VM stays hooked
-until somebody calls UNHOOK, or its VMM ends.
+The session ends with this program, whatever ends that.
 
 It is a complete tool: harness/l1/src/shell/introspect.rs in the sources. For other VMs to hook:
 vm --help";
@@ -44,27 +40,32 @@ pub(crate) fn introspect(arguments: &[&str]) -> anyhow::Result<()> {
         Typed::This(wanted) => wanted,
     };
     let (pid, vm) = vms::find(wanted)?;
-    let vm = Arc::new(Hook::new(vm));
-    hook::unhook_on_signals(&vm)?;
-    look(&vm, pid, &mut io::stdout())
+    let session = match SessionOptions::new().timeout(PATIENCE).open(&vm, 0) {
+        Err(error) if error.raw_os_error() == Some(Errno::EXIST.raw_os_error()) => bail!("{}", who_has(&vm)?),
+        other => other.context("OPEN")?,
+    };
+    look(&session, pid, &mut io::stdout())?;
+    drop(session);
+    println!("the session is over; the guest runs on");
+    Ok(())
 }
 
-/// All of the tool: when it returns the VM is not hooked, by this tool at least.
-fn look(vm: &Hook<impl Ioctls>, pid: i32, out: &mut impl Write) -> anyhow::Result<()> {
-    let (ours, theirs) = UnixStream::pair()?;
-    let hooked = vm.hook(theirs.as_fd())?;
-    drop(theirs);
-    vm.ioctls().allow_every_command().context("allow all commands")?;
-    vm.ioctls().allow_every_event().context("allow all events")?;
-    let session = SessionOptions::new().timeout(PATIENCE).start(ours);
+/// Why the VM cannot be had.
+fn who_has(vm: &OwnedFd) -> anyhow::Result<String> {
+    let status = ioctls::status(vm).context("STATUS")?;
+    Ok(match status.pid {
+        0 => "another tool has this VM hooked: its process is gone, or out of sight".to_owned(),
+        pid => format!("another tool has this VM hooked: process {pid}"),
+    })
+}
+
+/// All of the tool.
+fn look(session: &Session, pid: i32, out: &mut impl Write) -> anyhow::Result<()> {
     let (version, vcpus) = (session.version()?.version, session.vcpu_count()?);
     writeln!(out, "VMM {pid}: hooked, protocol version {version}, {vcpus} vCPUs")?;
     for index in 0..vcpus {
-        show(&session, index, out).with_context(|| format!("vCPU {index}"))?;
+        show(session, index, out).with_context(|| format!("vCPU {index}"))?;
     }
-    session.close();
-    hooked.unhook()?;
-    writeln!(out, "unhooked; the guest runs on")?;
     Ok(())
 }
 

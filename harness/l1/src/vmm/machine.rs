@@ -8,8 +8,8 @@ use kvm_bindings::{
     KVM_X86_DISABLE_EXITS_HLT, kvm_enable_cap, kvm_guest_debug, kvm_msi,
 };
 use kvm_ioctls::{Kvm, MsrFilterDefaultAction, MsrFilterRange, MsrFilterRangeFlags, VcpuFd, VmFd};
+use kvmi::ioctls;
 use kvmi_guests::{DOORBELL_VECTOR, layout};
-use kvmi_lab_scenarios::ioctls;
 use kvmi_lab_scenarios::vmm::{Answer, HookFd, Hypercalls, Permission, Refusal, Reply, Request, Until, VmConfig};
 use rustix::net::{AddressFamily, SocketFlags, SocketType, socketpair};
 

@@ -138,7 +138,7 @@ fn ended(context: &mut Context) -> Result<(), Failure> {
     still_free(context, &vm)?;
     // Out of KVM_RUN, the vCPU does not stop for the tool, which waits for it.
     vm.pause(0)?;
-    for signal in [Signal::INT, Signal::TERM, Signal::HUP] {
+    for signal in [Signal::INT, Signal::TERM, Signal::KILL] {
         context.stage(&format!("signal {}", signal.as_raw()), Duration::from_secs(20));
         let mut tool = start(&vm)?;
         let stdout = tool.stdout.take().ok_or_else(|| Failure::new("no standard output"))?;

@@ -15,7 +15,7 @@ use crate::{Context, Failure, Scenario, check, check_eq, scenario};
 
 pub(super) const SCENARIOS: &[Scenario] = &[scenario(
     "commands::queue_is_charged",
-    "commands that wait are charged to the memory cgroup of the process that called HOOK; beyond its limit they answer ENOMEM",
+    "commands that wait are charged to the memory cgroup of the process that called HOOK or OPEN; beyond its limit they answer ENOMEM",
     charged,
 )];
 
@@ -33,6 +33,15 @@ pub(crate) fn confine(vm: &Vm) -> Result<(), Failure> {
     fs::create_dir(GROUP)?;
     fs::write(format!("{GROUP}/cgroup.procs"), vm.pid().to_string())?;
     Ok(())
+}
+
+/// Hooks a VM whose VMM is confined. Who calls HOOK or OPEN pays, so this process is in the cgroup meanwhile.
+pub(crate) fn hook(context: &Context, vm: &Vm) -> Result<Wire, Failure> {
+    let own = std::process::id().to_string();
+    fs::write(format!("{GROUP}/cgroup.procs"), &own)?;
+    let wire = context.hook(vm);
+    fs::write(format!("{ROOT}/cgroup.procs"), &own)?;
+    wire
 }
 
 /// Bytes that the cgroup is charged.
@@ -100,7 +109,7 @@ fn charged(context: &mut Context) -> Result<(), Failure> {
     context.stage("start", Duration::from_secs(20));
     let vm = context.running_vm("halt", 1)?;
     confine(&vm)?;
-    let mut wire = context.hook(&vm)?;
+    let mut wire = hook(context, &vm)?;
     vm.pause(0)?;
 
     context.stage("no limit", Duration::from_secs(20));

@@ -8,7 +8,7 @@ use kvmi_uapi::{MAX_PAYLOAD, MsgHdr, VcpuEventReply, VmCheckCommand, event, msg}
 use zerocopy::IntoBytes;
 
 use crate::wire::Wire;
-use crate::{Context, Failure, Scenario, check, check_eq, scenario};
+use crate::{Context, Failure, Scenario, Transport, check, check_eq, scenario};
 
 pub(super) const SCENARIOS: &[Scenario] = &[
     scenario(
@@ -25,12 +25,14 @@ pub(super) const SCENARIOS: &[Scenario] = &[
         "commands::pieces",
         "a message may come in any pieces, and many may come at once",
         pieces,
-    ),
+    )
+    .over(Transport::Socket),
     scenario(
         "commands::closing",
         "what must close the connection closes it: oversized, cut off, replies to nothing",
         closing,
-    ),
+    )
+    .over_both(),
 ];
 
 fn unknown(context: &mut Context) -> Result<(), Failure> {
@@ -123,18 +125,18 @@ fn continue_hypercall() -> VcpuEventReply {
 fn closing(context: &mut Context) -> Result<(), Failure> {
     const OFFENCES: &[(&str, Offence)] = &[
         ("a payload of 8185 bytes", |wire| {
-            Ok(wire.write(header(msg::GET_VERSION, 8185).as_bytes())?)
+            Ok(wire.write_broken(header(msg::GET_VERSION, 8185).as_bytes())?)
         }),
         ("a payload of 65535 bytes", |wire| {
-            Ok(wire.write(header(0xffff, 0xffff).as_bytes())?)
+            Ok(wire.write_broken(header(0xffff, 0xffff).as_bytes())?)
         }),
         ("half a header", |wire| {
-            wire.write(&header(msg::GET_VERSION, 0).as_bytes()[..5])?;
+            wire.write_broken(&header(msg::GET_VERSION, 0).as_bytes()[..5])?;
             Ok(wire.shutdown(std::net::Shutdown::Write)?)
         }),
         ("half a payload", |wire| {
-            wire.write(header(msg::VM_CHECK_COMMAND, 8).as_bytes())?;
-            wire.write(&[0; 3])?;
+            wire.write_broken(header(msg::VM_CHECK_COMMAND, 8).as_bytes())?;
+            wire.write_broken(&[0; 3])?;
             Ok(wire.shutdown(std::net::Shutdown::Write)?)
         }),
         ("a reply when no event is open", |wire| {

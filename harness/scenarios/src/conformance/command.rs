@@ -18,7 +18,7 @@ use super::{Aspect, Case, GROUP, Shown, UNINITIALISED, VCPUS, say, with_one_unin
 use crate::commands::charged;
 use crate::vmm::{Permission, Vm};
 use crate::wire::{Answer, Wire, vcpu_payload};
-use crate::{Context, Failure, Needs, Scenario, check, check_eq};
+use crate::{Context, Failure, Needs, Scenario, Transports, check, check_eq};
 
 /// A command, and what can come of it.
 pub(crate) struct Command {
@@ -107,6 +107,7 @@ impl Command {
             name: self.scenario,
             summary: "the command, and each error that docs/parity.md lists for it",
             needs: Needs::NOTHING,
+            transports: Transports::Both,
             run: self.run,
         }
     }
@@ -195,11 +196,11 @@ impl Fixture {
     fn start(context: &mut Context, command: &'static Command) -> Result<Self, Failure> {
         let vm = with_one_uninitialised(context, command.guest)?;
         vm.tolerate(&[UNDEFINED.into(), NMI])?;
-        // Without a limit yet; whose HOOK it is decides who pays.
+        // Without a limit yet.
         charged::confine(&vm)?;
         Ok(Self {
             command,
-            wire: context.hook(&vm)?,
+            wire: charged::hook(context, &vm)?,
             vm,
             about: Aspect::Works,
             seen: 0,

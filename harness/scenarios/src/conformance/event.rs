@@ -11,7 +11,7 @@ use kvmi_uapi::{event, table};
 use super::{Case, GROUP, Shown, say, with_one_uninitialised};
 use crate::vmm::Vm;
 use crate::wire::{self, Wire};
-use crate::{Context, Failure, Needs, Scenario, check, check_eq};
+use crate::{Context, Failure, Needs, Scenario, Transports, check, check_eq};
 
 pub(super) use kinds::EVENTS;
 
@@ -63,6 +63,7 @@ impl Event {
             name: self.scenario,
             summary: "the event, and each reply that docs/parity.md lists for it",
             needs: Needs::NOTHING,
+            transports: Transports::Both,
             run: self.run,
         }
     }

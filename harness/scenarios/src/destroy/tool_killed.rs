@@ -2,22 +2,24 @@
 //! The tool is killed while a vCPU waits for it: what becomes of the guest is what the flags of HOOK say.
 
 use std::fs::File;
-use std::os::fd::AsFd;
+use std::os::fd::{AsFd, OwnedFd};
 use std::os::unix::net::{UnixListener, UnixStream};
 use std::time::Duration;
 
+use kvmi::ioctls::{self, Open};
 use kvmi_guests::{Access, Op, layout};
 use kvmi_uapi::event::{CONTINUE, HYPERCALL, PF};
 use kvmi_uapi::ioctl::{HOOK_CRASH_ON_LOSS, HOOK_FAIL_CLOSED, HOOK_STOPPED};
 use kvmi_uapi::{PageAccessEntry, VcpuRunState};
 use rustix::io::Errno;
 use rustix::net::{AddressFamily, SocketFlags, SocketType, socketpair};
+use zerocopy::FromZeros;
 
 use super::tool_process::ToolProcess;
 use crate::lifecycle::{GUEST_REQUEST, wait_at_hypercall};
 use crate::vmm::{Until, Vm, field};
 use crate::wire::Wire;
-use crate::{Context, Failure, Scenario, check, check_eq, scenario};
+use crate::{Context, Failure, Scenario, Transport, check, check_eq, scenario};
 
 const EINVAL: i32 = Errno::INVAL.raw_os_error();
 const EEXIST: i32 = Errno::EXIST.raw_os_error();
@@ -27,22 +29,26 @@ pub(super) const SCENARIOS: &[Scenario] = &[
         "destroy::tool_killed_fail_open",
         "the tool is killed while a vCPU waits: the guest goes on",
         tool_killed_fail_open,
-    ),
+    )
+    .over_both(),
     scenario(
         "destroy::tool_killed_fail_closed_unhook",
         "fail closed: the tool is killed, vCPUs stop at their event sites until UNHOOK",
         |c| tool_killed_fail_closed(c, Recovery::Unhook),
-    ),
+    )
+    .over_both(),
     scenario(
         "destroy::tool_killed_fail_closed_hook",
         "fail closed: the tool is killed, vCPUs stop at their event sites until a new HOOK",
         |c| tool_killed_fail_closed(c, Recovery::Hook),
-    ),
+    )
+    .over_both(),
     scenario(
         "destroy::tool_killed_crash_on_loss",
         "crash on loss: the tool is killed, every vCPU stops until UNHOOK",
         |c| tool_killed_crash_on_loss(c, HOOK_CRASH_ON_LOSS),
-    ),
+    )
+    .over_both(),
     scenario(
         "destroy::tool_killed_both_flags",
         "crash on loss and fail closed together: as crash on loss alone",
@@ -64,11 +70,22 @@ pub(super) const SCENARIOS: &[Scenario] = &[
 fn waiting_for_a_tool(context: &mut Context, flags: u32) -> Result<(Vm, ToolProcess, u64), Failure> {
     context.stage("start", Duration::from_secs(20));
     let vm = context.running_vm("hypercall", 2)?;
-    let (theirs, ours) = UnixStream::pair()?;
-    vm.hook_and_allow(theirs.as_fd(), flags)?;
-    drop(theirs);
+    let connection = match context.transport {
+        Transport::Descriptor => {
+            let how = Open {
+                flags,
+                ..Open::new_zeroed()
+            };
+            ioctls::open(vm.steal_vm_fd()?, &how)?
+        }
+        Transport::Socket => {
+            let (theirs, ours) = UnixStream::pair()?;
+            vm.hook_and_allow(theirs.as_fd(), flags)?;
+            OwnedFd::from(ours)
+        }
+    };
     context.stage("the tool's process takes over", Duration::from_secs(20));
-    let mut tool = ToolProcess::start(ours, vm.vcpus())?;
+    let mut tool = ToolProcess::start(connection, vm.vcpus())?;
     tool.wait_enabled()?;
     let number = vm.command(0, Op::Hypercall, GUEST_REQUEST)?;
     tool.wait_event()?;

@@ -1,12 +1,13 @@
 // SPDX-License-Identifier: MIT OR Apache-2.0
 //! A tool in a process of its own, to be killed.
 
+use std::fs;
 use std::io::{BufRead, BufReader, Write};
 use std::os::fd::{AsFd, OwnedFd};
 use std::os::unix::net::UnixStream;
 use std::process::{Child, ChildStdout, Command, Stdio};
 
-use kvmi::{Session, event};
+use kvmi::{Descriptor, Session, Stream, event};
 
 use crate::{Failure, check_eq};
 
@@ -23,11 +24,11 @@ pub(super) struct ToolProcess {
 }
 
 impl ToolProcess {
-    /// Starts it with this socket, which nobody else has then.
-    pub(super) fn start(socket: UnixStream, vcpus: usize) -> Result<Self, Failure> {
+    /// Starts it with this connection, which nobody else has then.
+    pub(super) fn start(connection: OwnedFd, vcpus: usize) -> Result<Self, Failure> {
         let mut process = Command::new("/proc/self/exe")
             .args(["tool", &vcpus.to_string()])
-            .stdin(Stdio::from(OwnedFd::from(socket)))
+            .stdin(Stdio::from(connection))
             .stdout(Stdio::piped())
             .spawn()?;
         let said = process
@@ -57,7 +58,7 @@ impl ToolProcess {
         self.wait_said(EVENT)
     }
 
-    /// Kills it and waits until it is gone, and its socket with it.
+    /// Kills it and waits until it is gone, and its connection with it.
     pub(super) fn kill(mut self) -> Result<(), Failure> {
         self.process.kill()?;
         self.process.wait()?;
@@ -75,8 +76,13 @@ impl Drop for ToolProcess {
 
 /// The process itself: the connection is its standard input.
 pub(crate) fn main(vcpus: &str) -> Result<(), Failure> {
-    let socket = std::io::stdin().as_fd().try_clone_to_owned()?;
-    let session = Session::from(UnixStream::from(socket));
+    let connection = std::io::stdin().as_fd().try_clone_to_owned()?;
+    let is_descriptor = fs::read_link("/proc/self/fd/0")?.as_os_str() == "anon_inode:kvmi-session";
+    let session = if is_descriptor {
+        Session::from(Stream::from(Descriptor::new(connection)?))
+    } else {
+        Session::from(UnixStream::from(connection))
+    };
     for vcpu in 0..vcpus.parse()? {
         session.vcpu(vcpu).control_event(event::HYPERCALL, true)?;
     }

@@ -3,8 +3,10 @@
 
 use std::time::Duration;
 
+use kvmi::command::SetRegisters;
 use kvmi_guests::{COUNTED_VECTOR, Op};
 use kvmi_uapi::Regs;
+use kvmi_uapi::error::EINVAL;
 use kvmi_uapi::event::{CONTINUE, HYPERCALL, PAUSE};
 use rustix::io::Errno;
 
@@ -33,6 +35,11 @@ pub(super) const SCENARIOS: &[Scenario] = &[
         "events::not_void_by_refused_interrupt",
         "a KVM_INTERRUPT that KVM refuses leaves the event open: its first reply counts",
         refused_interrupt,
+    ),
+    scenario(
+        "events::registers_while_an_interrupt_is_on_its_way",
+        "IF clear in VCPU_SET_REGISTERS while KVM delivers an interrupt: EINVAL; one that comes later drops it; the guest goes on",
+        registers_and_interrupt,
     ),
     scenario(
         "events::pause_is_never_void",
@@ -179,6 +186,55 @@ fn interrupt(context: &mut Context) -> Result<(), Failure> {
             round,
             "interrupts that the guest took"
         );
+    }
+    vm.exit()
+}
+
+const INTERRUPT_FLAG: u64 = 1 << 9;
+
+/// Has the VMM bring an interrupt to vCPU 0, which waits for the tool.
+fn bring_interrupt(vm: &Vm) -> Result<(), Failure> {
+    vm.pause(0)?;
+    check_eq!(
+        vm.write(0, VcpuWrite::InjectedInterrupt(COUNTED_VECTOR))?,
+        0,
+        "errno of KVM_SET_VCPU_EVENTS"
+    );
+    vm.resume(0)
+}
+
+fn registers_and_interrupt(context: &mut Context) -> Result<(), Failure> {
+    context.stage("start", Duration::from_secs(20));
+    // One that is halted would take no interrupt that KVM has taken for it.
+    let (vm, mut wire) = context.hooked_vm("counter", 1)?;
+    for round in 1..=4 {
+        context.stage(&format!("round {round}"), Duration::from_secs(10));
+        check_eq!(wire.pause(0, true)?, Ok(vec![]), "VM_PAUSE_VCPU");
+        let event = wire.expect_event(PAUSE, 0)?;
+        let good = event.arch.regs;
+        check_eq!(good.rflags & INTERRUPT_FLAG, INTERRUPT_FLAG, "IF of the guest");
+        let without = SetRegisters {
+            vcpu: 0,
+            regs: Regs {
+                rflags: good.rflags & !INTERRUPT_FLAG,
+                ..good
+            },
+        };
+        if round % 2 == 1 {
+            bring_interrupt(&vm)?;
+            check_eq!(wire.ask(&without)?, Err(EINVAL), "without IF, once it is on its way");
+            wire.set_registers(0, &good)?;
+        } else {
+            check_eq!(wire.ask(&without)?, Ok(vec![]), "without IF, before there is any");
+            bring_interrupt(&vm)?;
+            wire.expect_version()?;
+        }
+        wire.reply(&event, CONTINUE)?;
+        context.wait_for("the guest to take it", || {
+            Ok(vm.guest.field(0, field!(counted_interrupts))? == round)
+        })?;
+        counts_on(context, &vm)?;
+        check_eq!(vm.status(0)?.exits("fail_entry"), 0, "failed entries");
     }
     vm.exit()
 }

@@ -11,7 +11,7 @@ use kvmi_uapi::event::{CONTINUE, HYPERCALL};
 use crate::lifecycle::{GUEST_REQUEST, wait_at_hypercall};
 use crate::requests::{empty_socket, fill_socket};
 use crate::vmm::{Until, field};
-use crate::{Context, Failure, Scenario, check, check_eq, scenario};
+use crate::{Context, Failure, Scenario, Transport, check, check_eq, scenario};
 
 pub(super) const SCENARIOS: &[Scenario] = &[
     scenario(
@@ -23,7 +23,8 @@ pub(super) const SCENARIOS: &[Scenario] = &[
         "events::signal_while_sending",
         "a vCPU whose event does not fit into the full socket is interruptible; every message arrives whole and once",
         signal_while_sending,
-    ),
+    )
+    .over(Transport::Socket),
     scenario(
         "events::vmm_pauses_while_waiting",
         "the VMM can take a waiting vCPU out of KVM_RUN and read its registers",

@@ -6,13 +6,14 @@ use std::fs;
 use std::time::{Duration, Instant};
 
 use super::{check_version, counts_on};
-use crate::{Context, Failure, Scenario, check, check_eq, scenario};
+use crate::{Context, Failure, Scenario, Transport, check, check_eq, scenario};
 
 pub(super) const SCENARIOS: &[Scenario] = &[scenario(
     "lifecycle::hook_again_1000_times",
     "HOOK at once after UNHOOK, 1,000 times: slab objects and threads are as many as before",
     hook_again,
-)];
+)
+.over(Transport::Socket)];
 
 const CYCLES: u32 = 1000;
 

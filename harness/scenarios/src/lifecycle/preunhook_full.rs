@@ -8,6 +8,7 @@ use std::sync::mpsc;
 use std::thread::JoinHandle;
 use std::time::Duration;
 
+use kvmi::ioctls;
 use kvmi_guests::Op;
 use kvmi_uapi::event::HYPERCALL;
 use kvmi_uapi::ioctl::{HOOK_FAIL_CLOSED, KVM_INTROSPECTION_PREUNHOOK};
@@ -17,7 +18,7 @@ use rustix::net::SendFlags;
 use super::GUEST_REQUEST;
 use crate::vmm::{Request, Until, Vm, field};
 use crate::wire::Wire;
-use crate::{Context, Failure, Scenario, check_eq, ioctls, scenario};
+use crate::{Context, Failure, Scenario, check_eq, scenario};
 
 const ENOENT: i32 = Errno::NOENT.raw_os_error();
 

@@ -5,6 +5,7 @@ use std::os::fd::{AsFd, AsRawFd, OwnedFd};
 use std::os::unix::net::{UnixListener, UnixStream};
 use std::time::Duration;
 
+use kvmi::ioctls;
 use kvmi_uapi::ioctl::{self, HOOK_CRASH_ON_LOSS, HOOK_FAIL_CLOSED, KVM_CAP_INTROSPECTION};
 use rustix::io::Errno;
 use rustix::net::{AddressFamily, SocketFlags, SocketType, socket_with, socketpair};
@@ -14,7 +15,7 @@ use super::{check_version, counts_on};
 use crate::modules::{self, Origin};
 use crate::vmm::Permission;
 use crate::wire::Wire;
-use crate::{Context, Failure, Scenario, check_eq, ioctls, scenario};
+use crate::{Context, Failure, Scenario, check_eq, scenario};
 
 const EINVAL: i32 = Errno::INVAL.raw_os_error();
 const EEXIST: i32 = Errno::EXIST.raw_os_error();

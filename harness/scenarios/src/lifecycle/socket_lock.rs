@@ -14,7 +14,7 @@ use crate::modules::Origin;
 use crate::unserved_memory::LockHolder;
 use crate::vmm::Vm;
 use crate::wire::Wire;
-use crate::{Context, Failure, Scenario, check, check_eq, modules, scenario};
+use crate::{Context, Failure, Scenario, Transport, check, check_eq, modules, scenario};
 
 pub(super) const SCENARIOS: &[Scenario] = &[
     scenario(
@@ -36,7 +36,8 @@ pub(super) const SCENARIOS: &[Scenario] = &[
         "lifecycle::reader_ignores_signals",
         "SIGKILL and SIGTERM for the receiving thread: it goes on, and is no lost tool",
         reader_ignores_signals,
-    ),
+    )
+    .over(Transport::Socket),
     scenario(
         "lifecycle::hook_refused_socket_in_use",
         "HOOK of a second VM on the socket of a session answers EBUSY",
@@ -45,12 +46,26 @@ pub(super) const SCENARIOS: &[Scenario] = &[
 ];
 
 /// Receiving threads of sessions, alive or left behind, whose `/proc/PID/stat` has this text.
-pub(crate) fn readers_with(text: &str) -> Result<usize, Failure> {
+fn readers_with(text: &str) -> Result<usize, Failure> {
     let mut found = 0;
     for process in fs::read_dir("/proc")? {
         // One that is gone by now is none.
         let stat = fs::read_to_string(process?.path().join("stat")).unwrap_or_default();
         found += usize::from(stat.contains(text));
+    }
+    Ok(found)
+}
+
+/// Those of them that carry out a command which waits: they sleep, and not for a message.
+pub(crate) fn readers_in_a_command() -> Result<usize, Failure> {
+    let mut found = 0;
+    for process in fs::read_dir("/proc")? {
+        let path = process?.path();
+        // One that is gone by now, or runs, is none.
+        let read = |file| fs::read_to_string(path.join(file)).unwrap_or_default();
+        let place = read("wchan");
+        let sleeps = read("stat").contains("(kvmi-recv) S") && !["", "0"].contains(&place.trim());
+        found += usize::from(sleeps && !place.starts_with("unix_"));
     }
     Ok(found)
 }

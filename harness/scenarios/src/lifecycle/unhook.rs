@@ -11,7 +11,7 @@ use super::{GUEST_REQUEST, wait_at_hypercall};
 use crate::requests::fill_socket;
 use crate::vmm::{Vm, field};
 use crate::wire::Wire;
-use crate::{Context, Failure, Scenario, check_eq, scenario};
+use crate::{Context, Failure, Scenario, Transport, check_eq, scenario};
 
 pub(super) const SCENARIOS: &[Scenario] = &[
     scenario(
@@ -38,7 +38,8 @@ pub(super) const SCENARIOS: &[Scenario] = &[
         "unhook::with_socket_full",
         "UNHOOK while the kernel waits for room in the socket: it returns, the guest goes on",
         with_socket_full,
-    ),
+    )
+    .over(Transport::Socket),
     scenario(
         "unhook::events_do_not_outlive_a_session",
         "what one session enabled is off in the next, with and without cleanup",

@@ -7,6 +7,7 @@ use std::sync::Arc;
 use std::sync::atomic::{AtomicU32, Ordering};
 use std::time::Duration;
 
+use kvmi::ioctls;
 use kvmi_guests::Op;
 use kvmi_uapi::VcpuRunState;
 use kvmi_uapi::event::{self, CONTINUE, CREATE_VCPU, HYPERCALL};
@@ -15,7 +16,7 @@ use kvmi_uapi::ioctl::HOOK_STOPPED;
 use super::{GUEST_REQUEST, counts_on};
 use crate::vmm::{VmConfig, field};
 use crate::wire::Wire;
-use crate::{Context, Failure, Scenario, check, check_eq, ioctls, scenario};
+use crate::{Context, Failure, Scenario, check, check_eq, scenario};
 
 pub(super) const SCENARIOS: &[Scenario] = &[
     scenario(

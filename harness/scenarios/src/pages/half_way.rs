@@ -4,11 +4,14 @@
 use std::time::Duration;
 
 use kvmi::command::ControlEvents;
-use kvmi_guests::{Access, COUNTED_VECTOR, layout};
+use kvmi::ioctls;
+use kvmi_guests::{Access, COUNTED_VECTOR, Op, layout};
+use kvmi_uapi::VcpuRunState;
 use kvmi_uapi::event::PF;
+use kvmi_uapi::ioctl::{HOOK_CRASH_ON_LOSS, HOOK_FAIL_CLOSED, HOOK_STOPPED, STATUS_LOST};
 
 use super::{R, W, Watched, X};
-use crate::vmm::{VmConfig, field};
+use crate::vmm::{Until, Vm, VmConfig, field};
 use crate::{Context, Failure, Scenario, check, check_eq, scenario};
 
 pub(super) const SCENARIOS: &[Scenario] = &[
@@ -26,6 +29,21 @@ pub(super) const SCENARIOS: &[Scenario] = &[
         "pages::switched_off_half_way",
         "PF is switched off while an INS waits for the VMM: the port is read once, and nothing is told",
         switched_off_half_way,
+    ),
+    scenario(
+        "pages::crashes_half_way",
+        "the tool switches PF off and is lost while an INS waits for the VMM, crash on loss: KVM_RUN returns, each time",
+        crashes_half_way,
+    ),
+    scenario(
+        "pages::taken_over_half_way",
+        "fail closed while an INS is told, taken over with STOPPED: nothing is written before VM_RELEASE, and it is told anew",
+        taken_over_half_way,
+    ),
+    scenario(
+        "pages::stopped_half_way",
+        "HOOK with STOPPED while an INS waits for the VMM: what is denied then is told after VM_RELEASE",
+        stopped_half_way,
     ),
     scenario(
         "pages::let_through_before_window",
@@ -73,6 +91,115 @@ fn switched_off_half_way(context: &mut Context) -> Result<(), Failure> {
     watched.vm.finished(context, 0, number)?;
     watched.wire.expect_no_event()?;
     check_input(&watched)?;
+    watched.vm.exit()
+}
+
+/// Waits until the VMM has given vCPU 0 what its INS reads, and keeps it out.
+fn wait_for_input(context: &Context, vm: &Vm) -> Result<(), Failure> {
+    context.wait_for("the VMM to have the vCPU", || Ok(vm.status(0)?.inputs == INPUT_WORDS))
+}
+
+fn begin_input(vm: &Vm) -> Result<u64, Failure> {
+    vm.command(0, Op::Access, [Access::Input as u64, PLACE, INPUT_WORDS.into(), 0])
+}
+
+fn crashes_half_way(context: &mut Context) -> Result<(), Failure> {
+    context.stage("start", Duration::from_secs(20));
+    let vm = context.running_vm("accesses", 1)?;
+    let mut wire = context.hook_with(&vm, HOOK_CRASH_ON_LOSS)?;
+    wire.control_event(0, PF, true)?;
+    wire.restrict(&[(PLACE, R | X)])?;
+    context.stage("the port is read", Duration::from_secs(10));
+    vm.stop_at_input(0)?;
+    let number = begin_input(&vm)?;
+    wait_for_input(context, &vm)?;
+    context.stage("PF is switched off, and the tool is lost", Duration::from_secs(10));
+    wire.submit(&ControlEvents {
+        vcpu: 0,
+        event: PF,
+        enable: false,
+    })?;
+    wire.vcpu_count()?;
+    drop(wire);
+    let fd = vm.steal_vm_fd()?;
+    context.wait_for("the loss", || Ok(ioctls::status(&fd)?.state & STATUS_LOST != 0))?;
+    vm.pause(0)?;
+    for times in 1..=3 {
+        vm.resume(0)?;
+        vm.wait(0, Until::Exit("shutdown".to_owned(), times))?;
+    }
+    context.stage("UNHOOK", Duration::from_secs(10));
+    check_eq!(vm.unhook()?, 0, "errno of UNHOOK");
+    vm.resume(0)?;
+    vm.finished(context, 0, number)?;
+    vm.exit()
+}
+
+/// The word of the guest's that INS writes first.
+fn first_word(vm: &Vm) -> Result<u32, Failure> {
+    let mut word = [0; 4];
+    vm.guest.read(PLACE, &mut word)?;
+    Ok(u32::from_ne_bytes(word))
+}
+
+/// Fails unless vCPU 0 stands still with its write undone, whose event comes after VM_RELEASE, and ends well.
+fn waits_and_is_told(context: &mut Context, watched: &mut Watched, number: u64, untouched: u32) -> Result<(), Failure> {
+    context.wait_for("the vCPU to stand still", || {
+        Ok(watched.wire.vcpu_states(1)?[0].state == VcpuRunState::STOPPED)
+    })?;
+    watched.wire.control_event(0, PF, true)?;
+    check_eq!(first_word(&watched.vm)?, untouched, "the word before VM_RELEASE");
+    watched.wire.expect_no_event()?;
+    context.stage("VM_RELEASE", Duration::from_secs(10));
+    watched.wire.release()?;
+    watched.expect(W, PLACE)?;
+    check_eq!(first_word(&watched.vm)?, untouched, "the word while it is told");
+    check_eq!(watched.vm.unhook()?, 0, "errno of UNHOOK");
+    watched.vm.finished(context, 0, number)?;
+    check_input(watched)?;
+    Ok(())
+}
+
+/// A word that no port gives.
+const MARK: u32 = 0xdead_beef;
+
+fn taken_over_half_way(context: &mut Context) -> Result<(), Failure> {
+    context.stage("start", Duration::from_secs(20));
+    let vm = context.running_vm("accesses", 1)?;
+    let mut wire = context.hook_with(&vm, HOOK_FAIL_CLOSED)?;
+    wire.control_event(0, PF, true)?;
+    wire.restrict(&[(PLACE, R | X)])?;
+    vm.guest.write(PLACE, &MARK.to_ne_bytes())?;
+    context.stage("it is told", Duration::from_secs(10));
+    let number = begin_input(&vm)?;
+    wire.expect_event(PF, 0)?;
+    drop(wire);
+    let fd = vm.steal_vm_fd()?;
+    context.wait_for("the loss", || Ok(ioctls::status(&fd)?.state & STATUS_LOST != 0))?;
+    context.stage("another takes over", Duration::from_secs(10));
+    let wire = context.hook_with(&vm, HOOK_FAIL_CLOSED | HOOK_STOPPED)?;
+    let backend = context.backend;
+    let mut watched = Watched { vm, wire, backend };
+    waits_and_is_told(context, &mut watched, number, MARK)?;
+    watched.vm.exit()
+}
+
+fn stopped_half_way(context: &mut Context) -> Result<(), Failure> {
+    context.stage("start", Duration::from_secs(20));
+    let vm = context.running_vm("accesses", 1)?;
+    vm.guest.write(PLACE, &MARK.to_ne_bytes())?;
+    context.stage("the port is read", Duration::from_secs(10));
+    vm.stop_at_input(0)?;
+    let number = begin_input(&vm)?;
+    wait_for_input(context, &vm)?;
+    context.stage("HOOK", Duration::from_secs(10));
+    let mut wire = context.hook_with(&vm, HOOK_STOPPED)?;
+    wire.restrict(&[(PLACE, R | X)])?;
+    vm.pause(0)?;
+    vm.resume(0)?;
+    let backend = context.backend;
+    let mut watched = Watched { vm, wire, backend };
+    waits_and_is_told(context, &mut watched, number, MARK)?;
     watched.vm.exit()
 }
 

@@ -5,21 +5,23 @@ use std::os::fd::AsFd;
 use std::time::Duration;
 
 use kvmi::command::SetPageAccess;
+use kvmi::ioctls;
 use kvmi_guests::{Access, COUNTED_VECTOR, Op, layout};
 use kvmi_uapi::event::{CONTINUE, PF, Pf};
 use rustix::event::{PollFd, PollFlags, Timespec, poll};
 
 use super::{PAGE, R, W, Watched, X, entries};
-use crate::lifecycle::readers_with;
+use crate::lifecycle::readers_in_a_command;
 use crate::vmm::field;
-use crate::{Context, Failure, Scenario, check, check_eq, ioctls, modules, scenario};
+use crate::{Context, Failure, Scenario, Transport, check, check_eq, modules, scenario};
 
 pub(super) const SCENARIOS: &[Scenario] = &[
     scenario(
         "pages::waits_for_emulation",
         "VM_SET_PAGE_ACCESS while KVM emulates a read of that page: it answers when the read is over, and the write is told",
         waits_for_emulation,
-    ),
+    )
+    .over(Transport::Socket),
     scenario(
         "pages::let_through_while_another_stands_still",
         "a vCPU is let through, told and answered while another one that is let through waits for its page",
@@ -32,14 +34,15 @@ pub(super) const SCENARIOS: &[Scenario] = &[
     ),
     scenario(
         "pages::nothing_denied_by_a_session_that_ends",
-        "UNHOOK waits for a vCPU that stands still in the host: another one meets the session's restrictions no more",
+        "FREE waits for a vCPU that stands still in the host: another one meets the session's restrictions no more",
         |c| session_that_ends(c, Receiving::Nothing),
     ),
     scenario(
         "pages::nothing_denied_while_a_command_ends",
         "the same while the receiving thread still carries out a command, which waits for that vCPU too",
         |c| session_that_ends(c, Receiving::Command),
-    ),
+    )
+    .over(Transport::Socket),
 ];
 
 const PLACE: u64 = layout::SCRATCH + 0x7_0000;
@@ -62,7 +65,7 @@ fn wait_for_reader(context: &Context, watched: &Watched) -> Result<(), Failure> 
             0,
             "messages while the vCPU stands still"
         );
-        Ok(readers_with("(kvmi-recv) D")? == 1)
+        Ok(readers_in_a_command()? == 1)
     })
 }
 
@@ -178,21 +181,22 @@ fn session_that_ends(context: &mut Context, receiving: Receiving) -> Result<(), 
         })?;
         wait_for_reader(context, &watched)?;
     }
-    context.stage("UNHOOK", Duration::from_secs(20));
+    context.stage("FREE", Duration::from_secs(20));
     let fd = watched.vm.steal_vm_fd()?;
-    let unhook = std::thread::spawn(move || ioctls::unhook(fd.as_fd()));
+    // By this process, and not by the one that called HOOK.
+    let unhook = std::thread::spawn(move || ioctls::free(fd.as_fd()));
     watched.wire.expect_closed()?;
     context.stage("the other writes", Duration::from_secs(20));
     let second = watched.vm.command(1, Op::Access, [Access::Write as u64, PLACE, 2, 0])?;
     watched.vm.finished(context, 1, second)?;
     check_eq!(watched.word(PLACE)?, 2, "the word");
-    check!(!unhook.is_finished(), "UNHOOK did not wait for the first vCPU");
+    check!(!unhook.is_finished(), "FREE did not wait for the first vCPU");
     context.stage("the end", Duration::from_secs(20));
     watched.vm.serve_slot()?;
     watched.vm.finished(context, 0, first)?;
     let outcome = unhook
         .join()
-        .map_err(|_| Failure::new("the thread that calls UNHOOK panicked"))?;
-    check_eq!(outcome, Ok(()), "UNHOOK");
+        .map_err(|_| Failure::new("the thread that calls FREE panicked"))?;
+    check_eq!(outcome, Ok(()), "FREE");
     watched.vm.exit()
 }

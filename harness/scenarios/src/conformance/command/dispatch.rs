@@ -176,14 +176,14 @@ fn too_large(stand: &mut Fixture, context: &mut Context) -> Result<(), Failure> 
         size: MAX_PAYLOAD as u16 + 1,
         seq: 7,
     };
-    stand.wire.write(header.as_bytes())?;
+    stand.wire.write_broken(header.as_bytes())?;
     stand.closes(context)
 }
 
 fn cut_off(stand: &mut Fixture, context: &mut Context) -> Result<(), Failure> {
     let payload = stand.payload(&stand.good());
     let (_, bytes) = stand.wire.compose(stand.command.id, &payload);
-    stand.wire.write(&bytes[..bytes.len() - 1])?;
+    stand.wire.write_broken(&bytes[..bytes.len() - 1])?;
     stand.wire.shutdown(Shutdown::Write)?;
     stand.closes(context)
 }
