@@ -127,9 +127,10 @@ fn welcome(lane: Lane, built: &Built, about: &PromptInfo) -> String {
     ];
     let mut row = |command: &str, what: &str| lines.push(format!("  {command:34} {what}"));
     if about.introspection {
+        row("kvmi", "the VMs of this host; kvmi --help says what else there is");
         row(
             &format!("introspect {vmm}"),
-            "hook that guest, look at its vCPUs, unhook",
+            "a small tool: where each vCPU of that guest stands",
         );
     }
     row("vm storm 2 &", "start another guest; vm --help names them all");

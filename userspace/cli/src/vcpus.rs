@@ -191,7 +191,7 @@ fn text(vcpu: u16, registers: &Registers) -> String {
     for row in control(registers).chunks(3) {
         let cells: Vec<String> = row
             .iter()
-            .map(|(name, value)| format!("{name:>6.6} {value:016x}"))
+            .map(|(name, value)| format!("{:>6} {value:016x}", name.trim_end_matches("_base")))
             .collect();
         said.push_str(&format!("{}\n", cells.join("  ")));
     }
