@@ -81,14 +81,15 @@
 
 struct kvm_introspection;
 struct kvmi_connection;
+struct kvmi_readers_wait;
 
 /* What differs between a socket (socket.c) and a descriptor (descriptor.c). */
 struct kvmi_transport {
 	/*
-	 * Before tx_lock is taken: room for a message of so many bytes.  0; -EINTR; -EPIPE:
-	 * the connection is closed.
+	 * Before tx_lock is taken: room for a message of so many bytes.  0; -EINTR; -EAGAIN,
+	 * without wait; -EPIPE: the connection is closed.
 	 */
-	int (*reserve)(struct kvmi_connection *conn, size_t bytes);
+	int (*reserve)(struct kvmi_connection *conn, size_t bytes, bool wait);
 	void (*unreserve)(struct kvmi_connection *conn, size_t bytes);
 	/*
 	 * With tx_lock, and room.  0: the message is on its way whole; -EINTR: no byte of
@@ -117,6 +118,7 @@ struct kvmi_connection {
 	struct kref ref;		/* the session's, and the reader's or the descriptor's */
 	struct mutex lock;
 	struct kvm_introspection *session;	/* NULL once it has ended */
+	struct completion ended;	/* nothing is left of the session */
 
 	/* Who receives, one at a time: */
 	u8 *rx;
@@ -148,7 +150,8 @@ struct kvm_introspection {
 	bool interrupted;		/* a signal kept the message from being carried out */
 	gfn_t changed_start;		/* pages whose access has changed and which are still mapped */
 	gfn_t changed_end;
-	bool denies_more;		/* something is denied that was not, in this message */
+	bool denies_more;		/* something is denied that was not, and not in force yet */
+	struct kvmi_readers_wait *readers_wait;	/* that a signal has cut short */
 
 	struct kvmi_vm_state *state;
 };
@@ -252,7 +255,7 @@ int  kvmi_unhook(struct kvm *kvm, bool force);
 void kvmi_status(struct kvm *kvm, struct kvm_introspection_status *status);
 struct kvm_introspection *kvmi_session_get(struct kvm *kvm);
 void kvmi_session_put(struct kvm_introspection *session);
-int  kvmi_session_end(struct kvm *kvm, struct kvmi_connection *conn, bool wait);
+void kvmi_session_end(struct kvm_introspection *session);
 void kvmi_session_lose(struct kvm_introspection *session);
 
 /* vcpu.c */
@@ -314,7 +317,8 @@ u8 kvmi_denied_access(struct kvm *kvm, u16 view, gfn_t gfn);
 void kvmi_access_init(struct kvm *kvm);
 void kvmi_access_end(struct kvm *kvm);
 void kvmi_access_inherit(struct kvm *kvm);
-int kvmi_await_readers(struct kvm *kvm, bool killable);
+int kvmi_await_readers(struct kvm_introspection *session, bool killable);
+void kvmi_finish_readers_wait(struct kvm_introspection *session);
 
 /* let_through.c */
 u8 kvmi_let_through_access(struct kvm_vcpu *vcpu, gfn_t gfn);

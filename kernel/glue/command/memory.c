@@ -9,6 +9,7 @@
 #include <linux/highmem.h>
 #include <linux/mm.h>
 #include <linux/sched/mm.h>
+#include <linux/uaccess.h>
 
 #include "introspection/session.h"
 
@@ -53,10 +54,11 @@ static int find_access(struct kvm *kvm, u64 gpa, bool writes, struct kvm_memory_
 }
 
 /*
- * The page at hva of the VMM, pinned.  It comes in from where it is, and a write makes it
- * the VMM's own; a read of what the VMM has never touched finds the zero page.
+ * The page at hva of the VMM, held for a read or pinned for a write.  It comes in from
+ * where it is, and a write makes it the VMM's own; a read of what the VMM has never touched
+ * finds the zero page, and leaves what others share shared.
  */
-static int pin_page(struct kvm_introspection *session, unsigned long hva, bool writes,
+static int get_guest_page(struct kvm_introspection *session, unsigned long hva, bool writes,
 		    struct page **page)
 {
 	unsigned int flags = FOLL_INTERRUPTIBLE | (writes ? FOLL_WRITE : 0);
@@ -67,7 +69,8 @@ static int pin_page(struct kvm_introspection *session, unsigned long hva, bool w
 	if (!mmget_not_zero(mm))
 		return -KVM_ENOENT;
 	if (!mmap_read_lock_killable(mm)) {
-		r = pin_user_pages_remote(mm, hva, 1, flags, page, &locked);
+		r = writes ? pin_user_pages_remote(mm, hva, 1, flags, page, &locked) :
+			     get_user_pages_remote(mm, hva, 1, flags, page, &locked);
 		if (locked)
 			mmap_read_unlock(mm);
 	}
@@ -80,15 +83,27 @@ static int pin_page(struct kvm_introspection *session, unsigned long hva, bool w
 	return r == 1 ? 0 : -KVM_ENOENT;
 }
 
-static void copy(struct page *page, u64 gpa, u8 *out, const u8 *in, size_t len)
+static void put_guest_page(struct page *page, bool writes, bool written)
+{
+	if (writes)
+		unpin_user_pages_dirty_lock(&page, 1, written);
+	else
+		put_page(page);
+}
+
+/* 0, or -KVM_ENOENT for a page with a memory error, of which a read may be told so. */
+static int copy(struct page *page, u64 gpa, u8 *out, const u8 *in, size_t len)
 {
 	u8 *at = kmap_local_page(page) + offset_in_page(gpa);
+	unsigned long left = 0;
 
 	if (in)
 		memcpy(at, in, len);
 	else
-		memcpy(out, at, len);
+		left = copy_mc_to_kernel(out, at, len);
 	kunmap_local(at);
+
+	return left ? -KVM_ENOENT : 0;
 }
 
 /* Reads to out, or writes what is in. */
@@ -106,7 +121,7 @@ static int access(struct kvm_introspection *session, u64 gpa, u8 *out, const u8 
 		r = find_access(kvm, gpa, in, &slot, &hva);
 		srcu_read_unlock(&kvm->srcu, idx);
 		if (!r)
-			r = pin_page(session, hva, in, &page);
+			r = get_guest_page(session, hva, in, &page);
 		if (r)
 			return r;
 
@@ -114,12 +129,12 @@ static int access(struct kvm_introspection *session, u64 gpa, u8 *out, const u8 
 		r = find_access(kvm, gpa, in, &slot, &again);
 		done = r || again == hva;
 		if (!r && done) {
-			copy(page, gpa, out, in, len);
+			r = copy(page, gpa, out, in, len);
 			if (in)
 				record_dirty(slot, gpa);
 		}
 		srcu_read_unlock(&kvm->srcu, idx);
-		unpin_user_pages_dirty_lock(&page, 1, in && !r && done);
+		put_guest_page(page, in, !r && done);
 	} while (!done);
 
 	return r;

@@ -191,59 +191,63 @@ static void zap_changed(struct kvm_introspection *session)
 }
 
 /* A wait for all who read the map within SRCU, whose caller may leave earlier. */
-struct readers_wait {
+struct kvmi_readers_wait {
 	struct work_struct work;
-	struct kref ref;
-	struct completion done;
 	struct kvm *kvm;
+	struct completion done;
 };
-
-static void readers_wait_free(struct kref *ref)
-{
-	kfree(container_of(ref, struct readers_wait, ref));
-}
 
 static void wait_for_readers(struct work_struct *work)
 {
-	struct readers_wait *wait = container_of(work, struct readers_wait, work);
+	struct kvmi_readers_wait *wait = container_of(work, struct kvmi_readers_wait, work);
 
 	synchronize_srcu_expedited(&wait->kvm->srcu);
-	complete(&wait->done);
-	kvm_put_kvm(wait->kvm);
-	kref_put(&wait->ref, readers_wait_free);
+	complete_all(&wait->done);
+}
+
+/* The wait that a signal has cut short, to its end; so that there is never more than one. */
+void kvmi_finish_readers_wait(struct kvm_introspection *session)
+{
+	if (!session->readers_wait)
+		return;
+	flush_work(&session->readers_wait->work);
+	kfree(session->readers_wait);
+	session->readers_wait = NULL;
+}
+
+static int await(struct kvmi_readers_wait *wait, bool killable)
+{
+	return killable ? wait_for_completion_killable(&wait->done) :
+			  wait_for_completion_interruptible(&wait->done);
 }
 
 /*
  * Until no vCPU is any more where it was within SRCU; one may stand in a page fault of the
  * host.  0, or -EINTR: not all are through; killable: because the caller was killed.
  */
-int kvmi_await_readers(struct kvm *kvm, bool killable)
+int kvmi_await_readers(struct kvm_introspection *session, bool killable)
 {
-	struct readers_wait *wait;
-	int r;
+	struct kvmi_readers_wait *wait;
 
-	/* Of a VM that is about to end nothing runs any more. */
-	if (!kvm_get_kvm_safe(kvm))
-		return 0;
+	if (session->readers_wait && await(session->readers_wait, killable))
+		return -EINTR;
+	kvmi_finish_readers_wait(session);
+
 	wait = kmalloc(sizeof(*wait), GFP_KERNEL_ACCOUNT);
 	if (!wait) {
-		synchronize_srcu_expedited(&kvm->srcu);
-		kvm_put_kvm(kvm);
+		synchronize_srcu_expedited(&session->kvm->srcu);
 		return 0;
 	}
-
 	INIT_WORK(&wait->work, wait_for_readers);
 	init_completion(&wait->done);
-	wait->kvm = kvm;
-	kref_init(&wait->ref);
-	kref_get(&wait->ref);
+	wait->kvm = session->kvm;
+	session->readers_wait = wait;
 	queue_work(system_unbound_wq, &wait->work);
 
-	r = killable ? wait_for_completion_killable(&wait->done) :
-		       wait_for_completion_interruptible(&wait->done);
-	kref_put(&wait->ref, readers_wait_free);
-
-	return r ? -EINTR : 0;
+	if (await(wait, killable))
+		return -EINTR;
+	kvmi_finish_readers_wait(session);
+	return 0;
 }
 
 /* All entries of a message are in the map. */
@@ -257,7 +261,7 @@ void kvmi_glue_page_access_set(struct kvm_introspection *session)
 	 * A vCPU may have looked at the map before, and be about to access memory for its
 	 * guest.  If a signal comes, the message is carried out another time, and waits then.
 	 */
-	if (kvmi_await_readers(session->kvm, false))
+	if (kvmi_await_readers(session, false))
 		session->interrupted = true;
 	else
 		session->denies_more = false;

@@ -6,6 +6,7 @@
 #include <linux/file.h>
 #include <linux/fs.h>
 #include <linux/sched/mm.h>
+#include <linux/sched/signal.h>
 #include <linux/wait_bit.h>
 
 #include "introspection/session.h"
@@ -90,8 +91,10 @@ static int begin(struct kvm *kvm, struct kvm_introspection *session, bool ends_s
 	if (session->stopped) {
 		kvmi_stop_vcpus(kvm);
 		/* One may be in the middle of an instruction that KVM carries out for it. */
-		if (!takes_over)
-			kvmi_await_readers(kvm, true);
+		mutex_lock(&session->conn->lock);
+		if (!takes_over && session->conn->session)
+			kvmi_await_readers(session, true);
+		mutex_unlock(&session->conn->lock);
 	}
 	if (takes_over) {
 		kvmi_access_inherit(kvm);
@@ -229,20 +232,25 @@ int kvmi_open(struct kvm *kvm, const struct kvm_introspection_open *open)
 	return fd;
 }
 
+/* Not one that is dead and has not been waited for. */
+static bool is_alive(struct pid *process)
+{
+	struct task_struct *task;
+	bool alive;
+
+	rcu_read_lock();
+	task = pid_task(process, PIDTYPE_TGID);
+	alive = task && atomic_read(&task->signal->live);
+	rcu_read_unlock();
+
+	return alive;
+}
+
 /* The VMM, who began the session, and anybody when there is no tool any more. */
 static bool may_unhook(struct kvm *kvm, struct kvm_introspection *session)
 {
-	bool alive;
-
-	if (current->mm == kvm->mm || task_tgid(current) == session->owner ||
-	    READ_ONCE(session->lost))
-		return true;
-
-	rcu_read_lock();
-	alive = pid_task(session->owner, PIDTYPE_TGID);
-	rcu_read_unlock();
-
-	return !alive;
+	return current->mm == kvm->mm || task_tgid(current) == session->owner ||
+	       READ_ONCE(session->lost) || !is_alive(session->owner);
 }
 
 /* UNHOOK; force: FREE. */
@@ -260,7 +268,7 @@ int kvmi_unhook(struct kvm *kvm, bool force)
 	kvmi_session_put(session);
 
 	if (!r)
-		r = kvmi_session_end(kvm, conn, true);
+		r = kvmi_await_end(kvm, kvmi_tell_end(kvm, conn, false));
 	if (!r)
 		conn->transport->await(conn);
 	kvmi_connection_put(conn);
@@ -287,6 +295,7 @@ void kvmi_status(struct kvm *kvm, struct kvm_introspection_status *status)
 		status->state |= KVM_INTROSPECTION_STATUS_STOPPED;
 	status->flags = session->flags;
 	status->since_ns = session->since;
-	status->pid = pid_vnr(session->owner);
+	if (is_alive(session->owner))
+		status->pid = pid_vnr(session->owner);
 	kvmi_session_put(session);
 }

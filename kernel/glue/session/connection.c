@@ -16,6 +16,7 @@ int kvmi_connection_init(struct kvmi_connection *conn, const struct kvmi_transpo
 	conn->transport = transport;
 	kref_init(&conn->ref);
 	mutex_init(&conn->lock);
+	init_completion(&conn->ended);
 	conn->rx = kzalloc(KVMI_BUFFER_BYTES, GFP_KERNEL_ACCOUNT);
 
 	return conn->rx ? 0 : -ENOMEM;
@@ -124,11 +125,11 @@ static int send_locked(struct kvm_introspection *session, const u8 *msg, size_t 
 	return session->conn->transport->send(session, msg, bytes, owes_rest);
 }
 
-/* Room, then tx_lock.  0, -EINTR, -EPIPE. */
-static int begin_send(struct kvm_introspection *session, size_t bytes)
+/* Room, then tx_lock.  0, -EINTR, -EAGAIN without wait, -EPIPE. */
+static int begin_send(struct kvm_introspection *session, size_t bytes, bool wait)
 {
 	struct kvmi_connection *conn = session->conn;
-	int r = conn->transport->reserve(conn, bytes);
+	int r = conn->transport->reserve(conn, bytes, wait);
 
 	if (r)
 		return r;
@@ -150,7 +151,7 @@ static void end_send(struct kvm_introspection *session, size_t bytes, int r)
 /* 0: it is on its way whole; -EINTR: no byte of it; -EPIPE. */
 int kvmi_send(struct kvm_introspection *session, const u8 *msg, size_t bytes, bool *owes_rest)
 {
-	int r = begin_send(session, bytes);
+	int r = begin_send(session, bytes, true);
 
 	if (r)
 		return r;
@@ -182,7 +183,7 @@ int kvmi_send_event(struct kvm_vcpu_introspection *vi)
 {
 	struct kvm_introspection *session = vi->session;
 	size_t bytes = kvmi_build_event(vi->state, vi, 0, vi->tx);
-	int r = begin_send(session, bytes);
+	int r = begin_send(session, bytes, true);
 	u32 seq;
 
 	if (r)
@@ -214,9 +215,10 @@ int kvmi_send_unhook(struct kvm_introspection *session)
 	bool owes_rest = false;
 	int r;
 
-	r = begin_send(session, sizeof(msg));
+	/* The VMM does not wait for a tool that does not read. */
+	r = begin_send(session, sizeof(msg), false);
 	if (r)
-		return r == -EPIPE ? -ENOENT : r;
+		return r == -EINTR ? r : -ENOENT;
 
 	kvmi_build_unhook_event(session->last_event_seq + 1, msg);
 	r = send_locked(session, msg, sizeof(msg), &owes_rest);
@@ -247,12 +249,17 @@ void kvmi_glue_vcpu_state(struct kvm_introspection *session, u16 vcpu_idx,
 
 void kvmi_glue_release(struct kvm_introspection *session)
 {
+	struct kvm_vcpu_introspection *vi;
 	struct kvm_vcpu *vcpu;
 	unsigned long i;
 
 	WRITE_ONCE(session->stopped, false);
-	kvm_for_each_vcpu(i, vcpu, session->kvm)
-		kvmi_vcpu_kick(session_vcpu(session, i));
+	kvm_for_each_vcpu(i, vcpu, session->kvm) {
+		/* One that is created while the session ends has none. */
+		vi = session_vcpu(session, i);
+		if (vi)
+			kvmi_vcpu_kick(vi);
+	}
 }
 
 u32 kvmi_glue_vcpu_count(struct kvm_introspection *session)

@@ -57,11 +57,13 @@ static bool try_reserve(struct kvmi_descriptor *d, u32 bytes)
 	return done;
 }
 
-static int descriptor_reserve(struct kvmi_connection *conn, size_t bytes)
+static int descriptor_reserve(struct kvmi_connection *conn, size_t bytes, bool wait)
 {
 	struct kvmi_descriptor *d = to_descriptor(conn);
 
-	if (wait_event_interruptible(d->senders, try_reserve(d, bytes)))
+	if (!wait && !try_reserve(d, bytes))
+		return -EAGAIN;
+	if (wait && wait_event_interruptible(d->senders, try_reserve(d, bytes)))
 		return -EINTR;
 	/* What was reserved before the end came is of no matter any more. */
 	return READ_ONCE(d->over) ? -EPIPE : 0;
@@ -257,23 +259,16 @@ static ssize_t write_one(struct kvmi_descriptor *d, const char __user *buf, size
 		return -EPIPE;
 	if (count < sizeof(struct kvmi_msg_hdr))
 		return -EINVAL;
-	if (wait) {
-		r = descriptor_reserve(&d->conn, KVMI_BUFFER_BYTES);
-		if (r)
-			return r == -EINTR ? -ERESTARTSYS : r;
-	} else if (!try_reserve(d, KVMI_BUFFER_BYTES)) {
-		return -EAGAIN;
-	}
-
-	r = -EINTR;
-	if (!mutex_lock_interruptible(&d->write_lock)) {
+	/* One writer alone has room for an answer, so that many leave some for events. */
+	if (mutex_lock_interruptible(&d->write_lock))
+		return -ERESTARTSYS;
+	r = descriptor_reserve(&d->conn, KVMI_BUFFER_BYTES, wait);
+	if (!r) {
 		d->answered = 0;
 		r = write_message(d, buf, count);
 		descriptor_unreserve(&d->conn, KVMI_BUFFER_BYTES - d->answered);
-		mutex_unlock(&d->write_lock);
-	} else {
-		descriptor_unreserve(&d->conn, KVMI_BUFFER_BYTES);
 	}
+	mutex_unlock(&d->write_lock);
 
 	return r == -EINTR ? -ERESTARTSYS : r;
 }
@@ -406,28 +401,28 @@ static void close_session(struct kvmi_descriptor *d)
 {
 	struct kvmi_connection *conn = &d->conn;
 	struct kvm_introspection *session;
-	struct kvm *kvm = NULL;
+	bool ends = false;
 
 	descriptor_hang_up(conn);
 	descriptor_interrupt(conn);
 
 	mutex_lock(&conn->lock);
 	session = conn->session;
-	if (session && !READ_ONCE(session->closing)) {
-		if (kvmi_minds_loss(session))
+	if (session) {
+		if (!READ_ONCE(session->closing) && kvmi_minds_loss(session))
 			kvmi_session_lose(session);
-		/* A VM that is about to end ends the session too. */
-		if (!kvmi_fails_closed(session) && !kvmi_crashes(session) &&
-		    kvm_get_kvm_safe(session->kvm))
-			kvm = session->kvm;
+		ends = !kvmi_fails_closed(session) && !kvmi_crashes(session);
+		if (ends)
+			kvmi_session_end(session);
 	}
 	mutex_unlock(&conn->lock);
-	if (!kvm)
-		return;
 
-	/* A process that is killed waits for nobody. */
-	kvmi_session_end(kvm, conn, !(current->flags & PF_EXITING));
-	kvm_put_kvm(kvm);
+	/*
+	 * A process that is killed waits for nobody, nor does a thread of the kernel's,
+	 * which closes files of others behind this one.
+	 */
+	if (ends && !(current->flags & (PF_EXITING | PF_KTHREAD)))
+		wait_for_completion_killable(&conn->ended);
 }
 
 static long descriptor_ioctl(struct file *file, unsigned int ioctl, unsigned long arg)

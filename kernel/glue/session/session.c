@@ -293,11 +293,13 @@ unsigned long kvmi_tell_end(struct kvm *kvm, struct kvmi_connection *conn, bool 
 	session = session_of(kvm, conn);
 	if (session) {
 		kref_get(&session->ref);
-		WRITE_ONCE(session->closing, true);
 		if (taken_over)
 			session->taken_over = true;
-		/* Here, so that the end of the VM, which comes later, finds it. */
-		queue_work(system_unbound_wq, &kvm->arch.introspection.end_work);
+		/* Once, and here, so that the end of the VM, which comes later, finds it. */
+		if (!session->closing) {
+			WRITE_ONCE(session->closing, true);
+			queue_work(system_unbound_wq, &kvm->arch.introspection.end_work);
+		}
 	} else if (kvm->arch.introspection.session) {
 		/* Ours has ended before that one began. */
 		number--;
@@ -327,7 +329,7 @@ int kvmi_await_end(struct kvm *kvm, unsigned long number)
  * The tool says nothing any more.  A vCPU that waits for it takes what is there, and
  * completes its exit if that is the reply.
  */
-static void await_replies(struct kvm *kvm, struct kvm_introspection *session)
+static void await_replies(struct kvm *kvm, struct kvm_introspection *session, bool wakes)
 {
 	struct kvm_vcpu_introspection *vi;
 	struct kvm_vcpu *vcpu;
@@ -338,8 +340,10 @@ static void await_replies(struct kvm *kvm, struct kvm_introspection *session)
 		vi = rcu_dereference_protected(vcpu->arch.introspection.vi, true);
 		if (!vi || vi->session != session)
 			continue;
-		wake_up_all(&vi->wq);
-		wait_event_idle(vi->wq, !READ_ONCE(vi->busy));
+		if (wakes)
+			wake_up_all(&vi->wq);
+		else
+			wait_event_idle(vi->wq, !READ_ONCE(vi->busy));
 	}
 }
 
@@ -367,6 +371,7 @@ static void end_work(struct work_struct *work)
 {
 	struct kvm *kvm = container_of(work, struct kvm, arch.introspection.end_work);
 	struct kvm_introspection *session = kvmi_session_get(kvm);
+	struct kvmi_connection *conn;
 	unsigned long number;
 
 	if (!session)
@@ -377,16 +382,21 @@ static void end_work(struct work_struct *work)
 	}
 	kvmi_explore(KVMI_AT_END);
 	number = session->number;
+	conn = session->conn;
+	kvmi_connection_get(conn);
 
-	mutex_lock(&session->conn->lock);
-	session->conn->session = NULL;
-	mutex_unlock(&session->conn->lock);
+	mutex_lock(&conn->lock);
+	conn->session = NULL;
+	mutex_unlock(&conn->lock);
+	kvmi_finish_readers_wait(session);
 
 	if (READ_ONCE(kvm->arch.introspection.stopped)) {
 		kvmi_stop_vcpus(kvm);
 		synchronize_srcu_expedited(&kvm->srcu);
 	}
-	await_replies(kvm, session);
+	/* All of them first: one may stand in a page fault of the host. */
+	await_replies(kvm, session, true);
+	await_replies(kvm, session, false);
 	session_detach(kvm, session);
 	if (!hand_over(kvm, session)) {
 		kvmi_lift_all(kvm);
@@ -397,6 +407,8 @@ static void end_work(struct work_struct *work)
 	/* The VM's reference, and the one from above. */
 	kvmi_session_put(session);
 	kvmi_session_put(session);
+	complete_all(&conn->ended);
+	kvmi_connection_put(conn);
 
 	WRITE_ONCE(kvm->arch.introspection.ended, number);
 	/* Pairs with the barrier of whoever goes to sleep. */
@@ -404,15 +416,10 @@ static void end_work(struct work_struct *work)
 	wake_up_var(&kvm->arch.introspection.ended);
 }
 
-/*
- * The session of this connection, or whichever there is, ends.  0; -EINTR: the caller was
- * killed while it waited, and the session ends without it.
- */
-int kvmi_session_end(struct kvm *kvm, struct kvmi_connection *conn, bool wait)
+/* With conn->lock: it ends, and conn->ended tells when it has. */
+void kvmi_session_end(struct kvm_introspection *session)
 {
-	unsigned long number = kvmi_tell_end(kvm, conn, false);
-
-	return wait ? kvmi_await_end(kvm, number) : 0;
+	kvmi_tell_end(session->kvm, session->conn, false);
 }
 
 void kvm_introspection_vm_init(struct kvm *kvm)

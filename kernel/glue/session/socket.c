@@ -91,7 +91,7 @@ static void socket_interrupt(struct kvmi_connection *conn)
 }
 
 /* The socket itself makes senders wait. */
-static int socket_reserve(struct kvmi_connection *conn, size_t bytes)
+static int socket_reserve(struct kvmi_connection *conn, size_t bytes, bool wait)
 {
 	return 0;
 }
