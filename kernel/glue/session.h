@@ -255,7 +255,6 @@ int  kvmi_unhook(struct kvm *kvm, bool force);
 void kvmi_status(struct kvm *kvm, struct kvm_introspection_status *status);
 struct kvm_introspection *kvmi_session_get(struct kvm *kvm);
 void kvmi_session_put(struct kvm_introspection *session);
-void kvmi_session_end(struct kvm_introspection *session);
 void kvmi_session_lose(struct kvm_introspection *session);
 
 /* vcpu.c */

@@ -22,7 +22,7 @@ use rustix::fs::{OFlags, fcntl_getfl, fcntl_setfl};
 use rustix::io::{Errno, dup, read, write};
 use zerocopy::FromZeros;
 
-use crate::lifecycle::{GUEST_REQUEST, counts_on};
+use crate::lifecycle::{GUEST_REQUEST, counts_on, wait_for_loss};
 use crate::vmm::Vm;
 use crate::wire::Wire;
 use crate::{Context, Failure, Scenario, Transport, check, check_eq, scenario};
@@ -339,7 +339,7 @@ fn status(context: &mut Context) -> Result<(), Failure> {
     check_eq!(ioctls::free(&fd), Ok(()), "FREE of what is not hooked");
     context.stage("of one whose tool is lost", Duration::from_secs(10));
     drop(context.hook_on_socket(&vm, 0)?);
-    context.wait_for("the loss", || Ok(state(&fd)? & STATUS_LOST != 0))?;
+    wait_for_loss(context, &vm)?;
     check_eq!(ioctls::unhook(&fd), Ok(()), "UNHOOK by somebody else");
     counts_on(context, &vm)?;
     vm.exit()

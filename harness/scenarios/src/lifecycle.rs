@@ -15,6 +15,7 @@ mod vcpus;
 use std::time::Duration;
 
 use kvmi::command::{CheckCommand, CheckEvent, GetInfo, GetVcpuInfo, GetVersion};
+use kvmi::ioctls;
 use kvmi_guests::Op;
 use kvmi_uapi::event::HYPERCALL;
 use kvmi_uapi::ioctl::{self, KVM_CAP_INTROSPECTION};
@@ -60,6 +61,14 @@ pub(crate) fn scenarios() -> Vec<Scenario> {
         vcpus::SCENARIOS,
     ]
     .concat()
+}
+
+/// Waits until the kernel has noticed that the tool is gone.
+pub(crate) fn wait_for_loss(context: &Context, vm: &Vm) -> Result<(), Failure> {
+    let fd = vm.steal_vm_fd()?;
+    context.wait_for("the kernel to notice the loss", || {
+        Ok(ioctls::status(&fd)?.state & ioctl::STATUS_LOST != 0)
+    })
 }
 
 /// Fails unless the guest goes on counting.

@@ -59,7 +59,7 @@ static int find_access(struct kvm *kvm, u64 gpa, bool writes, struct kvm_memory_
  * finds the zero page, and leaves what others share shared.
  */
 static int get_guest_page(struct kvm_introspection *session, unsigned long hva, bool writes,
-		    struct page **page)
+			  struct page **page)
 {
 	unsigned int flags = FOLL_INTERRUPTIBLE | (writes ? FOLL_WRITE : 0);
 	struct mm_struct *mm = session->kvm->mm;

@@ -260,8 +260,9 @@ int kvmi_unhook(struct kvm *kvm, bool force)
 	struct kvmi_connection *conn;
 	int r;
 
+	/* One that has just ended may not be gone to its last byte. */
 	if (!session)
-		return 0;
+		return kvmi_await_end(kvm, READ_ONCE(kvm->arch.introspection.begun));
 	conn = session->conn;
 	kvmi_connection_get(conn);
 	r = force || may_unhook(kvm, session) ? 0 : -EPERM;

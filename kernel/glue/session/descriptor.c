@@ -17,6 +17,7 @@
 #include <linux/uaccess.h>
 
 #include "introspection/session.h"
+#include "introspection/session/life.h"
 
 #define RING_BYTES	(256 * 1024)	/* protocol.md 2.4; a power of two */
 
@@ -413,7 +414,7 @@ static void close_session(struct kvmi_descriptor *d)
 			kvmi_session_lose(session);
 		ends = !kvmi_fails_closed(session) && !kvmi_crashes(session);
 		if (ends)
-			kvmi_session_end(session);
+			kvmi_tell_end(session->kvm, conn, false);
 	}
 	mutex_unlock(&conn->lock);
 

@@ -1,5 +1,5 @@
 /* SPDX-License-Identifier: GPL-2.0-only */
-/* What the beginning of a session (begin.c) needs of its life (session.c). */
+/* A session's life (session.c), for its beginning (begin.c) and the close of its descriptor. */
 #ifndef KVMI_SESSION_LIFE_H
 #define KVMI_SESSION_LIFE_H
 

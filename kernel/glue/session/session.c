@@ -416,12 +416,6 @@ static void end_work(struct work_struct *work)
 	wake_up_var(&kvm->arch.introspection.ended);
 }
 
-/* With conn->lock: it ends, and conn->ended tells when it has. */
-void kvmi_session_end(struct kvm_introspection *session)
-{
-	kvmi_tell_end(session->kvm, session->conn, false);
-}
-
 void kvm_introspection_vm_init(struct kvm *kvm)
 {
 	mutex_init(&kvm->arch.introspection.lock);

@@ -2,15 +2,11 @@
 //! The command `introspect`: a tool as small as it can be. It opens a session on a VM from outside, and looks at its vCPUs. The
 //! session ends with the tool, whatever happens meanwhile.
 
-mod vms;
-
 use std::io::{self, Write};
-use std::os::fd::OwnedFd;
 use std::time::Duration;
 
 use anyhow::{Context as _, bail};
-use kvmi::{Session, SessionOptions, VcpuEventArch, ioctls};
-use rustix::io::Errno;
+use kvmi::{Session, SessionOptions, VcpuEventArch, host};
 
 use super::{Typed, typed};
 
@@ -39,24 +35,18 @@ pub(crate) fn introspect(arguments: &[&str]) -> anyhow::Result<()> {
         }
         Typed::This(wanted) => wanted,
     };
-    let (pid, vm) = vms::find(wanted)?;
-    let session = match SessionOptions::new().timeout(PATIENCE).open(&vm, 0) {
-        Err(error) if error.raw_os_error() == Some(Errno::EXIST.raw_os_error()) => bail!("{}", who_has(&vm)?),
-        other => other.context("OPEN")?,
+    let vm = match wanted {
+        Some(pid) => host::find(&pid.to_string())?,
+        None => {
+            let first = host::list()?.vms.into_iter().next();
+            first.context("no process has a VM; to start one: vm GUEST &")?
+        }
     };
-    look(&session, pid, &mut io::stdout())?;
+    let session = vm.open(SessionOptions::new().timeout(PATIENCE), 0)?;
+    look(&session, vm.pid, &mut io::stdout())?;
     drop(session);
     println!("the session is over; the guest runs on");
     Ok(())
-}
-
-/// Why the VM cannot be had.
-fn who_has(vm: &OwnedFd) -> anyhow::Result<String> {
-    let status = ioctls::status(vm).context("STATUS")?;
-    Ok(match status.pid {
-        0 => "another tool has this VM hooked: its process is gone, or out of sight".to_owned(),
-        pid => format!("another tool has this VM hooked: process {pid}"),
-    })
 }
 
 /// All of the tool.

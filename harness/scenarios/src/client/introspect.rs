@@ -128,7 +128,7 @@ fn ended(context: &mut Context) -> Result<(), Failure> {
     let output = run(&vm)?;
     let errors = String::from_utf8_lossy(&output.stderr);
     check_eq!(output.status.code(), Some(1), "exit status");
-    check!(errors.contains("another tool has this VM hooked"), "it says: {errors}");
+    check!(errors.contains("introspected already"), "it says: {errors}");
     wire.expect_version()?;
     check_eq!(vm.unhook()?, 0, "errno of UNHOOK");
     context.stage("nobody listens to it", Duration::from_secs(20));

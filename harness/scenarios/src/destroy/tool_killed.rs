@@ -16,7 +16,7 @@ use rustix::net::{AddressFamily, SocketFlags, SocketType, socketpair};
 use zerocopy::FromZeros;
 
 use super::tool_process::ToolProcess;
-use crate::lifecycle::{GUEST_REQUEST, wait_at_hypercall};
+use crate::lifecycle::{GUEST_REQUEST, wait_at_hypercall, wait_for_loss};
 use crate::vmm::{Until, Vm, field};
 use crate::wire::Wire;
 use crate::{Context, Failure, Scenario, Transport, check, check_eq, scenario};
@@ -289,11 +289,6 @@ fn tool_killed_crash_on_loss(context: &mut Context, flags: u32) -> Result<(), Fa
         "what the other vCPU answers"
     );
     vm.exit()
-}
-
-/// As long as the kernel has not noticed the loss there is a session: EEXIST.
-fn wait_for_loss(context: &Context, vm: &Vm) -> Result<(), Failure> {
-    context.wait_for("the kernel to notice the loss", || Ok(vm.hook_number(-1, 0)? != EEXIST))
 }
 
 /// HOOK with each kind of descriptor that is refused, and with unknown flags.

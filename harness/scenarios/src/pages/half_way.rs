@@ -4,13 +4,13 @@
 use std::time::Duration;
 
 use kvmi::command::ControlEvents;
-use kvmi::ioctls;
 use kvmi_guests::{Access, COUNTED_VECTOR, Op, layout};
 use kvmi_uapi::VcpuRunState;
 use kvmi_uapi::event::PF;
-use kvmi_uapi::ioctl::{HOOK_CRASH_ON_LOSS, HOOK_FAIL_CLOSED, HOOK_STOPPED, STATUS_LOST};
+use kvmi_uapi::ioctl::{HOOK_CRASH_ON_LOSS, HOOK_FAIL_CLOSED, HOOK_STOPPED};
 
 use super::{R, W, Watched, X};
+use crate::lifecycle::wait_for_loss;
 use crate::vmm::{Until, Vm, VmConfig, field};
 use crate::{Context, Failure, Scenario, check, check_eq, scenario};
 
@@ -121,8 +121,7 @@ fn crashes_half_way(context: &mut Context) -> Result<(), Failure> {
     })?;
     wire.vcpu_count()?;
     drop(wire);
-    let fd = vm.steal_vm_fd()?;
-    context.wait_for("the loss", || Ok(ioctls::status(&fd)?.state & STATUS_LOST != 0))?;
+    wait_for_loss(context, &vm)?;
     vm.pause(0)?;
     for times in 1..=3 {
         vm.resume(0)?;
@@ -174,8 +173,7 @@ fn taken_over_half_way(context: &mut Context) -> Result<(), Failure> {
     let number = begin_input(&vm)?;
     wire.expect_event(PF, 0)?;
     drop(wire);
-    let fd = vm.steal_vm_fd()?;
-    context.wait_for("the loss", || Ok(ioctls::status(&fd)?.state & STATUS_LOST != 0))?;
+    wait_for_loss(context, &vm)?;
     context.stage("another takes over", Duration::from_secs(10));
     let wire = context.hook_with(&vm, HOOK_FAIL_CLOSED | HOOK_STOPPED)?;
     let backend = context.backend;
