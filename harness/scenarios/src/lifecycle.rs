@@ -11,6 +11,7 @@ mod socket_timeouts;
 mod unhook;
 mod unhook_at_any_moment;
 mod vcpus;
+pub(crate) use vcpus::becomes;
 
 use std::time::Duration;
 

@@ -3,10 +3,11 @@
 
 use kvmi::command::{GetCpuid, GetRegisters, TranslateGva};
 use kvmi_uapi::event::{self, CONTINUE};
-use kvmi_uapi::msg;
+use kvmi_uapi::{VcpuRunState, msg};
 
 use super::{Script, fields};
 use crate::conformance::good_requests;
+use crate::lifecycle::becomes;
 use crate::{Context, Failure};
 
 const UNDEFINED: u64 = 6;
@@ -17,6 +18,10 @@ pub(super) fn answers(context: &mut Context) -> Result<(), Failure> {
     // Registers are said of each event.
     for (id, name, request) in good_requests().filter(|(id, ..)| *id != msg::VCPU_GET_REGISTERS) {
         let name = format!("{name}, good");
+        // A vCPU is held until it has taken its reply, which is some time after the tool has sent it.
+        if id == msg::VM_GET_VCPU_STATES {
+            becomes(script.context, &mut script.wire, 0, VcpuRunState::HALTED)?;
+        }
         if msg::is_vcpu(id) {
             script.vcpu(&name, id, &request[..])?;
         } else {

@@ -112,10 +112,10 @@ fn created(context: &mut Context) -> Result<(), Failure> {
 }
 
 /// Waits until a vCPU is in this state; what else there is to it.
-fn becomes(context: &Context, wire: &mut Wire, vcpu: usize, state: u8) -> Result<VcpuRunState, Failure> {
+pub(crate) fn becomes(context: &Context, wire: &mut Wire, vcpu: usize, state: u8) -> Result<VcpuRunState, Failure> {
     let mut last = VcpuRunState::default();
     context.wait_for(&format!("vCPU {vcpu} to be in state {state}"), || {
-        last = wire.vcpu_states(2)?[vcpu];
+        last = wire.vcpu_states(vcpu as u16 + 1)?[vcpu];
         Ok(last.state == state)
     })?;
     check_eq!(last.pad, 0, "padding");
