@@ -16,7 +16,7 @@ use rustix::net::{AddressFamily, SocketFlags, SocketType, socketpair};
 use zerocopy::FromZeros;
 
 use super::tool_process::ToolProcess;
-use crate::lifecycle::{GUEST_REQUEST, wait_at_hypercall, wait_for_loss};
+use crate::lifecycle::{GUEST_REQUEST, becomes, wait_at_hypercall, wait_for_loss};
 use crate::vmm::{Until, Vm, field};
 use crate::wire::Wire;
 use crate::{Context, Failure, Scenario, Transport, check, check_eq, scenario};
@@ -217,9 +217,7 @@ fn taken_over_stopped(context: &mut Context) -> Result<(), Failure> {
         let mut wire = context.hook_with(&vm, HOOK_FAIL_CLOSED | HOOK_STOPPED)?;
         let other = vm.command(1, Op::Access, [Access::Write as u64, OTHER, 0x200 + round, 0])?;
         for vcpu in 0..2 {
-            context.wait_for("the vCPU to stand still", || {
-                Ok(wire.vcpu_states(2)?[vcpu].state == VcpuRunState::STOPPED)
-            })?;
+            becomes(context, &mut wire, vcpu, VcpuRunState::STOPPED)?;
         }
         check_eq!(
             wire.page_access(&[PLACE, OTHER])?,

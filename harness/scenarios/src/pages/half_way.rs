@@ -10,7 +10,7 @@ use kvmi_uapi::event::PF;
 use kvmi_uapi::ioctl::{HOOK_CRASH_ON_LOSS, HOOK_FAIL_CLOSED, HOOK_STOPPED};
 
 use super::{R, W, Watched, X};
-use crate::lifecycle::wait_for_loss;
+use crate::lifecycle::{becomes, wait_for_loss};
 use crate::vmm::{Until, Vm, VmConfig, field};
 use crate::{Context, Failure, Scenario, check, check_eq, scenario};
 
@@ -143,9 +143,7 @@ fn first_word(vm: &Vm) -> Result<u32, Failure> {
 
 /// Fails unless vCPU 0 stands still with its write undone, whose event comes after VM_RELEASE, and ends well.
 fn waits_and_is_told(context: &mut Context, watched: &mut Watched, number: u64, untouched: u32) -> Result<(), Failure> {
-    context.wait_for("the vCPU to stand still", || {
-        Ok(watched.wire.vcpu_states(1)?[0].state == VcpuRunState::STOPPED)
-    })?;
+    becomes(context, &mut watched.wire, 0, VcpuRunState::STOPPED)?;
     watched.wire.control_event(0, PF, true)?;
     check_eq!(first_word(&watched.vm)?, untouched, "the word before VM_RELEASE");
     watched.wire.expect_no_event()?;
