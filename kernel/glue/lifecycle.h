@@ -12,14 +12,24 @@ void kvm_introspection_vmm_exit(struct kvm *kvm);
 int kvm_introspection_vcpu_create(struct kvm_vcpu *vcpu);
 void kvm_introspection_vcpu_destroy(struct kvm_vcpu *vcpu);
 
+bool __kvm_introspection_check_requests(struct kvm_vcpu *vcpu);
 int __kvm_introspection_work(struct kvm_vcpu *vcpu);
-void kvm_introspection_recalc_intercepts(struct kvm_vcpu *vcpu);
 
-/* In the run loop nothing else waits for the VMM. */
-static __always_inline bool kvm_introspection_is_half_way(struct kvm_vcpu *vcpu)
+/* On the way into the guest: true when the run loop is to be gone through first. */
+static __always_inline bool kvm_introspection_check_requests(struct kvm_vcpu *vcpu)
 {
 	return static_branch_unlikely(&kvm_introspection_hooked) &&
-	       vcpu->arch.complete_userspace_io;
+	       __kvm_introspection_check_requests(vcpu);
+}
+
+/* What a session has left half-way (emulated.c) is to be ended, and the next one waited for. */
+static __always_inline bool kvm_introspection_may_have_work(struct kvm_vcpu *vcpu)
+{
+	return static_branch_unlikely(&kvm_introspection_hooked) &&
+	       (rcu_access_pointer(vcpu->arch.introspection.vi) ||
+		/* In the run loop nothing else waits for the VMM. */
+		vcpu->arch.complete_userspace_io ||
+		READ_ONCE(vcpu->kvm->arch.introspection.stopped));
 }
 
 /*
@@ -27,12 +37,9 @@ static __always_inline bool kvm_introspection_is_half_way(struct kvm_vcpu *vcpu)
  * kvm->srcu read side, which it leaves and takes again.  1: go on;
  * 0, -EINTR: KVM_RUN is to return.
  */
-static inline int kvm_introspection_work(struct kvm_vcpu *vcpu)
+static __always_inline int kvm_introspection_work(struct kvm_vcpu *vcpu)
 {
-	/* What a session has left half-way (emulated.c) is to be ended, and the next waited for. */
-	return kvm_is_introspected(vcpu) || kvm_introspection_is_half_way(vcpu) ||
-	       READ_ONCE(vcpu->kvm->arch.introspection.stopped) ?
-		__kvm_introspection_work(vcpu) : 1;
+	return kvm_introspection_may_have_work(vcpu) ? __kvm_introspection_work(vcpu) : 1;
 }
 
 #endif

@@ -263,6 +263,7 @@ struct kvm_vcpu_introspection *kvmi_vcpu_alloc(struct kvm_introspection *session
 void kvmi_vcpu_free(struct kvm_vcpu_introspection *vi);
 void kvmi_vcpu_put(struct kvm_vcpu_introspection *vi);
 void kvmi_vcpu_kick(struct kvm_vcpu_introspection *vi);
+void kvmi_recalc_intercepts(struct kvm_vcpu *vcpu);
 enum kvmi_site kvmi_site(struct kvm_vcpu *vcpu, const struct kvmi_occurrence *what);
 
 int kvmi_handle_exit(struct kvm_vcpu *vcpu);
@@ -275,7 +276,14 @@ void kvmi_show(struct kvm_vcpu_introspection *vi);
 void kvmi_run_state(struct kvm_vcpu_introspection *vi, struct kvmi_vcpu_run_state *out);
 
 /* void.c */
-void kvmi_settle(struct kvm_vcpu_introspection *vi);
+void kvmi_settle_writes(struct kvm_vcpu_introspection *vi);
+
+/* vcpu: whatever the VMM has written since KVM_RUN was in the last time; asked on each exit. */
+static inline void kvmi_settle(struct kvm_vcpu_introspection *vi)
+{
+	if (vi->vmm_writes)
+		kvmi_settle_writes(vi);
+}
 
 /* injection.c */
 bool kvmi_injection_due(struct kvm_vcpu_introspection *vi);

@@ -245,7 +245,7 @@ int __kvm_introspection_work(struct kvm_vcpu *vcpu)
 	return r;
 }
 
-void kvm_introspection_recalc_intercepts(struct kvm_vcpu *vcpu)
+void kvmi_recalc_intercepts(struct kvm_vcpu *vcpu)
 {
 	bool knows_msrs = kvm_introspection_knows_msrs(vcpu);
 
@@ -257,4 +257,12 @@ void kvm_introspection_recalc_intercepts(struct kvm_vcpu *vcpu)
 	/* What the tool watches is looked at wherever userspace's filter is. */
 	if (knows_msrs)
 		kvm_x86_call(msr_filter_changed)(vcpu);
+}
+
+bool __kvm_introspection_check_requests(struct kvm_vcpu *vcpu)
+{
+	if (kvm_check_request(KVM_REQ_INTROSPECTION_INTERCEPTS, vcpu))
+		kvmi_recalc_intercepts(vcpu);
+
+	return kvm_check_request(KVM_REQ_INTROSPECTION, vcpu);
 }

@@ -41,7 +41,7 @@ structs! {
     }
 
     /// Argument of COMMAND and EVENT.
-    pub struct Feature = kvm_introspection_feature, 8 {
+    pub struct Permission = kvm_introspection_feature, 8 {
         /// 1: allow, 0: forbid.
         pub allow: u32,
         /// Id of a command or event; -1 for all.
@@ -49,7 +49,7 @@ structs! {
     }
 }
 
-/// [`Feature::id`] that means every command or every event.
+/// [`Permission::id`] that means every command or every event.
 pub const ALL: i32 = -1;
 
 const KVMIO: u32 = 0xae;
@@ -76,11 +76,11 @@ constants! {
         in C "_IOW(KVMIO, 0xc8, struct kvm_introspection_hook)";
     /// Ends introspection; no argument.
     KVM_INTROSPECTION_UNHOOK = KVM_INTROSPECTION_UNHOOK: u32 = ioc(NONE, 0xc9, 0), in C "_IO(KVMIO, 0xc9)";
-    /// Allows or forbids a command; argument [`Feature`].
-    KVM_INTROSPECTION_COMMAND = KVM_INTROSPECTION_COMMAND: u32 = ioc(WRITES, 0xca, size_of::<Feature>()),
+    /// Allows or forbids a command; argument [`Permission`].
+    KVM_INTROSPECTION_COMMAND = KVM_INTROSPECTION_COMMAND: u32 = ioc(WRITES, 0xca, size_of::<Permission>()),
         in C "_IOW(KVMIO, 0xca, struct kvm_introspection_feature)";
-    /// Allows or forbids an event; argument [`Feature`].
-    KVM_INTROSPECTION_EVENT = KVM_INTROSPECTION_EVENT: u32 = ioc(WRITES, 0xcb, size_of::<Feature>()),
+    /// Allows or forbids an event; argument [`Permission`].
+    KVM_INTROSPECTION_EVENT = KVM_INTROSPECTION_EVENT: u32 = ioc(WRITES, 0xcb, size_of::<Permission>()),
         in C "_IOW(KVMIO, 0xcb, struct kvm_introspection_feature)";
     /// Asks the tool to undo its hooks: sends the UNHOOK event; no argument.
     KVM_INTROSPECTION_PREUNHOOK = KVM_INTROSPECTION_PREUNHOOK: u32 = ioc(NONE, 0xcc, 0), in C "_IO(KVMIO, 0xcc)";

@@ -66,14 +66,14 @@ impl Struct {
 }
 
 /// A structure or a number that stands in messages as it is.
-pub trait Wire: FromBytes + FromZeros + IntoBytes + Immutable + KnownLayout + Copy {
+pub trait HasLayout: FromBytes + FromZeros + IntoBytes + Immutable + KnownLayout + Copy {
     /// Its description.
     const LAYOUT: &'static Struct;
 }
 
 macro_rules! numbers {
     ($($number:ident)*) => { $(
-        impl Wire for $number {
+        impl HasLayout for $number {
             const LAYOUT: &'static Struct = &Struct {
                 name: stringify!($number),
                 c_name: stringify!($number),
@@ -112,7 +112,7 @@ macro_rules! structs {
                 }
             }
 
-            impl $crate::layout::Wire for $rust {
+            impl $crate::layout::HasLayout for $rust {
                 const LAYOUT: &'static $crate::layout::Struct = &$crate::layout::Struct {
                     name: stringify!($rust),
                     c_name: stringify!($c),
@@ -133,7 +133,7 @@ macro_rules! structs {
 
         /// The structures of this file, each behind those that it contains.
         pub(crate) const STRUCTS: &[&$crate::layout::Struct] =
-            &[$( <$rust as $crate::layout::Wire>::LAYOUT ),*];
+            &[$( <$rust as $crate::layout::HasLayout>::LAYOUT ),*];
     };
 }
 pub(crate) use structs;

@@ -204,7 +204,7 @@ macro_rules! data {
             head: $crate::row::head!($head),
             tail: $crate::layout::optional!($( $crate::row::Tail {
                 name: stringify!($tail),
-                unit: <$unit as $crate::layout::Wire>::LAYOUT,
+                unit: <$unit as $crate::layout::HasLayout>::LAYOUT,
                 count: stringify!($count),
                 count_at: core::mem::offset_of!($request, $count),
             } )?),
@@ -218,7 +218,7 @@ macro_rules! head {
         None
     };
     ($head:ident) => {
-        Some(<$head as $crate::layout::Wire>::LAYOUT)
+        Some(<$head as $crate::layout::HasLayout>::LAYOUT)
     };
 }
 pub(crate) use head;

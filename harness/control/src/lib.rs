@@ -7,7 +7,7 @@
 //! ```text
 //! L1  Ready, then the bare byte SNAPSHOT        L0 has the emulator save L1; what follows is in a restored one
 //! L0  Run; in a machine that is to repeat itself to the instruction, in brief (the module `brief`)
-//! L1  Started, then any of Stage, Log, Wire, Measure, then Done exactly once; L1 then powers off
+//! L1  Started, then any of Stage, Log, Transcript, Measure, then Done exactly once; L1 then powers off
 //! ```
 //!
 //! To a Shell in the place of Run it answers with Prompt, and what follows is no message but what a terminal shows.

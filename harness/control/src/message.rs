@@ -54,7 +54,7 @@ pub enum FromL1 {
         text: String,
     },
     /// A KVMI message that went over the introspection socket, decoded, for the transcript.
-    Wire {
+    Transcript {
         /// The decoded message.
         text: String,
     },

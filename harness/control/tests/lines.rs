@@ -48,7 +48,7 @@ fn examples() -> Vec<FromL1> {
             source: "vmm".into(),
             text: "two\nlines and \u{6}".into(),
         },
-        FromL1::Wire {
+        FromL1::Transcript {
             text: "> GET_VERSION".into(),
         },
         FromL1::Measure {
@@ -95,7 +95,7 @@ fn the_form_on_the_wire_is_fixed() {
             "\n",
             r#"{"type":"log","source":"vmm","text":"two\nlines and \u0006"}"#,
             "\n",
-            r#"{"type":"wire","text":"> GET_VERSION"}"#,
+            r#"{"type":"transcript","text":"> GET_VERSION"}"#,
             "\n",
             r#"{"type":"measure","name":"exits","value":1.5,"unit":"instructions"}"#,
             "\n",

@@ -25,15 +25,15 @@ use kvmi_lab_environment::{apt, exit};
 use kvmi_lab_kernel::{self as kernel, Choice, Variant};
 use kvmi_lab_machine::lab_run::LabRun;
 use kvmi_lab_machine::outcome::Record;
-use kvmi_lab_machine::pace::Pace;
+use kvmi_lab_machine::clock::Clock;
 use kvmi_lab_scenarios::all;
 use report::{Report, Tried};
 
 /// The scenario in which a planted race shows.
 const RACE: &str = "unhook::at_any_moment";
 
-/// Paces in QEMU, by the seed's remainder.
-const PACES: [Pace; 3] = [Pace::Counted(1), Pace::Counted(3), Pace::Counted(5)];
+/// Clocks in QEMU, by the seed's remainder.
+const CLOCKS: [Clock; 3] = [Clock::Counted(1), Clock::Counted(3), Clock::Counted(5)];
 
 /// What to explore.
 #[derive(Clone, Debug, clap::Args)]
@@ -80,11 +80,11 @@ impl Arguments {
     }
 
     /// How time passes in the machine of a seed.
-    fn pace(&self, seed: u64) -> Pace {
+    fn clock(&self, seed: u64) -> Clock {
         if self.plain || self.lane.platform() != Platform::Tcg {
-            return Pace::Host;
+            return Clock::Host;
         }
-        PACES[(seed % PACES.len() as u64) as usize]
+        CLOCKS[(seed % CLOCKS.len() as u64) as usize]
     }
 
     fn seeds(&self) -> std::ops::Range<u64> {
@@ -109,19 +109,19 @@ pub fn run(env: &Environment, wanted: &Arguments, json: bool) -> Result<u8> {
     let boot = images::boot(env, &built)?;
     let folder = env.runs.new_folder()?;
     let mut machines = BTreeMap::new();
-    for pace in wanted.seeds().take(PACES.len()).map(|seed| wanted.pace(seed)) {
-        if machines.contains_key(&pace) {
+    for clock in wanted.seeds().take(CLOCKS.len()).map(|seed| wanted.clock(seed)) {
+        if machines.contains_key(&clock) {
             continue;
         }
-        let standing = snapshots::prepare(env, &[wanted.lane], pace, &boot, &fetched, &folder)?;
-        let source = e2e::source(env, &boot, pace, &built.kernel.version.release(), &fetched);
+        let standing = snapshots::prepare(env, &[wanted.lane], clock, &boot, &fetched, &folder)?;
+        let source = e2e::source(env, &boot, clock, &built.kernel.version.release(), &fetched);
         let run = LabRun {
             folder: folder.clone(),
             seed: 0,
             source,
             lanes: standing.iter().map(|s| s.prepared.clone()).collect(),
         };
-        machines.insert(pace, (run, standing));
+        machines.insert(clock, (run, standing));
     }
     let tried = try_all(env, wanted, scenario, &machines)?;
     drop(machines);
@@ -145,7 +145,7 @@ fn try_all(
     env: &Environment,
     wanted: &Arguments,
     scenario: &str,
-    machines: &BTreeMap<Pace, (LabRun, Vec<ReadyLane>)>,
+    machines: &BTreeMap<Clock, (LabRun, Vec<ReadyLane>)>,
 ) -> Result<Vec<Tried>> {
     let task = env.progress.task(format!("explore {scenario} on {}", wanted.lane));
     let next = AtomicU64::new(wanted.seed);
@@ -156,11 +156,11 @@ fn try_all(
             if !wanted.seeds().contains(&seed) {
                 return Ok(());
             }
-            let pace = wanted.pace(seed);
-            let (run, _) = machines.get(&pace).context("no machine of that pace stands")?;
+            let clock = wanted.clock(seed);
+            let (run, _) = machines.get(&clock).context("no machine of that clock stands")?;
             let one = try_seed(run, seed, wanted.lane, scenario)?;
             let mut tried = tried.lock().unwrap_or_else(PoisonError::into_inner);
-            tried.push(Tried { pace, ..one });
+            tried.push(Tried { clock, ..one });
             let failed = tried.iter().filter(|t| !t.record.outcome.is_fine()).count();
             task.note(format!("{} of {} runs, {failed} failed", tried.len(), wanted.runs));
         }
@@ -194,7 +194,7 @@ fn try_seed(run: &LabRun, seed: u64, lane: Lane, scenario: &str) -> Result<Tried
         Some(run.bundle(&record).with_context(|| format!("bundle seed {seed}"))?)
     };
     Ok(Tried {
-        pace: Pace::Host,
+        clock: Clock::Host,
         record,
         bundle,
     })

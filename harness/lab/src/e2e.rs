@@ -19,7 +19,7 @@ use kvmi_lab_machine::boot::Boot;
 use kvmi_lab_machine::bundle::{self, Source};
 use kvmi_lab_machine::lab_run::{LabRun, VARIABLE};
 use kvmi_lab_machine::outcome::{Outcome, Record};
-use kvmi_lab_machine::pace::Pace;
+use kvmi_lab_machine::clock::Clock;
 use kvmi_lab_machine::process::{ProcessError, Program, end_with_us};
 
 use crate::emulators::{self, Fetched};
@@ -242,8 +242,8 @@ fn run_built(
 ) -> Result<(Vec<Record>, LabRun)> {
     let folder = env.runs.new_folder()?;
     let boot = images::boot(env, built)?;
-    let source = source(env, &boot, Pace::Host, &built.kernel.version.release(), fetched);
-    let lanes = snapshots::prepare(env, chosen, Pace::Host, &boot, fetched, &folder)?;
+    let source = source(env, &boot, Clock::Host, &built.kernel.version.release(), fetched);
+    let lanes = snapshots::prepare(env, chosen, Clock::Host, &boot, fetched, &folder)?;
     let run = LabRun {
         folder,
         seed: wanted.seed,
@@ -277,7 +277,7 @@ fn run_built(
 }
 
 /// What all scenarios of a run have in common, for bundles.
-pub fn source(env: &Environment, boot: &Boot, pace: Pace, kernel: &str, fetched: &Fetched) -> Source {
+pub fn source(env: &Environment, boot: &Boot, clock: Clock, kernel: &str, fetched: &Fetched) -> Source {
     let git = |arguments: &[&str]| {
         let output = Program::new("git").args(arguments).in_dir(&env.checkout).output();
         String::from_utf8(output.unwrap_or_default())
@@ -291,7 +291,7 @@ pub fn source(env: &Environment, boot: &Boot, pace: Pace, kernel: &str, fetched:
     Source {
         boot: boot.clone(),
         kernel: kernel.to_owned(),
-        pace,
+        clock,
         checkout: if changed { format!("{commit}-dirty") } else { commit },
         emulators: Lane::ALL.iter().copied().map(emulator).collect(),
     }

@@ -14,7 +14,7 @@ use kvmi_lab_environment::{apt, exit};
 use kvmi_lab_machine::bundle::{self, Bundle, Manifest, Source};
 use kvmi_lab_machine::lab_run::{LabRun, Prepared};
 use kvmi_lab_machine::outcome::{Outcome, Record};
-use kvmi_lab_machine::pace::Pace;
+use kvmi_lab_machine::clock::Clock;
 use serde_json::json;
 
 use crate::emulators::{self, Fetched, is_bochs};
@@ -134,7 +134,7 @@ impl Repro {
 
 /// Whether the same scenario is the same execution there each time, so that all that L1 says must be the same.
 pub fn repeats_itself(manifest: &Manifest) -> bool {
-    is_bochs(manifest.lane) || manifest.pace != Pace::Host
+    is_bochs(manifest.lane) || manifest.clock != Clock::Host
 }
 
 /// Runs bundles' scenarios, in L1s that boot once for all bundles that hold the same of them.
@@ -150,7 +150,7 @@ pub struct Reproducer<'s> {
 #[derive(Debug, PartialEq, Eq)]
 struct L1 {
     lane: Lane,
-    pace: Pace,
+    clock: Clock,
     arguments: Vec<String>,
     /// Kernel and initrd, by their hashes.
     boots: Vec<String>,
@@ -161,7 +161,7 @@ impl L1 {
         let booted = manifest.members.iter().filter(|m| !m.name.contains('/'));
         Self {
             lane: manifest.lane,
-            pace: manifest.pace,
+            clock: manifest.clock,
             arguments: manifest.arguments.clone(),
             boots: booted.map(|m| format!("{} {}", m.name, m.sha256)).collect(),
         }
@@ -194,7 +194,7 @@ impl<'s> Reproducer<'s> {
             source: Source {
                 boot: bundle.boot.clone(),
                 kernel: manifest.kernel.clone(),
-                pace: manifest.pace,
+                clock: manifest.clock,
                 checkout: manifest.checkout.clone(),
                 emulators: vec![(manifest.lane, self.fetched.emulator(manifest.lane))],
             },
@@ -225,7 +225,7 @@ impl<'s> Reproducer<'s> {
             apt::install_for_boot(self.env, wanted.lane)?;
             let lanes = [wanted.lane];
             let standing =
-                snapshots::prepare(self.env, &lanes, wanted.pace, &bundle.boot, &self.fetched, &self.folder)?;
+                snapshots::prepare(self.env, &lanes, wanted.clock, &bundle.boot, &self.fetched, &self.folder)?;
             self.standing = Some((wanted, standing));
         }
         let (_, standing) = self.standing.as_ref().context("no L1 stands")?;

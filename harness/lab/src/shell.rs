@@ -10,7 +10,7 @@ use kvmi_lab_environment::apt;
 use kvmi_lab_environment::complain;
 use kvmi_lab_environment::exit;
 use kvmi_lab_kernel::{self as kernel, Built, Choice};
-use kvmi_lab_machine::pace::Pace;
+use kvmi_lab_machine::clock::Clock;
 use kvmi_lab_machine::prompt::{Debugging, Prompt, PromptInfo};
 
 use crate::busybox;
@@ -59,7 +59,7 @@ pub fn run(env: &Environment, wanted: &Arguments) -> Result<u8> {
     let programs = [("bin/busybox".to_owned(), busybox::fetch(env)?)].into();
     let boot = images::boot_with(env, &built, &programs)?;
     let folder = env.runs.new_folder()?;
-    let standing = snapshots::prepare(env, &[lane], Pace::Host, &boot, &fetched, &folder)?;
+    let standing = snapshots::prepare(env, &[lane], Clock::Host, &boot, &fetched, &folder)?;
     let standing = standing.first().context("no lane was prepared")?;
     let logs = folder.join(lane.name()).join(FOLDER);
     let gdb = wanted.gdb.then(Gdb::new).transpose()?;

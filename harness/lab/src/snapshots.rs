@@ -10,7 +10,7 @@ use kvmi_lab_control::{Lane, Platform};
 use kvmi_lab_environment::Environment;
 use kvmi_lab_machine::boot::Boot;
 use kvmi_lab_machine::lab_run::{Prepared, Snapshot};
-use kvmi_lab_machine::pace::Pace;
+use kvmi_lab_machine::clock::Clock;
 use kvmi_lab_machine::{bochs, qemu};
 
 use crate::emulators::Fetched;
@@ -23,16 +23,16 @@ pub struct ReadyLane {
     _server: Option<bochs::ForkServer>,
 }
 
-/// Has L1 stand at its snapshot on each lane. The pace is that of QEMU; in Bochs time counts instructions anyway.
+/// Has L1 stand at its snapshot on each lane. The clock is that of QEMU; in Bochs time counts instructions anyway.
 pub fn prepare(
     env: &Environment,
     wanted: &[Lane],
-    pace: Pace,
+    clock: Clock,
     boot: &Boot,
     fetched: &Fetched,
     folder: &Path,
 ) -> Result<Vec<ReadyLane>> {
-    let yielder = if wanted.iter().any(|&lane| qemu::Parts::want_library(lane, pace)) {
+    let yielder = if wanted.iter().any(|&lane| qemu::Parts::want_library(lane, clock)) {
         Some(images::yielder(env)?)
     } else {
         None
@@ -48,9 +48,9 @@ pub fn prepare(
         }
         let parts = qemu::Parts {
             lane,
-            pace,
+            clock,
             emulators: fetched.emulators.clone(),
-            library: yielder.clone().filter(|_| qemu::Parts::want_library(lane, pace)),
+            library: yielder.clone().filter(|_| qemu::Parts::want_library(lane, clock)),
         };
         let saved = qemu::prepare(parts, &env.cache, &fetched.packages, boot, &env.progress)?;
         Ok(SavedSnapshot::Qemu(saved))

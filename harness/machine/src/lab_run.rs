@@ -10,7 +10,7 @@ use serde::{Deserialize, Serialize};
 use crate::bochs::Forks;
 use crate::bundle::{self, Source};
 use crate::outcome::Record;
-use crate::pace::Pace;
+use crate::clock::Clock;
 use crate::plant;
 use crate::qemu::Saved;
 use crate::scenario::{self, Limits, Request};
@@ -144,9 +144,9 @@ impl LabRun {
     fn limits(&self, scenario: &str) -> Limits {
         let limits = plant::limits(scenario);
         let kernel = self.source.boot.slowness;
-        let machine = match self.source.pace {
-            Pace::Host => 1,
-            Pace::Counted(_) => COUNTED_SLOWNESS,
+        let machine = match self.source.clock {
+            Clock::Host => 1,
+            Clock::Counted(_) => COUNTED_SLOWNESS,
         };
         Limits {
             start_ms: limits.start_ms * u64::from(kernel),

@@ -16,7 +16,7 @@ pub mod kvm_guest;
 pub mod lab_run;
 pub mod machine_event;
 pub mod outcome;
-pub mod pace;
+pub mod clock;
 mod plant;
 pub mod process;
 pub mod progress;

@@ -18,7 +18,7 @@ use crate::boot::{Boot, BootError, Hardware, explain, io_error, read_lossy, wait
 use crate::cache::{Cache, Key};
 use crate::emulator::Emulators;
 use crate::machine_event::{MachineEvent, channel, listen};
-use crate::pace::Pace;
+use crate::clock::Clock;
 use crate::process::{Owned, in_short_turns};
 use crate::progress::Progress;
 use crate::qmp::{Commands, Qmp, QmpError};
@@ -88,7 +88,7 @@ fn machine() -> String {
 }
 
 /// The machine's arguments; none of them names a file. Its memory is to be an object `memory`. In TCG, two of the three CPUs run guests: [`TCG_ARGUMENTS`].
-fn machine_arguments(lane: Lane, pace: Pace, hardware: Hardware) -> Vec<String> {
+fn machine_arguments(lane: Lane, clock: Clock, hardware: Hardware) -> Vec<String> {
     // One accelerator is named, so there is no falling back to another one.
     let (accelerator, cpu, cpus) = match lane.platform() {
         Platform::Kvm => ("kvm", "host", 2),
@@ -107,7 +107,7 @@ fn machine_arguments(lane: Lane, pace: Pace, hardware: Hardware) -> Vec<String> 
          -serial chardev:console -serial chardev:control"
     );
     let words = words.split_whitespace().map(str::to_owned);
-    words.chain(pace.arguments()).collect()
+    words.chain(clock.arguments()).collect()
 }
 
 /// Where L1's memory is.
@@ -138,7 +138,7 @@ pub struct Parts {
     /// The lane.
     pub lane: Lane,
     /// How time passes in it.
-    pub pace: Pace,
+    pub clock: Clock,
     /// Where QEMU is.
     pub emulators: Emulators,
     /// The library by which a CPU that spins lets others run (harness/machine/yielder), where each of its CPUs is a thread in TCG.
@@ -148,8 +148,8 @@ pub struct Parts {
 impl Parts {
     /// Whether [`Parts::library`] is for machines like this.
     #[must_use]
-    pub fn want_library(lane: Lane, pace: Pace) -> bool {
-        lane.platform() == Platform::Tcg && pace == Pace::Host
+    pub fn want_library(lane: Lane, clock: Clock) -> bool {
+        lane.platform() == Platform::Tcg && clock == Clock::Host
     }
 }
 
@@ -176,17 +176,17 @@ pub fn prepare(
     boot: &Boot,
     progress: &Progress,
 ) -> Result<Saved, BootError> {
-    let Parts { lane, pace, .. } = parts;
+    let Parts { lane, clock, .. } = parts;
     let key = Key::of("qemu snapshot 1")
         .text("emulators", emulators_key)
-        .text("arguments", &machine_arguments(lane, pace, boot.hardware).join(" "))
+        .text("arguments", &machine_arguments(lane, clock, boot.hardware).join(" "))
         .text("kernel arguments", &command_line(lane, boot))
         .text("acceleration", &acceleration(lane))
         .file("kernel", &boot.kernel)?
         .file("initrd", &boot.initrd)?
         .finish();
     let entry = cache.entry("snapshots", &key, |into| {
-        let task = progress.task(format!("boot L1 in QEMU ({lane}, {pace})"));
+        let task = progress.task(format!("boot L1 in QEMU ({lane}, {clock})"));
         // The log of a boot that failed must outlive the entry that was not made.
         let console = cache.work("logs")?.join(format!("{lane}-boot.log"));
         let log = console.with_extension("emulator.log");
@@ -279,7 +279,7 @@ impl Saved {
     ///
     /// [`BootError`]
     pub fn restore(&self, request: &Request) -> Result<Restored, BootError> {
-        let has_order = matches!(self.parts.pace, Pace::Counted(_));
+        let has_order = matches!(self.parts.clock, Clock::Counted(_));
         let (qemu, qmp) = self.resume(&request.folder, &[], has_order.then_some(request))?;
         let (send, events) = channel();
         let commands = watch(qmp, send.clone());
@@ -384,7 +384,7 @@ struct Process {
 
 impl Process {
     fn start(parts: &Parts, boot: &Boot, console: &Path, log: &Path, more: &[&str]) -> Result<Self, BootError> {
-        let &Parts { lane, pace, .. } = parts;
+        let &Parts { lane, clock, .. } = parts;
         let (qmp, qemu_qmp) = UnixStream::pair().map_err(io_error("make a socket pair"))?;
         let (control, qemu_control) = UnixStream::pair().map_err(io_error("make a socket pair"))?;
         let log_file = File::create(log).map_err(io_error(format!("write {}", log.display())))?;
@@ -392,7 +392,7 @@ impl Process {
         command
             .arg("-chardev")
             .arg(format!("file,id=console,path={}", console.display()))
-            .args(machine_arguments(lane, pace, boot.hardware))
+            .args(machine_arguments(lane, clock, boot.hardware))
             .arg("-kernel")
             .arg(&boot.kernel)
             .arg("-initrd")

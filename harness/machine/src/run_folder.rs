@@ -87,7 +87,7 @@ impl RunFolder {
                 }
                 self.line(source, text)
             }
-            FromL1::Wire { text } => {
+            FromL1::Transcript { text } => {
                 writeln!(self.wire, "{text}")?;
                 self.line("wire", text)
             }

@@ -219,7 +219,7 @@ impl<'r> Conversation<'r> {
                 Err(lost("L1 has a prompt for someone, and was to run a scenario"))
             }
             // A process that outlives the scenario may still have something to say.
-            FromL1::Log { .. } | FromL1::Wire { .. } => Ok(()),
+            FromL1::Log { .. } | FromL1::Transcript { .. } => Ok(()),
             other if is_over => Err(lost(format!("after the verdict came {other:?}"))),
             FromL1::Started { scenario } if self.started || scenario != self.request.scenario => Err(lost(format!(
                 "L1 started `{scenario}`, and was to start `{}` once",
@@ -412,7 +412,7 @@ mod tests {
                 text: text.into(),
             })
         };
-        let wire = say(FromL1::Wire {
+        let wire = say(FromL1::Transcript {
             text: "> #1 GET_VERSION".into(),
         });
         let events = vec![

@@ -66,7 +66,7 @@ impl Context {
 
     /// A line for the transcript of KVMI messages.
     pub fn wire(&self, text: impl Into<String>) {
-        say(&FromL1::Wire { text: text.into() });
+        say(&FromL1::Transcript { text: text.into() });
     }
 
     /// A figure.

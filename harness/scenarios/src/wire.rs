@@ -408,8 +408,8 @@ impl Wire {
     fn message(&mut self) -> Result<Option<Message>, Failure> {
         match self.connection.receive() {
             Ok(message) => Ok(Some(message)),
-            Err(CloseReason::There) => Ok(None),
-            Err(CloseReason::Cut(_)) if self.may_be_cut => Ok(None),
+            Err(CloseReason::Peer) => Ok(None),
+            Err(CloseReason::Truncated(_)) if self.may_be_cut => Ok(None),
             Err(reason) => Err(reason.into()),
         }
     }

@@ -19,7 +19,7 @@ use kvmi_lab_kernel::{self as kernel, Built, Choice};
 use kvmi_lab_machine::boot::{Boot, Hardware};
 use kvmi_lab_machine::lab_run::LabRun;
 use kvmi_lab_machine::outcome::Record;
-use kvmi_lab_machine::pace::Pace;
+use kvmi_lab_machine::clock::Clock;
 
 use crate::build::{self, Programs};
 use crate::compare::{Seen, compare, idle_modes, unknown_names};
@@ -167,7 +167,7 @@ pub fn run_counted(env: &Environment, wanted: &Arguments, json: bool) -> Result<
     let mut prepared = Vec::new();
     for &lane in &lanes {
         let boot = boot(env, &built, &programs, &arguments, lane)?;
-        prepared.extend(snapshots::prepare(env, &[lane], Pace::Host, &boot, &fetched, &folder)?);
+        prepared.extend(snapshots::prepare(env, &[lane], Clock::Host, &boot, &fetched, &folder)?);
     }
     let lab = LabRun {
         folder,
@@ -175,7 +175,7 @@ pub fn run_counted(env: &Environment, wanted: &Arguments, json: bool) -> Result<
         source: source(
             env,
             &boot(env, &built, &programs, &arguments, lanes[0])?,
-            Pace::Host,
+            Clock::Host,
             &built.kernel.version.release(),
             &fetched,
         ),

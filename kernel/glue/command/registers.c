@@ -107,5 +107,5 @@ void kvmi_glue_intercepts_changed(struct kvm_vcpu_introspection *vi)
 
 	kvmi_singlestep_changed(vi, kvmi_wants_singlestep(vi->state));
 	WRITE_ONCE(vi->vcpu->arch.introspection.intercepts, intercepts);
-	kvm_introspection_recalc_intercepts(vi->vcpu);
+	kvmi_recalc_intercepts(vi->vcpu);
 }

@@ -70,13 +70,10 @@ void __kvm_introspection_vmm_writes(struct kvm_vcpu *vcpu)
 	srcu_read_unlock(&vcpu->kvm->srcu, idx);
 }
 
-/* vcpu: whatever the VMM has written since KVM_RUN was in the last time. */
-void kvmi_settle(struct kvm_vcpu_introspection *vi)
+/* vcpu: the VMM may have written something since KVM_RUN was in the last time. */
+void kvmi_settle_writes(struct kvm_vcpu_introspection *vi)
 {
 	struct kvmi_snapshot now;
-
-	if (!vi->vmm_writes)
-		return;
 
 	vi->vmm_writes = false;
 	take_snapshot(vi->vcpu, &now);

@@ -10,9 +10,9 @@ use kvmi_uapi::error as code;
 ///
 /// ```compile_fail,E0004
 /// # fn is_closed(reason: kvmi::CloseReason) -> bool {
-/// use kvmi::CloseReason::{Broken, Cut, Here, Protocol, There};
+/// use kvmi::CloseReason::{Failed, Local, Peer, Protocol, Truncated};
 /// match reason {
-///     Here | There | Cut(_) | Broken(_) | Protocol(_) => true,
+///     Local | Peer | Truncated(_) | Failed(_) | Protocol(_) => true,
 /// }
 /// # }
 /// ```
@@ -51,7 +51,7 @@ pub enum Error {
     /// The other side does not keep to the protocol.
     #[error(transparent)]
     Protocol(#[from] ProtocolError),
-    /// Another event came than was expected. It is answered as one that is dropped ([`crate::Open`]).
+    /// Another event came than was expected. It is answered as one that is dropped ([`crate::OpenEvent`]).
     #[error("expected a {expected} event, got {got}")]
     UnexpectedEvent {
         /// Name of the event that was expected.
@@ -90,16 +90,16 @@ impl Error {
 pub enum CloseReason {
     /// This side closed it.
     #[error("closed here")]
-    Here,
+    Local,
     /// The other side closed it between two messages.
     #[error("closed by the other side")]
-    There,
+    Peer,
     /// The other side closed it in the middle of a message.
     #[error("closed by the other side {0}")]
-    Cut(String),
-    /// It broke.
-    #[error("broken: {0}")]
-    Broken(String),
+    Truncated(String),
+    /// Receiving or sending failed.
+    #[error("failed: {0}")]
+    Failed(String),
     /// What came was no message.
     #[error("{0}")]
     Protocol(ProtocolError),

@@ -8,7 +8,7 @@ use zerocopy::FromBytes;
 
 /// Answer to an event that the tool only takes notice of.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
-pub enum Proceed {
+pub enum Acknowledge {
     /// The guest goes on.
     Continue,
     /// The guest runs no further instruction.
@@ -28,7 +28,7 @@ pub enum Decision {
 
 /// Answer to the write of a register.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
-pub enum Value {
+pub enum WriteDecision {
     /// The register gets this value, validated as if the guest wrote it.
     Continue(u64),
     /// The guest runs no further instruction.
@@ -52,7 +52,7 @@ mod sealed {
 }
 
 /// A kind of vCPU event.
-pub trait Kind: sealed::Sealed + Copy + Debug + Sized {
+pub trait EventKind: sealed::Sealed + Copy + Debug + Sized {
     /// Event id.
     const ID: u16;
     /// What may be answered.
@@ -75,7 +75,7 @@ macro_rules! kinds {
     ($( $kind:ty, $id:expr, $answer:ident, $parse:expr, $unmodified:expr; )*) => { $(
         impl sealed::Sealed for $kind {}
 
-        impl Kind for $kind {
+        impl EventKind for $kind {
             const ID: u16 = $id;
             type Answer = $answer;
 
@@ -99,24 +99,24 @@ macro_rules! kinds {
 }
 
 kinds! {
-    Pause, event::PAUSE, Proceed, |_: &[u8]| Some(Pause), |_: &Self| Proceed::Continue;
-    Hypercall, event::HYPERCALL, Proceed, |_: &[u8]| Some(Hypercall), |_: &Self| Proceed::Continue;
+    Pause, event::PAUSE, Acknowledge, |_: &[u8]| Some(Pause), |_: &Self| Acknowledge::Continue;
+    Hypercall, event::HYPERCALL, Acknowledge, |_: &[u8]| Some(Hypercall), |_: &Self| Acknowledge::Continue;
     Breakpoint, event::BREAKPOINT, Decision, prefix, |_: &Self| Decision::Continue;
-    Cr, event::CR, Value, prefix, |cr: &Self| Value::Continue(cr.new_value);
-    Trap, event::TRAP, Proceed, prefix, |_: &Self| Proceed::Continue;
-    Xsetbv, event::XSETBV, Proceed, prefix, |_: &Self| Proceed::Continue;
+    Cr, event::CR, WriteDecision, prefix, |cr: &Self| WriteDecision::Continue(cr.new_value);
+    Trap, event::TRAP, Acknowledge, prefix, |_: &Self| Acknowledge::Continue;
+    Xsetbv, event::XSETBV, Acknowledge, prefix, |_: &Self| Acknowledge::Continue;
     Descriptor, event::DESCRIPTOR, Decision, prefix, |_: &Self| Decision::Continue;
-    Msr, event::MSR, Value, prefix, |msr: &Self| Value::Continue(msr.new_value);
+    Msr, event::MSR, WriteDecision, prefix, |msr: &Self| WriteDecision::Continue(msr.new_value);
     Pf, event::PF, Decision, prefix, |_: &Self| Decision::Continue;
-    Singlestep, event::SINGLESTEP, Proceed, prefix, |_: &Self| Proceed::Continue;
-    CreateVcpu, event::CREATE_VCPU, Proceed, |_: &[u8]| Some(CreateVcpu), |_: &Self| Proceed::Continue;
+    Singlestep, event::SINGLESTEP, Acknowledge, prefix, |_: &Self| Acknowledge::Continue;
+    CreateVcpu, event::CREATE_VCPU, Acknowledge, |_: &[u8]| Some(CreateVcpu), |_: &Self| Acknowledge::Continue;
 }
 
 fn prefix<T: FromBytes>(data: &[u8]) -> Option<T> {
     T::read_from_prefix(data).ok().map(|(value, _)| value)
 }
 
-impl Proceed {
+impl Acknowledge {
     fn encode(self) -> (u8, Option<u64>) {
         match self {
             Self::Continue => (event::CONTINUE, None),
@@ -135,7 +135,7 @@ impl Decision {
     }
 }
 
-impl Value {
+impl WriteDecision {
     fn encode(self) -> (u8, Option<u64>) {
         match self {
             Self::Continue(value) => (event::CONTINUE, Some(value)),

@@ -8,21 +8,21 @@ use kvmi_uapi::{
 };
 
 use crate::{
-    CloseReason, CreateVcpu, Error, Hypercall, Kind, Message, Pause, ProtocolError, Session, reader::VCPU_EVENT_BYTES,
+    CloseReason, CreateVcpu, Error, Hypercall, EventKind, Message, Pause, ProtocolError, Session, reader::VCPU_EVENT_BYTES,
     ticket::Ticket, transcript::event_name,
 };
 
 /// A vCPU event that waits for its answer: the vCPU stands still until then, and commands to it work.
 ///
-/// It is answered once: each answer consumes it. Dropping it, by a `?` or a panic too, answers as [`Open::proceed`]
+/// It is answered once: each answer consumes it. Dropping it, by a `?` or a panic too, answers as [`OpenEvent::proceed`]
 /// does: CONTINUE, with the guest's own value for CR and MSR, so that everything is as without a tool. That holds for
 /// each kind. For PF it means that the access is let through; for BREAKPOINT that the guest gets its #BP, which is right
 /// for an INT3 of the guest's own and wrong for one that the tool has planted: those answer yourself, with
 /// [`Decision::Retry`](crate::Decision::Retry). RETRY is nobody's default, for where nothing has changed the same event
-/// follows at once. To keep the vCPU where it is: [`Open::hold`].
+/// follows at once. To keep the vCPU where it is: [`OpenEvent::hold`].
 #[must_use = "dropped, the event is answered CONTINUE"]
 #[derive(Debug)]
-pub struct Open<K> {
+pub struct OpenEvent<K> {
     /// Index of the vCPU.
     pub vcpu: u16,
     /// Sequence number of the event.
@@ -34,7 +34,7 @@ pub struct Open<K> {
     pub(crate) ticket: Ticket,
 }
 
-impl<K: Kind> Open<K> {
+impl<K: EventKind> OpenEvent<K> {
     /// Answers.
     ///
     /// # Errors
@@ -90,7 +90,7 @@ pub struct Unknown {
     pub(crate) ticket: Option<Ticket>,
 }
 
-/// An event. It is answered once, at the latest when it is dropped ([`Open`]):
+/// An event. It is answered once, at the latest when it is dropped ([`OpenEvent`]):
 ///
 /// ```compile_fail,E0382
 /// # fn twice(event: kvmi::Event) -> Result<(), kvmi::Error> {
@@ -112,17 +112,17 @@ pub struct Unknown {
 #[allow(missing_docs, reason = "each is described where its data are")]
 pub enum Event {
     Unhook(Unhook),
-    Pause(Open<Pause>),
-    Hypercall(Open<Hypercall>),
-    Breakpoint(Open<Breakpoint>),
-    Cr(Open<Cr>),
-    Trap(Open<Trap>),
-    Xsetbv(Open<Xsetbv>),
-    Descriptor(Open<Descriptor>),
-    Msr(Open<Msr>),
-    Pf(Open<Pf>),
-    Singlestep(Open<Singlestep>),
-    CreateVcpu(Open<CreateVcpu>),
+    Pause(OpenEvent<Pause>),
+    Hypercall(OpenEvent<Hypercall>),
+    Breakpoint(OpenEvent<Breakpoint>),
+    Cr(OpenEvent<Cr>),
+    Trap(OpenEvent<Trap>),
+    Xsetbv(OpenEvent<Xsetbv>),
+    Descriptor(OpenEvent<Descriptor>),
+    Msr(OpenEvent<Msr>),
+    Pf(OpenEvent<Pf>),
+    Singlestep(OpenEvent<Singlestep>),
+    CreateVcpu(OpenEvent<CreateVcpu>),
     Unknown(Unknown),
 }
 
@@ -147,7 +147,7 @@ macro_rules! each {
     };
 }
 
-fn id_of<K: Kind>(_: &Open<K>) -> u16 {
+fn id_of<K: EventKind>(_: &OpenEvent<K>) -> u16 {
     K::ID
 }
 
@@ -180,7 +180,7 @@ impl Event {
     /// Answers that everything is to happen as without a tool; nothing for a VM event.
     ///
     /// # Errors
-    /// As [`Open::reply`].
+    /// As [`OpenEvent::reply`].
     pub fn proceed(self) -> Result<(), Error> {
         each!(self, open => open.proceed(), unhook _unhook => Ok(()),
             unknown unknown => unknown.proceed())
@@ -189,7 +189,7 @@ impl Event {
     /// Answers that the guest is to run no further instruction; nothing for a VM event.
     ///
     /// # Errors
-    /// As [`Open::reply`].
+    /// As [`OpenEvent::reply`].
     pub fn crash(self) -> Result<(), Error> {
         each!(self, open => open.crash(), unhook _unhook => Ok(()), unknown unknown => unknown.crash())
     }
@@ -254,21 +254,21 @@ macro_rules! expectations {
 
 expectations! {
     unhook, Unhook, Unhook, "UNHOOK";
-    pause, Pause, Open<Pause>, "PAUSE";
-    hypercall, Hypercall, Open<Hypercall>, "HYPERCALL";
-    breakpoint, Breakpoint, Open<Breakpoint>, "BREAKPOINT";
-    cr, Cr, Open<Cr>, "CR";
-    trap, Trap, Open<Trap>, "TRAP";
-    xsetbv, Xsetbv, Open<Xsetbv>, "XSETBV";
-    descriptor, Descriptor, Open<Descriptor>, "DESCRIPTOR";
-    msr, Msr, Open<Msr>, "MSR";
-    pf, Pf, Open<Pf>, "PF";
-    singlestep, Singlestep, Open<Singlestep>, "SINGLESTEP";
-    create_vcpu, CreateVcpu, Open<CreateVcpu>, "CREATE_VCPU";
+    pause, Pause, OpenEvent<Pause>, "PAUSE";
+    hypercall, Hypercall, OpenEvent<Hypercall>, "HYPERCALL";
+    breakpoint, Breakpoint, OpenEvent<Breakpoint>, "BREAKPOINT";
+    cr, Cr, OpenEvent<Cr>, "CR";
+    trap, Trap, OpenEvent<Trap>, "TRAP";
+    xsetbv, Xsetbv, OpenEvent<Xsetbv>, "XSETBV";
+    descriptor, Descriptor, OpenEvent<Descriptor>, "DESCRIPTOR";
+    msr, Msr, OpenEvent<Msr>, "MSR";
+    pf, Pf, OpenEvent<Pf>, "PF";
+    singlestep, Singlestep, OpenEvent<Singlestep>, "SINGLESTEP";
+    create_vcpu, CreateVcpu, OpenEvent<CreateVcpu>, "CREATE_VCPU";
 }
 
 /// Reads a vCPU event. Its data begin where its own size says, which a later kernel may have made larger.
-fn open<K: Kind>(message: &Message, session: &Session) -> Result<Open<K>, ProtocolError> {
+fn open<K: EventKind>(message: &Message, session: &Session) -> Result<OpenEvent<K>, ProtocolError> {
     let vcpu: VcpuEvent = message.get(size_of::<EventHdr>())?;
     let at = size_of::<EventHdr>() + usize::from(vcpu.size);
     let data = message.payload.get(at.max(VCPU_EVENT_BYTES)..).and_then(K::parse);
@@ -279,7 +279,7 @@ fn open<K: Kind>(message: &Message, session: &Session) -> Result<Open<K>, Protoc
     };
     let data: K = data.ok_or(short)?;
     let unmodified = K::encode(data.unmodified());
-    Ok(Open {
+    Ok(OpenEvent {
         vcpu: vcpu.vcpu,
         seq: message.hdr.seq,
         arch: vcpu.arch,
@@ -311,7 +311,7 @@ impl Iterator for Events<'_> {
         let next = self.session.next_event_ever();
         self.ended = next.is_err();
         match next {
-            Err(Error::Closed(CloseReason::Here | CloseReason::There)) => None,
+            Err(Error::Closed(CloseReason::Local | CloseReason::Peer)) => None,
             other => Some(other),
         }
     }

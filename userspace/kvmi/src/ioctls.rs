@@ -9,7 +9,7 @@ use std::os::fd::{AsFd, FromRawFd, OwnedFd, RawFd};
 
 pub use kvmi_uapi::ioctl::{ALL, Open, Status};
 use kvmi_uapi::ioctl::{
-    Feature, Hook, KVM_INTROSPECTION_COMMAND, KVM_INTROSPECTION_EVENT, KVM_INTROSPECTION_FREE,
+    Permission, Hook, KVM_INTROSPECTION_COMMAND, KVM_INTROSPECTION_EVENT, KVM_INTROSPECTION_FREE,
     KVM_INTROSPECTION_HANG_UP, KVM_INTROSPECTION_HOOK, KVM_INTROSPECTION_OPEN, KVM_INTROSPECTION_PREUNHOOK,
     KVM_INTROSPECTION_STATUS, KVM_INTROSPECTION_UNHOOK,
 };
@@ -64,7 +64,7 @@ pub fn preunhook(vm: impl AsFd) -> Result<(), Errno> {
 /// The ioctl's.
 pub fn permit_command(vm: impl AsFd, allow: u32, id: i32) -> Result<(), Errno> {
     // SAFETY: the kernel reads the 8 bytes of the argument.
-    unsafe { ioctl(vm, Setter::<KVM_INTROSPECTION_COMMAND, _>::new(Feature { allow, id })) }
+    unsafe { ioctl(vm, Setter::<KVM_INTROSPECTION_COMMAND, _>::new(Permission { allow, id })) }
 }
 
 /// EVENT.
@@ -73,7 +73,7 @@ pub fn permit_command(vm: impl AsFd, allow: u32, id: i32) -> Result<(), Errno> {
 /// The ioctl's.
 pub fn permit_event(vm: impl AsFd, allow: u32, id: i32) -> Result<(), Errno> {
     // SAFETY: the kernel reads the 8 bytes of the argument.
-    unsafe { ioctl(vm, Setter::<KVM_INTROSPECTION_EVENT, _>::new(Feature { allow, id })) }
+    unsafe { ioctl(vm, Setter::<KVM_INTROSPECTION_EVENT, _>::new(Permission { allow, id })) }
 }
 
 /// STATUS.

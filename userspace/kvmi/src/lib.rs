@@ -40,8 +40,8 @@
 //!   which gives a [`Pending`] to wait for later. Any number may be under way.
 //! - **Events**: [`Session::events`], which waits for as long as the connection is there; [`Session::next_event`], which
 //!   waits for a limited time. Each kind has an answer type of its own, with which only the legal answers can be expressed.
-//!   An event is answered once, and one that is dropped lets the guest run on as without a tool ([`Open`]). To keep its
-//!   vCPU where it is, hold it ([`Open::hold`]).
+//!   An event is answered once, and one that is dropped lets the guest run on as without a tool ([`OpenEvent`]). To keep its
+//!   vCPU where it is, hold it ([`OpenEvent::hold`]).
 //! - **Errors**: [`Error`]. What the kernel answered is a [`KvmError`]; why the connection is closed is a [`CloseReason`],
 //!   in each error that follows and from [`Session::closed`].
 //! - **Bytes**: [`message`] builds them, [`Session::send_raw`] and [`RawConnection`] send whatever they are given.
@@ -74,8 +74,8 @@ mod writer;
 
 pub use address::{Address, AddressError};
 pub use error::{CloseReason, Error, KvmError, ProtocolError};
-pub use event_kind::{CreateVcpu, Decision, Hypercall, Kind, Pause, Proceed, Value};
-pub use event_open::{Event, Events, Open, Unhook, Unknown};
+pub use event_kind::{CreateVcpu, Decision, Hypercall, EventKind, Pause, Acknowledge, WriteDecision};
+pub use event_open::{Event, Events, OpenEvent, Unhook, Unknown};
 pub use kvmi_uapi::{
     self as uapi, MsrEntry, PageAccessEntry, Regs, Segment, Sregs, VcpuEventArch, VcpuRunState, event, msg,
 };

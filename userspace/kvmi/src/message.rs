@@ -24,22 +24,22 @@ impl Message {
     /// Reads one message; waits for it.
     ///
     /// # Errors
-    /// [`CloseReason::There`] when the stream ends before it, [`CloseReason::Cut`] when it ends within it,
-    /// [`CloseReason::Broken`] when it fails, [`CloseReason::Protocol`] when it is too large.
+    /// [`CloseReason::Peer`] when the stream ends before it, [`CloseReason::Truncated`] when it ends within it,
+    /// [`CloseReason::Failed`] when it fails, [`CloseReason::Protocol`] when it is too large.
     pub fn read(mut from: impl Read) -> Result<Self, CloseReason> {
         let mut hdr = [0; size_of::<MsgHdr>()];
         let mut have = 0;
         while have < hdr.len() {
             match from.read(&mut hdr[have..]) {
-                Ok(0) if have == 0 => return Err(CloseReason::There),
-                Ok(0) => return Err(CloseReason::Cut(format!("after {have} bytes of a header"))),
+                Ok(0) if have == 0 => return Err(CloseReason::Peer),
+                Ok(0) => return Err(CloseReason::Truncated(format!("after {have} bytes of a header"))),
                 Ok(n) => have += n,
                 Err(error) if error.kind() == io::ErrorKind::Interrupted => {}
                 // How a unix socket says that the other side closed without reading all that it was sent.
                 Err(error) if have == 0 && error.kind() == io::ErrorKind::ConnectionReset => {
-                    return Err(CloseReason::There);
+                    return Err(CloseReason::Peer);
                 }
-                Err(error) => return Err(CloseReason::Broken(error.to_string())),
+                Err(error) => return Err(CloseReason::Failed(error.to_string())),
             }
         }
         let hdr = MsgHdr::read_from_bytes(&hdr).unwrap_or_default();
@@ -53,8 +53,8 @@ impl Message {
         from.read_exact(&mut payload).map_err(|error| {
             let place = format!("within message {} of {} bytes", hdr.id, hdr.size);
             match error.kind() {
-                io::ErrorKind::UnexpectedEof | io::ErrorKind::ConnectionReset => CloseReason::Cut(place),
-                _ => CloseReason::Broken(format!("{place}: {error}")),
+                io::ErrorKind::UnexpectedEof | io::ErrorKind::ConnectionReset => CloseReason::Truncated(place),
+                _ => CloseReason::Failed(format!("{place}: {error}")),
             }
         })?;
         Ok(Self { hdr, payload })
@@ -130,10 +130,10 @@ mod tests {
     #[test]
     fn ends_are_told_apart() {
         let bytes = encode(2, 1, &[0; 4]);
-        assert_eq!(Message::read(&bytes[..0]), Err(CloseReason::There));
+        assert_eq!(Message::read(&bytes[..0]), Err(CloseReason::Peer));
         for cut in 1..bytes.len() {
             assert!(
-                matches!(Message::read(&bytes[..cut]), Err(CloseReason::Cut(_))),
+                matches!(Message::read(&bytes[..cut]), Err(CloseReason::Truncated(_))),
                 "{cut}"
             );
         }

@@ -16,7 +16,7 @@ use crate::{CloseReason, Direction, Message, ProtocolError, Stream, message::REA
 
 /// How many of each kind wait to be taken: more than a kernel with any number of vCPUs has to say at once.
 const MAX_EVENTS: usize = 1 << 17;
-const MAX_STRAYS: usize = 1 << 16;
+const MAX_UNCLAIMED: usize = 1 << 16;
 
 /// Least payload of a vCPU event. What carries the same id and is shorter refuses an event reply.
 pub(crate) const VCPU_EVENT_BYTES: usize = size_of::<EventHdr>() + size_of::<VcpuEvent>();
@@ -34,7 +34,7 @@ pub(crate) struct State {
     pub(crate) waiting: HashMap<u32, Sender<Message>>,
     pub(crate) events: VecDeque<Message>,
     /// Replies that nobody waits for.
-    pub(crate) strays: VecDeque<Message>,
+    pub(crate) unclaimed: VecDeque<Message>,
     pub(crate) closed: Option<CloseReason>,
 }
 
@@ -95,7 +95,7 @@ impl Inbox {
         let kept = if is_event(&message) {
             keep(&mut state.events, message, "events", MAX_EVENTS)
         } else if message.hdr.id == msg::VCPU_EVENT {
-            keep(&mut state.strays, message, "replies to nothing", MAX_STRAYS)
+            keep(&mut state.unclaimed, message, "replies to nothing", MAX_UNCLAIMED)
         } else {
             match state.waiting.remove(&message.hdr.seq) {
                 // One that nobody waits for any more is dropped with its receiver.
@@ -103,7 +103,7 @@ impl Inbox {
                     drop(waiting.send(message));
                     Ok(())
                 }
-                None => keep(&mut state.strays, message, "replies to nothing", MAX_STRAYS),
+                None => keep(&mut state.unclaimed, message, "replies to nothing", MAX_UNCLAIMED),
             }
         };
         drop(state);
@@ -164,7 +164,7 @@ impl Drop for End<'_> {
     fn drop(&mut self) {
         let panicked = "the thread that reads it has panicked".to_owned();
         // Where there is a reason already, it stays.
-        self.inbox.close(CloseReason::Broken(panicked));
+        self.inbox.close(CloseReason::Failed(panicked));
         // It may be closed already.
         let _ = self.stream.shutdown(Shutdown::Both);
     }

@@ -52,7 +52,7 @@ impl Handle {
 
 impl Drop for Handle {
     fn drop(&mut self) {
-        self.close(CloseReason::Here);
+        self.close(CloseReason::Local);
         if let Some(reader) = self.reader.take() {
             let _ = reader.join();
         }
@@ -203,7 +203,7 @@ impl Session {
         };
         if sent > 0 {
             let why = format!("a message of {} bytes was cut after {sent}: {error}", bytes.len());
-            self.handle.close(CloseReason::Broken(why));
+            self.handle.close(CloseReason::Failed(why));
         }
         Err(match error.kind() {
             io::ErrorKind::TimedOut => Error::SendTimeout {
@@ -224,8 +224,8 @@ impl Session {
     ///
     /// # Errors
     /// [`Error::Timeout`], [`Error::Closed`].
-    pub fn next_stray(&self, timeout: Duration) -> Result<Message, Error> {
-        self.await_message("stray reply", timeout, |state| state.strays.pop_front())
+    pub fn next_unclaimed(&self, timeout: Duration) -> Result<Message, Error> {
+        self.await_message("unclaimed reply", timeout, |state| state.unclaimed.pop_front())
     }
 
     /// A sequence number that no command of this session has.
@@ -249,7 +249,7 @@ impl Session {
 
     /// Closes the connection, whoever else holds a handle.
     pub fn close(&self) {
-        self.handle.close(CloseReason::Here);
+        self.handle.close(CloseReason::Local);
     }
 
     /// Why the connection is closed; `None` while it is open.

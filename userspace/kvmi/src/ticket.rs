@@ -5,7 +5,7 @@ use std::ops::Deref;
 
 use kvmi_uapi::event;
 
-use crate::{CloseReason, Error, Event, Kind, Open, Session, Unknown, message};
+use crate::{CloseReason, Error, Event, EventKind, OpenEvent, Session, Unknown, message};
 
 /// What an answer says behind the event's id: action and data.
 pub(crate) type Encoded = (u8, Option<u64>);
@@ -50,7 +50,7 @@ impl Ticket {
         self.session.send_raw(&bytes).inspect_err(|error| {
             // The vCPU would stand still for as long as the connection is there.
             let why = format!("the answer to event {} was not sent: {error}", self.seq);
-            self.session.close_for(CloseReason::Broken(why));
+            self.session.close_for(CloseReason::Failed(why));
         })
     }
 }
@@ -64,9 +64,9 @@ impl Drop for Ticket {
     }
 }
 
-/// An event that nobody answers until [`Held::release`] gives it back: its vCPU stands still. Dropping this leaves it so,
+/// An event that nobody answers until [`Held::into_inner`] gives it back: its vCPU stands still. Dropping this leaves it so,
 /// until the session ends.
-#[must_use = "the vCPU stands still until the event is released and answered"]
+#[must_use = "the vCPU stands still until the event is taken back and answered"]
 #[derive(Debug)]
 pub struct Held<T>(T);
 
@@ -90,7 +90,7 @@ macro_rules! held {
 
         impl $($generics)* Held<$event> {
             /// Gives the event back, to be answered now.
-            pub fn release(self) -> $event {
+            pub fn into_inner(self) -> $event {
                 let mut event = self.0;
                 event.set_held(false);
                 event
@@ -100,12 +100,12 @@ macro_rules! held {
 }
 
 held! {
-    [<K: Kind>] Open<K>;
+    [<K: EventKind>] OpenEvent<K>;
     [] Unknown;
     [] Event;
 }
 
-impl<K: Kind> Open<K> {
+impl<K: EventKind> OpenEvent<K> {
     pub(crate) fn set_held(&mut self, held: bool) {
         self.ticket.to_be_answered = !held;
     }
@@ -121,7 +121,7 @@ impl Unknown {
     /// Answers CONTINUE, without data; nothing for a VM event.
     ///
     /// # Errors
-    /// As [`Open::reply`].
+    /// As [`OpenEvent::reply`].
     pub fn proceed(self) -> Result<(), Error> {
         self.answer(event::CONTINUE)
     }
@@ -129,7 +129,7 @@ impl Unknown {
     /// Answers that the guest is to run no further instruction; nothing for a VM event.
     ///
     /// # Errors
-    /// As [`Open::reply`].
+    /// As [`OpenEvent::reply`].
     pub fn crash(self) -> Result<(), Error> {
         self.answer(event::CRASH)
     }

@@ -16,7 +16,7 @@ use std::{
 
 use kvmi::{
     CloseReason, Decision, Error, Event, KvmError, Listener, PageAccessEntry, ProtocolError, RawConnection, Regs,
-    Session, SessionOptions, Value, command, event, handshake, message, msg,
+    Session, SessionOptions, WriteDecision, command, event, handshake, message, msg,
 };
 use kvmi_core::{Occurrence, Site};
 use mock_kernel::MockKernel;
@@ -58,7 +58,7 @@ fn control_registers_are_watched_and_replaced() {
             (3, 0x1000, 0x2000)
         );
         match answer {
-            Some(value) => open.reply(Value::Continue(value)).unwrap(),
+            Some(value) => open.reply(WriteDecision::Continue(value)).unwrap(),
             None => open.proceed().unwrap(),
         }
         let done = done.recv().unwrap();
@@ -187,7 +187,7 @@ fn the_other_side_s_end_ends_everything() {
     let done = kernel.happen(0, Occurrence::Hypercall);
     let event = session.next_event().unwrap();
     kernel.hang_up();
-    assert_eq!(session.wait_closed(SOON).unwrap(), CloseReason::There);
+    assert_eq!(session.wait_closed(SOON).unwrap(), CloseReason::Peer);
     assert!(session.version().unwrap_err().is_closed());
     assert!(event.proceed().unwrap_err().is_closed());
     assert!(session.events().next().is_none());
@@ -208,7 +208,7 @@ fn a_session_ends_with_its_last_handle() {
     let (kernel, session) = hooked(1);
     let waits = session.submit(command::GetVersion).unwrap();
     session.close();
-    assert_eq!(session.closed(), Some(CloseReason::Here));
+    assert_eq!(session.closed(), Some(CloseReason::Local));
     // Its answer may have come before.
     assert!(
         waits
@@ -227,7 +227,7 @@ fn what_does_not_come_is_a_timeout() {
     assert!(session.version().unwrap_err().is_timeout());
     assert!(session.next_event().unwrap_err().is_timeout());
     assert!(session.wait_closed(short).unwrap_err().is_timeout());
-    assert!(session.next_stray(short).unwrap_err().is_timeout());
+    assert!(session.next_unclaimed(short).unwrap_err().is_timeout());
     let pending = session.submit(command::GetVersion).unwrap();
     assert!(pending.poll().unwrap().is_err());
 }
@@ -242,7 +242,7 @@ fn wrong_replies_cost_the_connection() {
         session
             .send_raw(&message::encode_event_reply(0, open.seq(), event, action, data))
             .unwrap();
-        assert_eq!(session.wait_closed(SOON).unwrap(), CloseReason::There);
+        assert_eq!(session.wait_closed(SOON).unwrap(), CloseReason::Peer);
         assert_eq!(done.recv().unwrap().site, Site::Continue);
     }
 }
@@ -252,9 +252,9 @@ fn a_flood_of_replies_to_nothing_closes_the_connection() {
     const MORE_THAN_ARE_KEPT: usize = (1 << 16) + 1;
     let (ours, mut theirs) = UnixStream::pair().unwrap();
     let session = Session::from(ours);
-    let stray = message::encode(msg::VM_GET_INFO, 0xdead_beef, &[]);
+    let unclaimed = message::encode(msg::VM_GET_INFO, 0xdead_beef, &[]);
     // The other side may be told before all is written.
-    let _ = theirs.write_all(&stray.repeat(MORE_THAN_ARE_KEPT));
+    let _ = theirs.write_all(&unclaimed.repeat(MORE_THAN_ARE_KEPT));
     let reason = session.wait_closed(SOON).unwrap();
     assert!(
         matches!(reason, CloseReason::Protocol(ProtocolError::TooMany { .. })),
@@ -268,12 +268,12 @@ fn replies_that_nobody_waits_for_are_kept() {
     session
         .send_raw(&message::encode(msg::VM_GET_INFO, 0xdead_beef, &[]))
         .unwrap();
-    let stray = session.next_stray(SOON).unwrap();
-    assert_eq!((stray.hdr.id, stray.hdr.seq), (msg::VM_GET_INFO, 0xdead_beef));
+    let unclaimed = session.next_unclaimed(SOON).unwrap();
+    assert_eq!((unclaimed.hdr.id, unclaimed.hdr.seq), (msg::VM_GET_INFO, 0xdead_beef));
     // The refusal of an event reply has an event's id and is none.
     session.send_raw(&message::encode_event_reply(9, 1, 1, 0, &[])).unwrap();
-    let stray = session.next_stray(SOON).unwrap();
-    assert_eq!((stray.hdr.id, stray.get::<i32>(0).unwrap()), (msg::VCPU_EVENT, -22));
+    let unclaimed = session.next_unclaimed(SOON).unwrap();
+    assert_eq!((unclaimed.hdr.id, unclaimed.get::<i32>(0).unwrap()), (msg::VCPU_EVENT, -22));
     assert_eq!(session.queued_events(), 0);
 }
 
@@ -286,7 +286,7 @@ fn raw_connections_are_not_understood() {
     raw.send(&message::encode(msg::GET_VERSION, 3, &[])).unwrap();
     assert_eq!(raw.receive().unwrap().hdr.seq, 3);
     raw.send(&[0xff; 8]).unwrap();
-    assert_eq!(raw.receive(), Err(CloseReason::There));
+    assert_eq!(raw.receive(), Err(CloseReason::Peer));
 }
 
 #[test]

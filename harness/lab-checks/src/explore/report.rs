@@ -13,7 +13,7 @@ use kvmi_lab_environment::Environment;
 use kvmi_lab_environment::output::{self, count};
 use kvmi_lab_environment::show;
 use kvmi_lab_machine::outcome::Record;
-use kvmi_lab_machine::pace::Pace;
+use kvmi_lab_machine::clock::Clock;
 use kvmi_lab_scenarios::explore::MEASURE;
 use serde::Serialize;
 use serde_json::json;
@@ -23,7 +23,7 @@ use super::Arguments;
 /// One run.
 #[derive(Clone, Debug)]
 pub(super) struct Tried {
-    pub(super) pace: Pace,
+    pub(super) clock: Clock,
     pub(super) record: Record,
     /// If it did not pass.
     pub(super) bundle: Option<PathBuf>,
@@ -111,10 +111,10 @@ impl Report {
 
     pub(super) fn show(&self, env: &Environment, json: bool) {
         if json {
-            for Tried { pace, record, bundle } in &self.tried {
+            for Tried { clock, record, bundle } in &self.tried {
                 show!(
                     "{}",
-                    json!({ "event": "explored", "record": record, "pace": pace, "bundle": bundle })
+                    json!({ "event": "explored", "record": record, "clock": clock, "bundle": bundle })
                 );
             }
             show!(
@@ -220,7 +220,7 @@ mod tests {
             measures,
         };
         Tried {
-            pace: Pace::Host,
+            clock: Clock::Host,
             record,
             bundle,
         }

@@ -136,7 +136,7 @@ fn record(env: &Environment, bundle: &Bundle, recording: &Recording, fetched: &F
     if is_same {
         show!("recorded, with the same verdict: {}", record.outcome);
     } else {
-        // One CPU instead of two, and another pace.
+        // One CPU instead of two, and another clock.
         show!(
             "recorded, with another verdict\n  bundle: {}\n  here:   {}",
             plain(&manifest.seen),

@@ -6,7 +6,7 @@ use serde::{Deserialize, Serialize};
 use sha2::{Digest, Sha256};
 
 use crate::outcome::Outcome;
-use crate::pace::Pace;
+use crate::clock::Clock;
 
 /// The form of bundles that this lab writes, and the newest that it reads.
 pub const SCHEMA: u32 = 3;
@@ -29,9 +29,9 @@ pub struct Manifest {
     pub lane: Lane,
     /// Where its random numbers started.
     pub seed: u64,
-    /// How time passed in L1; schema 1 does not have it.
-    #[serde(default)]
-    pub pace: Pace,
+    /// How time passed in L1, by the name that bundles have for it; schema 1 does not have it.
+    #[serde(default, rename = "pace")]
+    pub clock: Clock,
     /// How it should have ended.
     pub expected: Outcome,
     /// How it ended.

@@ -189,8 +189,8 @@ fn check(manifest: &Manifest) -> Result<(), BundleError> {
         return Err(text("scenario", &manifest.scenario));
     }
     // The emulator is told it.
-    if !manifest.pace.is_possible() {
-        return Err(text("pace", &manifest.pace.to_string()));
+    if !manifest.clock.is_possible() {
+        return Err(text("clock", &manifest.clock.to_string()));
     }
     if !(1..=MAX_SLOWNESS).contains(&manifest.slowness) {
         return Err(text("slowness", &manifest.slowness.to_string()));

@@ -12,7 +12,7 @@ use super::write::pack;
 use super::*;
 use crate::boot::Boot;
 use crate::outcome::{Outcome, Record};
-use crate::pace::{MAX_SHIFT, Pace};
+use crate::clock::{MAX_SHIFT, Clock};
 use crate::run_folder;
 
 fn record() -> Record {
@@ -37,7 +37,7 @@ fn made(log: &[u8]) -> (TempDir, std::path::PathBuf) {
     let source = Source {
         boot: Boot::new(file("k", b"kernel"), file("i", b"initrd")),
         kernel: "6.12".into(),
-        pace: Pace::Counted(3),
+        clock: Clock::Counted(3),
         checkout: "abc".into(),
         emulators: vec![(Lane::SvmTcg, "qemu 10".into())],
     };
@@ -84,7 +84,7 @@ fn what_goes_in_comes_out() {
         (bundle.manifest.seed, bundle.manifest.emulator.as_str()),
         (7, "qemu 10")
     );
-    assert_eq!(bundle.manifest.pace, Pace::Counted(3));
+    assert_eq!(bundle.manifest.clock, Clock::Counted(3));
     assert_eq!(fs::read(&bundle.boot.kernel).unwrap(), b"kernel");
     assert_eq!(
         fs::read(bundle.logs.join(run_folder::CONSOLE)).unwrap(),
@@ -119,7 +119,7 @@ fn a_bundle_that_would_be_too_large_is_not_made() {
     let source = Source {
         boot: Boot::new(dir.path().join("k"), dir.path().join("i")),
         kernel: String::new(),
-        pace: Pace::Host,
+        clock: Clock::Host,
         checkout: String::new(),
         emulators: Vec::new(),
     };
@@ -173,7 +173,7 @@ fn an_older_schema_is_read() {
         manifest.as_object_mut().unwrap().remove(later);
     }
     let manifest: Manifest = serde_json::from_value(manifest).unwrap();
-    assert_eq!((manifest.schema, manifest.pace, manifest.slowness), (1, Pace::Host, 1));
+    assert_eq!((manifest.schema, manifest.clock, manifest.slowness), (1, Clock::Host, 1));
     assert_eq!(said_of(&manifest, &[KERNEL, INITRD]), "fine");
 }
 
@@ -222,8 +222,8 @@ fn hostile_members_are_refused() {
     of_two_lines.arguments.push("quiet\nLABEL other".into());
     assert!(said_of(&of_two_lines, &[KERNEL, INITRD]).contains("its arguments is"));
     let mut hasty = good.clone();
-    hasty.pace = Pace::Counted(MAX_SHIFT + 1);
-    assert!(said_of(&hasty, &[KERNEL, INITRD]).contains("its pace is"));
+    hasty.clock = Clock::Counted(MAX_SHIFT + 1);
+    assert!(said_of(&hasty, &[KERNEL, INITRD]).contains("its clock is"));
     for slowness in [0, MAX_SLOWNESS + 1] {
         let mut slow = manifest_of(&[KERNEL, INITRD]);
         slow.slowness = slowness;

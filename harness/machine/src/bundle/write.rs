@@ -13,7 +13,7 @@ use super::{FILE, MAX_BYTES, MAX_LOG_BYTES, name};
 use crate::boot::Boot;
 use crate::complaint::today;
 use crate::outcome::{Outcome, Record};
-use crate::pace::Pace;
+use crate::clock::Clock;
 use crate::run_folder;
 
 /// How hard it is compressed: the kernel is compressed already, and bundles are made while scenarios run.
@@ -27,7 +27,7 @@ pub struct Source {
     /// `uname -r` of it.
     pub kernel: String,
     /// How time passes in L1.
-    pub pace: Pace,
+    pub clock: Clock,
     /// The commit of the checkout.
     pub checkout: String,
     /// The emulator's package and version, for each lane.
@@ -57,7 +57,7 @@ pub fn write(source: &Source, record: &Record, folder: &Path) -> io::Result<Path
         scenario: record.scenario.clone(),
         lane: record.lane,
         seed: record.seed,
-        pace: source.pace,
+        clock: source.clock,
         expected: Outcome::Pass,
         seen: record.outcome.clone(),
         seconds: record.seconds,

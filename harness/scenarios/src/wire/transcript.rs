@@ -49,7 +49,7 @@ pub fn say_recent() {
     let left_out = transcript.seen.saturating_sub(SAID_AT_ONCE + transcript.recent.len());
     if left_out > 0 {
         let text = format!("({left_out} messages are left out)");
-        say(&FromL1::Wire { text });
+        say(&FromL1::Transcript { text });
     }
     for (direction, bytes) in &transcript.recent {
         say_entry(*direction, bytes);
@@ -58,5 +58,5 @@ pub fn say_recent() {
 
 fn say_entry(direction: Direction, bytes: &[u8]) {
     let text = Entry { direction, bytes }.to_string();
-    say(&FromL1::Wire { text });
+    say(&FromL1::Transcript { text });
 }

@@ -75,7 +75,7 @@ fn msrs_are_watched_and_exceptions_injected() {
         (event.data.msr, event.data.old_value, event.data.new_value),
         (0x174, 1, 2)
     );
-    event.reply(Value::Continue(3)).unwrap();
+    event.reply(WriteDecision::Continue(3)).unwrap();
     assert_eq!(completed.recv().unwrap().value, Some(3));
     vcpu.inject_exception(14, 2, 0x5000).unwrap();
     assert_eq!(

@@ -34,7 +34,7 @@ fn the_iterator_waits_for_as_long_as_the_connection_is_there() {
     said.recv().unwrap();
     // So many time-outs of another waiter pass meanwhile.
     for _ in 0..50 {
-        assert!(watched.next_stray(MOMENT).unwrap_err().is_timeout());
+        assert!(watched.next_unclaimed(MOMENT).unwrap_err().is_timeout());
     }
     (&silent)
         .write_all(&message::encode(msg::VM_EVENT, 1, &[0; 8]))
@@ -46,7 +46,7 @@ fn the_iterator_waits_for_as_long_as_the_connection_is_there() {
     let came: Vec<_> = waits.join().unwrap().into_iter().map(Result::unwrap).collect();
     assert_eq!(
         (came, watched.closed()),
-        (vec![event::UNHOOK], Some(CloseReason::There))
+        (vec![event::UNHOOK], Some(CloseReason::Peer))
     );
 
     // Events that came before the end are not lost, and the end comes after them.
@@ -59,7 +59,7 @@ fn the_iterator_waits_for_as_long_as_the_connection_is_there() {
     done.recv_timeout(SOON).unwrap();
     session.close();
     assert!(events.next().is_none());
-    assert_eq!(session.closed(), Some(CloseReason::Here));
+    assert_eq!(session.closed(), Some(CloseReason::Local));
 }
 
 #[test]
@@ -77,7 +77,7 @@ fn a_connection_that_breaks_is_the_iterator_s_last_item() {
     for error in [
         session.version().unwrap_err(),
         session.next_event().unwrap_err(),
-        session.next_stray(MOMENT).unwrap_err(),
+        session.next_unclaimed(MOMENT).unwrap_err(),
         session.send_raw(&[0; 8]).unwrap_err(),
     ] {
         assert_eq!(error.to_string(), wanted);
@@ -85,7 +85,7 @@ fn a_connection_that_breaks_is_the_iterator_s_last_item() {
     // The other side learns that nobody reads any more.
     let mut kernel = RawConnection::from(kernel);
     kernel.set_timeout(Some(SOON)).unwrap();
-    assert_eq!(kernel.receive(), Err(CloseReason::There));
+    assert_eq!(kernel.receive(), Err(CloseReason::Peer));
 }
 
 #[test]

@@ -3,7 +3,7 @@
 
 use std::{os::unix::net::UnixStream, panic, thread, time::Duration};
 
-use kvmi::{Error, Event, Open, RawConnection, Session, SessionOptions, Value, event, message, msg};
+use kvmi::{Error, Event, OpenEvent, RawConnection, Session, SessionOptions, WriteDecision, event, message, msg};
 use kvmi_core::{Occurrence, Site};
 
 use crate::{BREAKPOINT, SOON, cr3, hooked};
@@ -97,7 +97,7 @@ fn one_that_was_answered_is_not_answered_again_when_it_is_dropped() {
     watch(&session, event::CR);
     let done = kernel.happen(0, cr3(0x2000));
     let cr = session.next_event().unwrap().cr().unwrap();
-    cr.reply(Value::Continue(0x3000)).unwrap();
+    cr.reply(WriteDecision::Continue(0x3000)).unwrap();
     assert_eq!(done.recv_timeout(SOON).unwrap().value, Some(0x3000));
     // A second answer would have cost the connection.
     session.version().unwrap();
@@ -142,11 +142,11 @@ fn one_that_is_held_waits_until_it_is_released() {
     let second = kernel.happen(1, cr3(0x2000));
     let other = session.next_event_of(1).unwrap().hold();
     assert_eq!(other.vcpu(), Some(1));
-    let cr: Open<_> = held.release();
-    cr.reply(Value::Continue(0x3000)).unwrap();
+    let cr: OpenEvent<_> = held.into_inner();
+    cr.reply(WriteDecision::Continue(0x3000)).unwrap();
     assert_eq!(first.recv_timeout(SOON).unwrap().value, Some(0x3000));
     // Released, it is as it was: dropping it answers.
-    drop(other.release());
+    drop(other.into_inner());
     assert_eq!(second.recv_timeout(SOON).unwrap().value, Some(0x2000));
 
     // One that stays held stays so to the end of the session.

@@ -5,13 +5,13 @@ use std::fmt;
 
 use serde::{Deserialize, Serialize};
 
-/// The largest [`Pace::Counted`] shift: with more, L1 does nothing but answer its timer.
+/// The largest [`Clock::Counted`] shift: with more, L1 does nothing but answer its timer.
 pub const MAX_SHIFT: u8 = 8;
 
 /// How time passes in an L1 that QEMU translates, and so which of its CPUs comes first.
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq, PartialOrd, Ord, Serialize, Deserialize)]
 #[serde(rename_all = "snake_case")]
-pub enum Pace {
+pub enum Clock {
     /// By the host's clock; its CPUs run side by side.
     #[default]
     Host,
@@ -19,7 +19,7 @@ pub enum Pace {
     Counted(u8),
 }
 
-impl Pace {
+impl Clock {
     /// QEMU's arguments.
     pub(crate) fn arguments(self) -> Vec<String> {
         match self {
@@ -47,7 +47,7 @@ impl Pace {
     }
 }
 
-impl fmt::Display for Pace {
+impl fmt::Display for Clock {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
         match self {
             Self::Host => f.write_str("by the host's clock"),
@@ -62,9 +62,9 @@ mod tests {
 
     #[test]
     fn a_pace_is_what_qemu_is_told() {
-        assert!(Pace::Host.arguments().is_empty() && Pace::Host.is_possible());
-        assert_eq!(Pace::Counted(3).arguments()[1], "shift=3,sleep=off");
-        assert_eq!(Pace::Counted(3).to_string(), "counted, 2^3 ns an instruction");
-        assert!(Pace::Counted(MAX_SHIFT).is_possible() && !Pace::Counted(MAX_SHIFT + 1).is_possible());
+        assert!(Clock::Host.arguments().is_empty() && Clock::Host.is_possible());
+        assert_eq!(Clock::Counted(3).arguments()[1], "shift=3,sleep=off");
+        assert_eq!(Clock::Counted(3).to_string(), "counted, 2^3 ns an instruction");
+        assert!(Clock::Counted(MAX_SHIFT).is_possible() && !Clock::Counted(MAX_SHIFT + 1).is_possible());
     }
 }
