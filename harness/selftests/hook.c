@@ -1,6 +1,6 @@
 // SPDX-License-Identifier: MIT OR Apache-2.0
 /*
- * Linked into each of KVM's selftests, with --wrap=ioctl. Where the
+ * Linked into each of KVM's selftests, with --wrap=ioctl and --wrap=alarm. Where the
  * environment asks for it, a tool (harness/l1/src/selftest/tool.rs) is told of
  * each VM that the test makes, and of each vCPU that is about to run for the
  * first time. The test waits for its answer. Without the variable each call
@@ -29,6 +29,9 @@
 
 /* A test that could not be hooked ends with this status. */
 #define NOT_HOOKED 97
+
+/* A test's own deadline is so many times as long where it waits for a tool. */
+#define TOOL_PATIENCE 20
 
 /* Descriptors beyond this are not followed, which ends the test. */
 #define MAX_FDS (1 << 16)
@@ -65,6 +68,7 @@ static struct {
 } *known;
 
 int __real_ioctl(int fd, unsigned long request, void *argument);
+unsigned int __real_alarm(unsigned int seconds);
 
 static _Noreturn void fail(const char *what, int error)
 {
@@ -210,4 +214,9 @@ int __wrap_ioctl(int fd, unsigned long request, ...)
 		memory_set(tool, fd, argument);
 	errno = before;
 	return result;
+}
+
+unsigned int __wrap_alarm(unsigned int seconds)
+{
+	return __real_alarm(known ? seconds * TOOL_PATIENCE : seconds);
 }

@@ -148,6 +148,7 @@ enum kvmi_phase {
 	KVMI_CRASHED	= 4,	/* CRASH was the reply: for good */
 };
 enum kvmi_phase kvmi_phase(const struct kvmi_vcpu_state *state);		/* vcpu */
+bool kvmi_is_quiet(const struct kvmi_vcpu_state *state);		/* vcpu: KVMI_IDLE, with nothing to inject */
 u16 kvmi_phase_event(const struct kvmi_vcpu_state *state);		/* vcpu: id of the event it is about */
 /* vcpu: the reply is here and its exit is to be handled once more: not for PAUSE and TRAP. */
 bool kvmi_completes_exit(const struct kvmi_vcpu_state *state);

@@ -155,13 +155,18 @@ static int complete_exit(struct kvm_vcpu_introspection *vi)
 	return r;
 }
 
-/* Asked on each exit: what calls nothing comes first. */
+/* Asked on each exit: nothing is called that cannot be the case. */
 static bool has_work(struct kvm_vcpu_introspection *vi)
 {
+	struct kvm_introspection *session = vi->session;
+
 	return !list_empty_careful(&vi->jobs) || atomic_read(&vi->pauses) || vi->unsent ||
-	       vi->owes_rest || kvmi_phase(vi->state) != KVMI_IDLE || kvmi_injection_due(vi) ||
-	       kvmi_is_new(vi) || kvmi_is_stopped(vi->session) ||
-	       (READ_ONCE(vi->session->lost) && kvmi_crashes(vi->session)) ||
+	       vi->owes_rest ||
+	       (!kvmi_is_quiet(vi->state) &&
+		(kvmi_phase(vi->state) != KVMI_IDLE || kvmi_injection_due(vi))) ||
+	       (vi->is_new && kvmi_is_new(vi)) ||
+	       (READ_ONCE(session->stopped) && kvmi_is_stopped(session)) ||
+	       (READ_ONCE(session->lost) && kvmi_crashes(session)) ||
 	       (vi->let_through_count && kvmi_wants_let_through(vi)) ||
 	       (vi->vcpu->arch.introspection.singlestep && (kvmi_wants_step(vi) || kvmi_has_step(vi)));
 }
@@ -196,7 +201,8 @@ int __kvm_introspection_work(struct kvm_vcpu *vcpu)
 		}
 		if (vi)
 			kvmi_settle(vi);
-		if (kvmi_is_half_way(vcpu) && !kvmi_half_way_waits(vi)) {
+		if (unlikely(vcpu->arch.complete_userspace_io) &&
+		    kvmi_is_half_way(vcpu) && !kvmi_half_way_waits(vi)) {
 			r = signal_pending(current) ? -EINTR : kvmi_emulate_anew(vcpu, true);
 			continue;
 		}

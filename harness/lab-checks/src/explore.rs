@@ -23,9 +23,9 @@ use kvmi_lab_control::{Lane, Platform};
 use kvmi_lab_environment::Environment;
 use kvmi_lab_environment::{apt, exit};
 use kvmi_lab_kernel::{self as kernel, Choice, Variant};
+use kvmi_lab_machine::clock::Clock;
 use kvmi_lab_machine::lab_run::LabRun;
 use kvmi_lab_machine::outcome::Record;
-use kvmi_lab_machine::clock::Clock;
 use kvmi_lab_scenarios::all;
 use report::{Report, Tried};
 

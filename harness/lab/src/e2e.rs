@@ -17,9 +17,9 @@ use kvmi_lab_environment::tools::NEXTEST;
 use kvmi_lab_kernel::{self as kernel, Built, Choice};
 use kvmi_lab_machine::boot::Boot;
 use kvmi_lab_machine::bundle::{self, Source};
+use kvmi_lab_machine::clock::Clock;
 use kvmi_lab_machine::lab_run::{LabRun, VARIABLE};
 use kvmi_lab_machine::outcome::{Outcome, Record};
-use kvmi_lab_machine::clock::Clock;
 use kvmi_lab_machine::process::{ProcessError, Program, end_with_us};
 
 use crate::emulators::{self, Fetched};

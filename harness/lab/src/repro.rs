@@ -12,9 +12,9 @@ use kvmi_lab_environment::Environment;
 use kvmi_lab_environment::show;
 use kvmi_lab_environment::{apt, exit};
 use kvmi_lab_machine::bundle::{self, Bundle, Manifest, Source};
+use kvmi_lab_machine::clock::Clock;
 use kvmi_lab_machine::lab_run::{LabRun, Prepared};
 use kvmi_lab_machine::outcome::{Outcome, Record};
-use kvmi_lab_machine::clock::Clock;
 use serde_json::json;
 
 use crate::emulators::{self, Fetched, is_bochs};
@@ -224,8 +224,14 @@ impl<'s> Reproducer<'s> {
             self.standing = None;
             apt::install_for_boot(self.env, wanted.lane)?;
             let lanes = [wanted.lane];
-            let standing =
-                snapshots::prepare(self.env, &lanes, wanted.clock, &bundle.boot, &self.fetched, &self.folder)?;
+            let standing = snapshots::prepare(
+                self.env,
+                &lanes,
+                wanted.clock,
+                &bundle.boot,
+                &self.fetched,
+                &self.folder,
+            )?;
             self.standing = Some((wanted, standing));
         }
         let (_, standing) = self.standing.as_ref().context("no L1 stands")?;

@@ -9,8 +9,8 @@ use anyhow::{Result, bail};
 use kvmi_lab_control::{Lane, Platform};
 use kvmi_lab_environment::Environment;
 use kvmi_lab_machine::boot::Boot;
-use kvmi_lab_machine::lab_run::{Prepared, Snapshot};
 use kvmi_lab_machine::clock::Clock;
+use kvmi_lab_machine::lab_run::{Prepared, Snapshot};
 use kvmi_lab_machine::{bochs, qemu};
 
 use crate::emulators::Fetched;

@@ -9,8 +9,8 @@ use serde::{Deserialize, Serialize};
 
 use crate::bochs::Forks;
 use crate::bundle::{self, Source};
-use crate::outcome::Record;
 use crate::clock::Clock;
+use crate::outcome::Record;
 use crate::plant;
 use crate::qemu::Saved;
 use crate::scenario::{self, Limits, Request};

@@ -16,9 +16,9 @@ use serde_json::json;
 
 use crate::boot::{Boot, BootError, Hardware, explain, io_error, read_lossy, wait_for_point};
 use crate::cache::{Cache, Key};
+use crate::clock::Clock;
 use crate::emulator::Emulators;
 use crate::machine_event::{MachineEvent, channel, listen};
-use crate::clock::Clock;
 use crate::process::{Owned, in_short_turns};
 use crate::progress::Progress;
 use crate::qmp::{Commands, Qmp, QmpError};

@@ -144,7 +144,10 @@ fn compile(source: &Path, programs: &Path, jobs: usize, task: &Task) -> Result<(
         .args(["ARCH=x86_64", &format!("CC={COMPILER}")])
         .arg(format!("OUTPUT={}", output.display()))
         .arg(format!("KHDR_INCLUDES={headers}"))
-        .arg(format!("LDFLAGS=-static -Wl,--wrap=ioctl {}", object.display()))
+        .arg(format!(
+            "LDFLAGS=-static -Wl,--wrap=ioctl,--wrap=alarm {}",
+            object.display()
+        ))
         .run(task)?;
     fs::create_dir(programs).map_err(io_error("make the folder for the programs"))?;
     for (path, program) in executables(&output)? {

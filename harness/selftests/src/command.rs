@@ -17,9 +17,9 @@ use kvmi_lab_environment::output::count;
 use kvmi_lab_environment::{apt, exit};
 use kvmi_lab_kernel::{self as kernel, Built, Choice};
 use kvmi_lab_machine::boot::{Boot, Hardware};
+use kvmi_lab_machine::clock::Clock;
 use kvmi_lab_machine::lab_run::LabRun;
 use kvmi_lab_machine::outcome::Record;
-use kvmi_lab_machine::clock::Clock;
 
 use crate::build::{self, Programs};
 use crate::compare::{Seen, compare, idle_modes, unknown_names};

@@ -118,6 +118,14 @@ unsafe extern "C" fn kvmi_phase(state: *const VcpuState) -> u32 {
 /// # Safety
 /// Promises 1 and 2.
 #[unsafe(no_mangle)]
+unsafe extern "C" fn kvmi_is_quiet(state: *const VcpuState) -> bool {
+    // SAFETY: promises 1 and 2.
+    unsafe { &*state }.is_quiet()
+}
+
+/// # Safety
+/// Promises 1 and 2.
+#[unsafe(no_mangle)]
 unsafe extern "C" fn kvmi_phase_event(state: *const VcpuState) -> u16 {
     // SAFETY: promises 1 and 2.
     unsafe { &*state }.phase_event()

@@ -8,8 +8,8 @@ use kvmi_uapi::{
 };
 
 use crate::{
-    CloseReason, CreateVcpu, Error, Hypercall, EventKind, Message, Pause, ProtocolError, Session, reader::VCPU_EVENT_BYTES,
-    ticket::Ticket, transcript::event_name,
+    CloseReason, CreateVcpu, Error, EventKind, Hypercall, Message, Pause, ProtocolError, Session,
+    reader::VCPU_EVENT_BYTES, ticket::Ticket, transcript::event_name,
 };
 
 /// A vCPU event that waits for its answer: the vCPU stands still until then, and commands to it work.

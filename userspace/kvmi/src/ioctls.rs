@@ -9,9 +9,9 @@ use std::os::fd::{AsFd, FromRawFd, OwnedFd, RawFd};
 
 pub use kvmi_uapi::ioctl::{ALL, Open, Status};
 use kvmi_uapi::ioctl::{
-    Permission, Hook, KVM_INTROSPECTION_COMMAND, KVM_INTROSPECTION_EVENT, KVM_INTROSPECTION_FREE,
-    KVM_INTROSPECTION_HANG_UP, KVM_INTROSPECTION_HOOK, KVM_INTROSPECTION_OPEN, KVM_INTROSPECTION_PREUNHOOK,
-    KVM_INTROSPECTION_STATUS, KVM_INTROSPECTION_UNHOOK,
+    Hook, KVM_INTROSPECTION_COMMAND, KVM_INTROSPECTION_EVENT, KVM_INTROSPECTION_FREE, KVM_INTROSPECTION_HANG_UP,
+    KVM_INTROSPECTION_HOOK, KVM_INTROSPECTION_OPEN, KVM_INTROSPECTION_PREUNHOOK, KVM_INTROSPECTION_STATUS,
+    KVM_INTROSPECTION_UNHOOK, Permission,
 };
 pub use rustix::io::Errno;
 use rustix::ioctl::{Ioctl, IoctlOutput, NoArg, Opcode, Setter, Updater, ioctl};
@@ -64,7 +64,12 @@ pub fn preunhook(vm: impl AsFd) -> Result<(), Errno> {
 /// The ioctl's.
 pub fn permit_command(vm: impl AsFd, allow: u32, id: i32) -> Result<(), Errno> {
     // SAFETY: the kernel reads the 8 bytes of the argument.
-    unsafe { ioctl(vm, Setter::<KVM_INTROSPECTION_COMMAND, _>::new(Permission { allow, id })) }
+    unsafe {
+        ioctl(
+            vm,
+            Setter::<KVM_INTROSPECTION_COMMAND, _>::new(Permission { allow, id }),
+        )
+    }
 }
 
 /// EVENT.

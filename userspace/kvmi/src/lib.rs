@@ -74,7 +74,7 @@ mod writer;
 
 pub use address::{Address, AddressError};
 pub use error::{CloseReason, Error, KvmError, ProtocolError};
-pub use event_kind::{CreateVcpu, Decision, Hypercall, EventKind, Pause, Acknowledge, WriteDecision};
+pub use event_kind::{Acknowledge, CreateVcpu, Decision, EventKind, Hypercall, Pause, WriteDecision};
 pub use event_open::{Event, Events, OpenEvent, Unhook, Unknown};
 pub use kvmi_uapi::{
     self as uapi, MsrEntry, PageAccessEntry, Regs, Segment, Sregs, VcpuEventArch, VcpuRunState, event, msg,

@@ -273,7 +273,10 @@ fn replies_that_nobody_waits_for_are_kept() {
     // The refusal of an event reply has an event's id and is none.
     session.send_raw(&message::encode_event_reply(9, 1, 1, 0, &[])).unwrap();
     let unclaimed = session.next_unclaimed(SOON).unwrap();
-    assert_eq!((unclaimed.hdr.id, unclaimed.get::<i32>(0).unwrap()), (msg::VCPU_EVENT, -22));
+    assert_eq!(
+        (unclaimed.hdr.id, unclaimed.get::<i32>(0).unwrap()),
+        (msg::VCPU_EVENT, -22)
+    );
     assert_eq!(session.queued_events(), 0);
 }
 

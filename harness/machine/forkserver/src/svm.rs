@@ -68,6 +68,9 @@ const OF: u64 = 4;
 /// The bits of DR6 that a #DB sets, and those that it clears before.
 const DR6_SET: u64 = 0xe00f;
 const DR6_CLEARED: u64 = 0x900f;
+/// A debug register was to be accessed, and an instruction was stepped. Where it is the first, the instruction has not been executed.
+const DR6_BD: u64 = 1 << 13;
+const DR6_BS: u64 = 1 << 14;
 
 /// The bit by which a busy TSS of 32 bits differs from one of 16.
 const TSS_32_BITS: u64 = 8;
@@ -228,7 +231,11 @@ unsafe extern "C" fn inject(cpu: *mut c_void) -> bool {
 unsafe extern "C" fn intercept(cpu: *mut c_void, kind: c_uint, vector: c_uint, error: u16, has_error: bool, info: u64) {
     let bochs = bochs();
     if vector == DB && bochs.in_guest() && bochs.intercepted_exceptions.get() & 1 << DB != 0 {
-        let why = bochs.debug_trap.get() & DR6_SET;
+        let mut why = bochs.debug_trap.get() & DR6_SET;
+        // Bochs notes the step's trap before the instruction is executed.
+        if why & DR6_BD != 0 {
+            why &= !DR6_BS;
+        }
         bochs.dr6.set(bochs.dr6.get() & !DR6_CLEARED | why);
     }
     // SAFETY: the caller's arguments, passed on.

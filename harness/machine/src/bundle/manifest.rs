@@ -5,8 +5,8 @@ use kvmi_lab_control::Lane;
 use serde::{Deserialize, Serialize};
 use sha2::{Digest, Sha256};
 
-use crate::outcome::Outcome;
 use crate::clock::Clock;
+use crate::outcome::Outcome;
 
 /// The form of bundles that this lab writes, and the newest that it reads.
 pub const SCHEMA: u32 = 3;

@@ -11,8 +11,8 @@ use super::manifest::{MAX_SLOWNESS, sha256};
 use super::write::pack;
 use super::*;
 use crate::boot::Boot;
+use crate::clock::{Clock, MAX_SHIFT};
 use crate::outcome::{Outcome, Record};
-use crate::clock::{MAX_SHIFT, Clock};
 use crate::run_folder;
 
 fn record() -> Record {
@@ -173,7 +173,10 @@ fn an_older_schema_is_read() {
         manifest.as_object_mut().unwrap().remove(later);
     }
     let manifest: Manifest = serde_json::from_value(manifest).unwrap();
-    assert_eq!((manifest.schema, manifest.clock, manifest.slowness), (1, Clock::Host, 1));
+    assert_eq!(
+        (manifest.schema, manifest.clock, manifest.slowness),
+        (1, Clock::Host, 1)
+    );
     assert_eq!(said_of(&manifest, &[KERNEL, INITRD]), "fine");
 }
 

@@ -11,9 +11,9 @@ use serde::{Deserialize, Serialize};
 use super::manifest::{Manifest, Member, SCHEMA, sha256};
 use super::{FILE, MAX_BYTES, MAX_LOG_BYTES, name};
 use crate::boot::Boot;
+use crate::clock::Clock;
 use crate::complaint::today;
 use crate::outcome::{Outcome, Record};
-use crate::clock::Clock;
 use crate::run_folder;
 
 /// How hard it is compressed: the kernel is compressed already, and bundles are made while scenarios run.

@@ -76,6 +76,11 @@ impl VcpuState {
         self.phase
     }
 
+    /// Whether no event is recorded, open or answered, and nothing is to be injected. Asked on each exit.
+    pub fn is_quiet(&self) -> bool {
+        self.phase == Phase::Idle && self.injection.is_none()
+    }
+
     /// Id of the event that the phase is about; 0 when there is none.
     pub fn phase_event(&self) -> u16 {
         self.occurrence.map_or(0, |what| what.event())

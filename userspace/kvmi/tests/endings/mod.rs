@@ -44,10 +44,7 @@ fn the_iterator_waits_for_as_long_as_the_connection_is_there() {
     }
     drop(silent);
     let came: Vec<_> = waits.join().unwrap().into_iter().map(Result::unwrap).collect();
-    assert_eq!(
-        (came, watched.closed()),
-        (vec![event::UNHOOK], Some(CloseReason::Peer))
-    );
+    assert_eq!((came, watched.closed()), (vec![event::UNHOOK], Some(CloseReason::Peer)));
 
     // Events that came before the end are not lost, and the end comes after them.
     let done = kernel.happen(0, Occurrence::Hypercall);
@@ -131,7 +128,7 @@ fn a_reader_that_panics_closes_the_connection() {
     let error = session.version().unwrap_err();
     assert_eq!(
         error.to_string(),
-        "connection is closed: broken: the thread that reads it has panicked"
+        "connection is closed: failed: the thread that reads it has panicked"
     );
 }
 
@@ -162,7 +159,7 @@ fn a_message_that_is_cut_costs_the_connection() {
     assert!(matches!(error, Error::SendTimeout { sent: 1.., .. }), "{error}");
     let said = session.send_raw(&[0]).unwrap_err().to_string();
     assert!(
-        said.starts_with("connection is closed: broken: a message of 4194304 bytes was cut after "),
+        said.starts_with("connection is closed: failed: a message of 4194304 bytes was cut after "),
         "{said}"
     );
 }

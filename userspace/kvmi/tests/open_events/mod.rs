@@ -209,7 +209,7 @@ fn an_answer_that_cannot_be_sent_closes_the_connection() {
     let error = pause.proceed().unwrap_err();
     assert!(matches!(error, Error::SendTimeout { sent: 0, .. }), "{error}");
     let said = session.version().unwrap_err().to_string();
-    let wanted = "connection is closed: broken: the answer to event 77 was not sent: ";
+    let wanted = "connection is closed: failed: the answer to event 77 was not sent: ";
     assert!(said.starts_with(wanted), "{said}");
     drop(kernel);
 }
