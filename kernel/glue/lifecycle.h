@@ -11,16 +11,9 @@ void kvm_introspection_vm_destroy(struct kvm *kvm);
 void kvm_introspection_vmm_exit(struct kvm *kvm);
 int kvm_introspection_vcpu_create(struct kvm_vcpu *vcpu);
 void kvm_introspection_vcpu_destroy(struct kvm_vcpu *vcpu);
+void kvm_introspection_exit(void);
 
-bool __kvm_introspection_check_requests(struct kvm_vcpu *vcpu);
 int __kvm_introspection_work(struct kvm_vcpu *vcpu);
-
-/* On the way into the guest: true when the run loop is to be gone through first. */
-static __always_inline bool kvm_introspection_check_requests(struct kvm_vcpu *vcpu)
-{
-	return static_branch_unlikely(&kvm_introspection_hooked) &&
-	       __kvm_introspection_check_requests(vcpu);
-}
 
 /* What a session has left half-way (emulated.c) is to be ended, and the next one waited for. */
 static __always_inline bool kvm_introspection_may_have_work(struct kvm_vcpu *vcpu)
@@ -29,6 +22,8 @@ static __always_inline bool kvm_introspection_may_have_work(struct kvm_vcpu *vcp
 	       (rcu_access_pointer(vcpu->arch.introspection.vi) ||
 		/* In the run loop nothing else waits for the VMM. */
 		vcpu->arch.complete_userspace_io ||
+		/* A request that nobody takes keeps the vCPU out of the guest. */
+		kvm_request_pending(vcpu) ||
 		READ_ONCE(vcpu->kvm->arch.introspection.stopped));
 }
 

@@ -246,17 +246,20 @@ int  kvmi_glue_set_xsave(struct kvm_vcpu_introspection *vcpu, const u8 *state);
 /* What says how page tables are read, and which registers the vCPU can have. */
 struct kvmi_control {
 	u64 cr0, cr3, cr4, efer, rflags;
-	u64 pdptrs[4];		/* with PAE paging */
+	u64 pdptrs[4];		/* with has_pdptrs */
+	u64 nested_root;	/* of a guest's guest behind nested paging: EPTP or nCR3 */
 	u8  physical_bits;
 	u8  long_code;		/* 1 in 64-bit mode */
 	u8  delivers_interrupt;	/* 1: an external interrupt is to be delivered at the next entry */
-	u8  pad[5];
+	u8  has_pdptrs;		/* 1: the CPU has loaded them; 0: they are in memory, where CR3 says */
+	u8  nested_levels;	/* 0: there are no such tables */
+	u8  nested_ept;		/* 1: they are extended page tables */
+	u8  nested_pse;		/* 1: with two levels, pages of 4 MiB */
+	u8  pad;
 };
 void kvmi_glue_get_control(struct kvm_vcpu_introspection *vcpu, struct kvmi_control *out);
-/* of a page table, which may be one of the guest's guest; 0 or -KVM_ENOENT */
+/* of a page table, within a page; 0 or -KVM_ENOENT */
 int  kvmi_glue_read_table(struct kvm_vcpu_introspection *vcpu, u64 gpa, u8 *out, size_t len);
-/* what such tables give, as an address of the guest's own; all ones: nowhere */
-u64  kvmi_glue_guest_gpa(struct kvm_vcpu_introspection *vcpu, u64 gpa);
 /* before watching it: 0 or -KVM_EPERM (the VMM's MSR filter denies the write) */
 int  kvmi_glue_msr_write_allowed(struct kvm_vcpu_introspection *vcpu, u32 index);
 /* before switching the event: 0 or -KVM_EOPNOTSUPP */

@@ -10,22 +10,27 @@
 #include "introspection/session.h"
 #include "x86.h"
 
-/* One queued message.  0, -EINTR (its reply waits in tx), -EPIPE. */
-static int run_job(struct kvm_vcpu_introspection *vi, struct kvmi_job *job)
+/* vcpu: one queued message; its answer, of *bytes, to tx. */
+enum kvmi_verdict kvmi_run_job(struct kvm_vcpu_introspection *vi, struct kvmi_job *job, u8 *tx,
+			       size_t *bytes)
 {
-	enum kvmi_verdict verdict;
-	size_t out = 0;
-	int r;
-
+	*bytes = 0;
 	/* The core reads what a short request lacks as zeroes. */
 	if (job->kept < vi->rx_dirty)
 		memset(vi->rx + job->kept, 0, vi->rx_dirty - job->kept);
 	memcpy(vi->rx, job->msg, job->kept);
 	vi->rx_dirty = job->kept;
 
-	verdict = kvmi_vcpu_message(vi->session->state, vi->state, vi, vi->rx, job->bytes,
-				    vi->tx, &out);
-	if (verdict == KVMI_CLOSE) {
+	return kvmi_vcpu_message(vi->session->state, vi->state, vi, vi->rx, job->bytes, tx, bytes);
+}
+
+/* One queued message.  0, -EINTR (its reply waits in tx), -EPIPE. */
+static int run_job(struct kvm_vcpu_introspection *vi, struct kvmi_job *job)
+{
+	size_t out;
+	int r;
+
+	if (kvmi_run_job(vi, job, vi->tx, &out) == KVMI_CLOSE) {
 		kvmi_break(vi->session);
 		return -EPIPE;
 	}

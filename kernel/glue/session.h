@@ -12,7 +12,7 @@
  *	    arch.introspection.end_lock	spinlock: kvm->arch.introspection.session, for who may not wait
  *	  connections_lock		spinlock: which sockets are in use
  *	  kvm->slots_lock		the end of a session takes restrictions off
- *	vcpu->mutex			a vCPU's event and its Rust state
+ *	vcpu->mutex			a vCPU's event and its Rust state; with conn->lock, tried alone
  *	  session->tx_lock		mutex: one writer; numbers events in the order of sending
  *	    vi->lock			spinlock: a vCPU's queue
  *	descriptor: write_lock, then conn->lock; read_lock; lock (spinlock) inside all
@@ -139,6 +139,11 @@ struct kvm_introspection {
 	bool lost;			/* the connection is no more */
 	bool leaving;			/* PREUNHOOK was sent: what follows is no loss */
 	bool stopped;			/* vCPUs wait for VM_RELEASE */
+
+	/* outside.c */
+	struct work_struct outside_work;
+	spinlock_t worker_lock;
+	struct task_struct *worker;	/* who is about it */
 
 	struct mutex tx_lock;
 	u32 last_event_seq;
@@ -270,10 +275,22 @@ int kvmi_handle_exit(struct kvm_vcpu *vcpu);
 
 /* serve.c */
 int kvmi_serve(struct kvm_vcpu_introspection *vi);
+enum kvmi_verdict kvmi_run_job(struct kvm_vcpu_introspection *vi, struct kvmi_job *job, u8 *tx,
+			       size_t *bytes);
 bool kvmi_is_new(struct kvm_vcpu_introspection *vi);
 void kvmi_tell_clock(struct kvm_vcpu_introspection *vi);
 void kvmi_show(struct kvm_vcpu_introspection *vi);
 void kvmi_run_state(struct kvm_vcpu_introspection *vi, struct kvmi_vcpu_run_state *out);
+
+/* outside.c */
+int kvmi_outside_init(void);
+int kvmi_carry_out_outside(struct kvm_vcpu_introspection *vi, size_t *bytes);
+void kvmi_outside_work(struct work_struct *work);
+void kvmi_interrupt_outside(struct kvm_introspection *session);
+
+/* memory.c */
+int kvmi_read_physical(struct kvm_introspection *session, struct kvm_vcpu *vcpu, u64 gpa, u8 *out,
+		       size_t len);
 
 /* void.c */
 void kvmi_settle_writes(struct kvm_vcpu_introspection *vi);
@@ -303,6 +320,8 @@ void kvmi_hang_up(struct kvmi_connection *conn);
 void kvmi_break(struct kvm_introspection *session);
 int kvmi_carry_out(struct kvmi_connection *conn, size_t bytes);
 int kvmi_send(struct kvm_introspection *session, const u8 *msg, size_t bytes, bool *owes_rest);
+int kvmi_send_reserved(struct kvm_introspection *session, const u8 *msg, size_t bytes);
+struct kvm_vcpu_introspection *kvmi_session_vcpu(struct kvm_introspection *session, u16 idx);
 int kvmi_send_event(struct kvm_vcpu_introspection *vi);
 int kvmi_send_unhook(struct kvm_introspection *session);
 int kvmi_send_rest(struct kvm_introspection *session);

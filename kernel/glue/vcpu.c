@@ -183,6 +183,28 @@ static int wait_for_session(struct kvm_vcpu *vcpu)
 	return r ? -EINTR : 1;
 }
 
+void kvmi_recalc_intercepts(struct kvm_vcpu *vcpu)
+{
+	bool knows_msrs = kvm_introspection_knows_msrs(vcpu);
+
+	/* VMX looks at some of them there; in a nested guest, when that is over. */
+	if (knows_msrs)
+		vcpu->arch.introspection.recalc_msrs = true;
+	kvm_x86_call(recalc_introspection_intercepts)(vcpu);
+
+	/* What the tool watches is looked at wherever userspace's filter is. */
+	if (knows_msrs)
+		kvm_x86_call(msr_filter_changed)(vcpu);
+}
+
+/* Until they are taken, KVM enters the guest with neither of them. */
+static void check_requests(struct kvm_vcpu *vcpu)
+{
+	kvm_check_request(KVM_REQ_INTROSPECTION, vcpu);
+	if (kvm_check_request(KVM_REQ_INTROSPECTION_INTERCEPTS, vcpu))
+		kvmi_recalc_intercepts(vcpu);
+}
+
 int __kvm_introspection_work(struct kvm_vcpu *vcpu)
 {
 	struct kvm_vcpu_introspection *vi;
@@ -191,7 +213,7 @@ int __kvm_introspection_work(struct kvm_vcpu *vcpu)
 
 	while (r > 0) {
 		/* What it asks for is looked at from here on. */
-		kvm_check_request(KVM_REQ_INTROSPECTION, vcpu);
+		check_requests(vcpu);
 		/* Looked up anew each time: it may have gone while SRCU was not held. */
 		vi = kvmi_vcpu(vcpu);
 		/* Whatever it was about to do, the next session is to see it. */
@@ -249,26 +271,4 @@ int __kvm_introspection_work(struct kvm_vcpu *vcpu)
 		++vcpu->stat.signal_exits;
 	}
 	return r;
-}
-
-void kvmi_recalc_intercepts(struct kvm_vcpu *vcpu)
-{
-	bool knows_msrs = kvm_introspection_knows_msrs(vcpu);
-
-	/* VMX looks at some of them there; in a nested guest, when that is over. */
-	if (knows_msrs)
-		vcpu->arch.introspection.recalc_msrs = true;
-	kvm_x86_call(recalc_introspection_intercepts)(vcpu);
-
-	/* What the tool watches is looked at wherever userspace's filter is. */
-	if (knows_msrs)
-		kvm_x86_call(msr_filter_changed)(vcpu);
-}
-
-bool __kvm_introspection_check_requests(struct kvm_vcpu *vcpu)
-{
-	if (kvm_check_request(KVM_REQ_INTROSPECTION_INTERCEPTS, vcpu))
-		kvmi_recalc_intercepts(vcpu);
-
-	return kvm_check_request(KVM_REQ_INTROSPECTION, vcpu);
 }

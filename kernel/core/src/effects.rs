@@ -30,16 +30,26 @@ pub struct Control {
     pub efer: u64,
     /// RFLAGS.
     pub rflags: u64,
-    /// The page directory pointers that the CPU has loaded, where PAE paging is on.
+    /// The page directory pointers that the CPU has loaded, where PAE paging is on and `has_pdptrs` says so.
     pub pdptrs: [u64; 4],
+    /// In a guest of the guest's behind nested paging: the tables of its hypervisor, as EPTP or nCR3 has them.
+    pub nested_root: u64,
     /// Bits of a physical address.
     pub physical_bits: u8,
     /// 1 in 64-bit mode.
     pub long_code: u8,
     /// 1: an external interrupt is to be delivered when the vCPU enters the guest next, which needs RFLAGS.IF.
     pub delivers_interrupt: u8,
+    /// 1: `pdptrs` are those of the CPU; 0: it reads them in memory, where CR3 says.
+    pub has_pdptrs: u8,
+    /// Levels of the tables at `nested_root`: 0 (there are none), or 2 to 5.
+    pub nested_levels: u8,
+    /// 1: they are extended page tables.
+    pub nested_ept: u8,
+    /// 1: tables of two levels have pages of 4 MiB.
+    pub nested_pse: u8,
     /// Nothing.
-    pub pad: [u8; 5],
+    pub pad: u8,
 }
 
 /// What the receive thread can do to the VM.
@@ -153,15 +163,11 @@ pub trait VcpuEffects {
     /// What says how page tables are read, and which registers the vCPU can have.
     fn control(&mut self) -> Control;
 
-    /// Reads 4 or 8 bytes of a page table that the vCPU would look into at this address.
+    /// Reads 4 or 8 bytes of a page table of the introspected guest.
     ///
     /// # Errors
     /// ENOENT where there is no memory.
     fn read_table(&mut self, gpa: u64, out: &mut [u8]) -> Result<(), KvmError>;
-
-    /// What an address that page tables give is in the introspected guest: itself, unless it is that of a guest of the
-    /// guest's behind nested paging.
-    fn guest_gpa(&mut self, gpa: u64) -> Option<u64>;
 
     /// Whether the VMM lets the guest write this MSR.
     ///

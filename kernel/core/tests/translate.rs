@@ -165,6 +165,7 @@ fn pae_paging_takes_the_pointers_that_the_cpu_has() {
         cr4: 0x20,
         rflags: 2,
         pdptrs: [0, 0x2000 | P, 0, 0x2002 | P],
+        has_pdptrs: 1,
         physical_bits: 36,
         ..Control::default()
     };
@@ -190,6 +191,9 @@ fn pae_paging_takes_the_pointers_that_the_cpu_has() {
         ..Default::default()
     };
     assert_eq!(ask(&mut guest, request), Ok(0x6000_4321));
+    // One that has loaded none reads them there, too.
+    guest.fake_vcpu.control.has_pdptrs = 0;
+    check(&mut guest, 0x4060_4321, 0x6000_4321);
 }
 
 #[test]
@@ -219,10 +223,84 @@ fn two_levels_and_none() {
     check(&mut guest, 1 << 32, NOWHERE);
 }
 
-#[test]
-fn what_a_guest_of_the_guest_has_may_be_nowhere() {
+/// The tables of [`long_mode`] in a guest of the guest's, which has them from `offset` on in the guest; with nested tables,
+/// each entry by its table, index and bytes.
+fn nested(offset: u64, levels: u8, entries: &[(u64, u64, u64)]) -> Guest {
     let mut guest = long_mode();
-    guest.fake_vcpu.unmapped.insert(0x555);
+    let tables = std::mem::take(&mut guest.fake_vcpu.tables);
+    guest.fake_vcpu.tables = tables.iter().map(|(at, entry)| (at + offset, *entry)).collect();
+    for (table, index, entry) in entries {
+        guest.fake_vcpu.tables.insert(table + 8 * index, *entry);
+    }
+    guest.fake_vcpu.control.nested_root = 0x20_0000;
+    guest.fake_vcpu.control.nested_levels = levels;
+    guest
+}
+
+/// Four pages of tables and one of data.
+fn four_levels(bits: u64) -> Vec<(u64, u64, u64)> {
+    let mut entries = vec![
+        (0x20_0000, 0, 0x20_1000 | bits),
+        (0x20_1000, 0, 0x20_2000 | bits),
+        (0x20_2000, 0, 0x20_3000 | bits),
+        (0x20_2000, 2, 0x20_4000 | bits),
+        (0x20_4000, 0x155, 0x77_7000 | bits),
+    ];
+    entries.extend((1..5).map(|page| (0x20_3000, page, (0x100 + page) << 12 | bits)));
+    entries
+}
+
+#[test]
+fn a_guest_of_the_guest_is_behind_tables_of_its_hypervisor() {
+    let mut guest = nested(0x10_0000, 4, &four_levels(P));
+    check(&mut guest, 0x7f00_0012_3456, 0x77_7456);
+    // What it maps, and its hypervisor does not; so with its tables.
+    check(&mut guest, 0x7f00_0023_4567, NOWHERE);
+    guest.fake_vcpu.tables.remove(&(0x20_3000 + 8 * 3));
     check(&mut guest, 0x7f00_0012_3456, NOWHERE);
-    check(&mut guest, 0x7f00_0023_4567, 0xa3_4567);
+    // Five levels, of which the first has one entry.
+    let mut entries = four_levels(P);
+    entries.push((0x30_0000, 0, 0x20_0000 | P));
+    let mut guest = nested(0x10_0000, 5, &entries);
+    guest.fake_vcpu.control.nested_root = 0x30_0000;
+    check(&mut guest, 0x7f00_0012_3456, 0x77_7456);
+}
+
+#[test]
+fn extended_page_tables_are_present_when_anything_is_let() {
+    for bits in [1, 2, 4, 7] {
+        let mut guest = nested(0x10_0000, 4, &four_levels(bits));
+        guest.fake_vcpu.control.nested_ept = 1;
+        // The bits of EPTP that are no address.
+        guest.fake_vcpu.control.nested_root |= 0x5e;
+        check(&mut guest, 0x7f00_0012_3456, 0x77_7456);
+    }
+    let mut guest = nested(0x10_0000, 4, &four_levels(1 << 3));
+    guest.fake_vcpu.control.nested_ept = 1;
+    check(&mut guest, 0x7f00_0012_3456, NOWHERE);
+}
+
+#[test]
+fn nested_tables_of_three_levels_and_of_two() {
+    let mut entries = four_levels(P);
+    // Four pointers, not at the begin of their page.
+    entries.push((0x20_0020, 0, 0x20_2000 | P));
+    let mut guest = nested(0x10_0000, 3, &entries);
+    guest.fake_vcpu.control.nested_root = 0x20_0020;
+    check(&mut guest, 0x7f00_0012_3456, 0x77_7456);
+    // Above what three levels can map.
+    let data = 0x10_4000 + 8 * 0x123;
+    guest.fake_vcpu.tables.insert(data, 1 << 32 | 0x55_5000 | P);
+    check(&mut guest, 0x7f00_0012_3456, NOWHERE);
+
+    // 4 MiB, and a table of which two entries are in a word.
+    let entries = [
+        (0x20_0000, 0, (0x40_0000 | P | LARGE) | (0x20_1000 | P) << 32),
+        (0x20_1000, 0x155 / 2, (0x77_7000 | P) << 32),
+    ];
+    let mut guest = nested(0x40_0000, 2, &entries);
+    guest.fake_vcpu.control.nested_pse = 1;
+    check(&mut guest, 0x7f00_0012_3456, 0x77_7456);
+    guest.fake_vcpu.control.nested_pse = 0;
+    check(&mut guest, 0x7f00_0012_3456, NOWHERE);
 }

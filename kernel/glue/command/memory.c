@@ -13,15 +13,21 @@
 
 #include "introspection/session.h"
 
-/* Within SRCU: the slot of gpa and its address in the VMM, or -KVM_ENOENT. */
-static int find_page(struct kvm *kvm, u64 gpa, struct kvm_memory_slot **slot, unsigned long *hva)
+/*
+ * Within SRCU: the slot of gpa and its address in the VMM, or -KVM_ENOENT.  vcpu: as it sees
+ * memory, which in SMM is another.
+ */
+static int find_page(struct kvm *kvm, struct kvm_vcpu *vcpu, u64 gpa,
+		     struct kvm_memory_slot **slot, unsigned long *hva)
 {
-	*slot = gfn_to_memslot(kvm, gpa_to_gfn(gpa));
+	gfn_t gfn = gpa_to_gfn(gpa);
+
+	*slot = vcpu ? kvm_vcpu_gfn_to_memslot(vcpu, gfn) : gfn_to_memslot(kvm, gfn);
 	/* KVM's own slots (APIC access page, TSS, identity map) are not guest memory. */
 	if (!kvm_is_visible_memslot(*slot))
 		return -KVM_ENOENT;
 
-	*hva = __gfn_to_hva_memslot(*slot, gpa_to_gfn(gpa));
+	*hva = __gfn_to_hva_memslot(*slot, gfn);
 	return 0;
 }
 
@@ -41,10 +47,10 @@ static void record_dirty(struct kvm_memory_slot *slot, u64 gpa)
 }
 
 /* Within SRCU. */
-static int find_access(struct kvm *kvm, u64 gpa, bool writes, struct kvm_memory_slot **slot,
-		       unsigned long *hva)
+static int find_access(struct kvm *kvm, struct kvm_vcpu *vcpu, u64 gpa, bool writes,
+		       struct kvm_memory_slot **slot, unsigned long *hva)
 {
-	int r = find_page(kvm, gpa, slot, hva);
+	int r = find_page(kvm, vcpu, gpa, slot, hva);
 
 	if (r || !writes)
 		return r;
@@ -106,8 +112,9 @@ static int copy(struct page *page, u64 gpa, u8 *out, const u8 *in, size_t len)
 	return left ? -KVM_ENOENT : 0;
 }
 
-/* Reads to out, or writes what is in. */
-static int access(struct kvm_introspection *session, u64 gpa, u8 *out, const u8 *in, size_t len)
+/* Reads to out, or writes what is in; conn->lock is held. */
+static int access(struct kvm_introspection *session, struct kvm_vcpu *vcpu, u64 gpa, u8 *out,
+		  const u8 *in, size_t len)
 {
 	struct kvm *kvm = session->kvm;
 	struct kvm_memory_slot *slot;
@@ -118,7 +125,7 @@ static int access(struct kvm_introspection *session, u64 gpa, u8 *out, const u8 
 
 	do {
 		idx = srcu_read_lock(&kvm->srcu);
-		r = find_access(kvm, gpa, in, &slot, &hva);
+		r = find_access(kvm, vcpu, gpa, in, &slot, &hva);
 		srcu_read_unlock(&kvm->srcu, idx);
 		if (!r)
 			r = get_guest_page(session, hva, in, &page);
@@ -126,7 +133,7 @@ static int access(struct kvm_introspection *session, u64 gpa, u8 *out, const u8 
 			return r;
 
 		idx = srcu_read_lock(&kvm->srcu);
-		r = find_access(kvm, gpa, in, &slot, &again);
+		r = find_access(kvm, vcpu, gpa, in, &slot, &again);
 		done = r || again == hva;
 		if (!r && done) {
 			r = copy(page, gpa, out, in, len);
@@ -140,13 +147,20 @@ static int access(struct kvm_introspection *session, u64 gpa, u8 *out, const u8 
 	return r;
 }
 
+/* For a vCPU that somebody else than the VMM has loaded. */
+int kvmi_read_physical(struct kvm_introspection *session, struct kvm_vcpu *vcpu, u64 gpa, u8 *out,
+		       size_t len)
+{
+	return access(session, vcpu, gpa, out, NULL, len);
+}
+
 int kvmi_glue_read_physical(struct kvm_introspection *session, u64 gpa, u8 *out, size_t len)
 {
-	return access(session, gpa, out, NULL, len);
+	return access(session, NULL, gpa, out, NULL, len);
 }
 
 int kvmi_glue_write_physical(struct kvm_introspection *session, u64 gpa, const u8 *data,
 			     size_t len)
 {
-	return access(session, gpa, NULL, data, len);
+	return access(session, NULL, gpa, NULL, data, len);
 }

@@ -1,6 +1,6 @@
 // SPDX-License-Identifier: GPL-2.0-only
 /*
- * What a vCPU holds beside its registers, on its own thread inside KVM_RUN.
+ * What a vCPU holds beside its registers; the vCPU is loaded, inside KVM_RUN or outside.
  */
 #include <asm/fpu/api.h>
 
@@ -40,20 +40,36 @@ static bool fits_xsave(struct kvm_vcpu *vcpu)
 
 /*
  * While KVM_RUN is in, the CPU holds the guest's state: it is in memory, and
- * may be changed there, between giving it back and taking it again.
+ * may be changed there, between giving it back and taking it again.  True when it was.
  */
+static bool give_back_fpu(struct kvm_vcpu *vcpu)
+{
+	bool in_use = vcpu->arch.guest_fpu.fpstate->in_use;
+
+	if (in_use)
+		fpu_swap_kvm_fpstate(&vcpu->arch.guest_fpu, false);
+	return in_use;
+}
+
+static void take_fpu(struct kvm_vcpu *vcpu, bool was_in_use)
+{
+	if (was_in_use)
+		fpu_swap_kvm_fpstate(&vcpu->arch.guest_fpu, true);
+}
+
 int kvmi_glue_get_xsave(struct kvm_vcpu_introspection *vi, u8 *out)
 {
 	struct kvm_vcpu *vcpu = vi->vcpu;
+	bool in_use;
 
 	if (!fits_xsave(vcpu))
 		return -KVM_EOPNOTSUPP;
 
-	fpu_swap_kvm_fpstate(&vcpu->arch.guest_fpu, false);
+	in_use = give_back_fpu(vcpu);
 	fpu_copy_guest_fpstate_to_uabi(&vcpu->arch.guest_fpu, out, sizeof(struct kvm_xsave),
 				       vcpu->arch.guest_supported_xcr0 | XFEATURE_MASK_FPSSE,
 				       vcpu->arch.pkru);
-	fpu_swap_kvm_fpstate(&vcpu->arch.guest_fpu, true);
+	take_fpu(vcpu, in_use);
 
 	return 0;
 }
@@ -61,23 +77,35 @@ int kvmi_glue_get_xsave(struct kvm_vcpu_introspection *vi, u8 *out)
 int kvmi_glue_set_xsave(struct kvm_vcpu_introspection *vi, const u8 *state)
 {
 	struct kvm_vcpu *vcpu = vi->vcpu;
+	bool in_use;
 	int r;
 
 	if (!fits_xsave(vcpu))
 		return -KVM_EOPNOTSUPP;
 
-	fpu_swap_kvm_fpstate(&vcpu->arch.guest_fpu, false);
+	in_use = give_back_fpu(vcpu);
 	r = fpu_copy_uabi_to_guest_fpstate(&vcpu->arch.guest_fpu, state,
 					   kvm_caps.supported_xcr0, &vcpu->arch.pkru);
-	fpu_swap_kvm_fpstate(&vcpu->arch.guest_fpu, true);
+	take_fpu(vcpu, in_use);
 
 	return r ? -KVM_EINVAL : 0;
+}
+
+/*
+ * With nested paging on SVM the CPU reads the pointers in memory, when it needs them; to ask
+ * KVM for them would have it read the memory of whichever process asks.
+ */
+static bool has_pdptrs(struct kvm_vcpu *vcpu)
+{
+	return is_pae_paging(vcpu) &&
+	       (kvm_register_is_available(vcpu, VCPU_EXREG_PDPTR) || kvm_cpu_cap_has(X86_FEATURE_VMX));
 }
 
 void kvmi_glue_get_control(struct kvm_vcpu_introspection *vi, struct kvmi_control *out)
 {
 	struct kvm_vcpu *vcpu = vi->vcpu;
-	int i, idx;
+	struct kvm_mmu *mmu = vcpu->arch.mmu;
+	int i;
 
 	*out = (struct kvmi_control) {
 		.cr0 = kvm_read_cr0(vcpu),
@@ -88,46 +116,31 @@ void kvmi_glue_get_control(struct kvm_vcpu_introspection *vi, struct kvmi_contro
 		.physical_bits = cpuid_maxphyaddr(vcpu),
 		.long_code = is_64_bit_mode(vcpu),
 		.delivers_interrupt = vcpu->arch.interrupt.injected && !vcpu->arch.interrupt.soft,
+		.has_pdptrs = has_pdptrs(vcpu),
 	};
-	if (!is_pae_paging(vcpu))
-		return;
-
-	/* On SVM they may have to be read from the guest's memory. */
-	idx = srcu_read_lock(&vcpu->kvm->srcu);
-	for (i = 0; i < ARRAY_SIZE(out->pdptrs); i++)
+	for (i = 0; out->has_pdptrs && i < ARRAY_SIZE(out->pdptrs); i++)
 		out->pdptrs[i] = kvm_pdptr_read(vcpu, i);
-	srcu_read_unlock(&vcpu->kvm->srcu, idx);
-}
 
-/* Within SRCU: of a guest's guest behind nested paging the addresses are others. */
-static gpa_t guest_gpa(struct kvm_vcpu *vcpu, u64 gpa)
-{
-	struct x86_exception ignored;
-
-	return kvm_translate_gpa(vcpu, vcpu->arch.walk_mmu, gpa, 0, &ignored);
+	if (mmu_is_nested(vcpu)) {
+		out->nested_root = mmu->get_guest_pgd(vcpu);
+		out->nested_levels = mmu->cpu_role.base.level;
+		out->nested_ept = kvm_cpu_cap_has(X86_FEATURE_VMX);
+		out->nested_pse = mmu->cpu_role.ext.cr4_pse;
+	}
 }
 
 int kvmi_glue_read_table(struct kvm_vcpu_introspection *vi, u64 gpa, u8 *out, size_t len)
 {
 	struct kvm_vcpu *vcpu = vi->vcpu;
-	int idx, r = -KVM_ENOENT;
-	gpa_t at;
+	int idx, r;
+
+	/* Not the VMM's own thread: its memory is somebody else's. */
+	if (current->mm != vcpu->kvm->mm)
+		return kvmi_read_physical(vi->session, vcpu, gpa, out, len);
 
 	idx = srcu_read_lock(&vcpu->kvm->srcu);
-	at = guest_gpa(vcpu, gpa);
-	if (at != INVALID_GPA && !kvm_vcpu_read_guest(vcpu, at, out, len))
-		r = 0;
+	r = kvm_vcpu_read_guest(vcpu, gpa, out, len) ? -KVM_ENOENT : 0;
 	srcu_read_unlock(&vcpu->kvm->srcu, idx);
 
 	return r;
-}
-
-u64 kvmi_glue_guest_gpa(struct kvm_vcpu_introspection *vi, u64 gpa)
-{
-	struct kvm_vcpu *vcpu = vi->vcpu;
-	int idx = srcu_read_lock(&vcpu->kvm->srcu);
-	gpa_t at = guest_gpa(vcpu, gpa);
-
-	srcu_read_unlock(&vcpu->kvm->srcu, idx);
-	return at;
 }

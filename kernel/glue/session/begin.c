@@ -65,7 +65,10 @@ static int may_begin(struct kvm *kvm, bool takes_over)
 static int begin(struct kvm *kvm, struct kvm_introspection *session, bool ends_stale)
 {
 	bool takes_over = ends_stale && session->stopped;
-	int r = 0;
+	int r = kvmi_outside_init();
+
+	if (r)
+		return r;
 
 	/* Only now, when little can fail any more: what fails closed is to stay closed. */
 	if (ends_stale) {

@@ -57,7 +57,7 @@ void kvmi_break(struct kvm_introspection *session)
 }
 
 /* While a message is carried out the session cannot be detached. */
-static struct kvm_vcpu_introspection *session_vcpu(struct kvm_introspection *session, u16 idx)
+struct kvm_vcpu_introspection *kvmi_session_vcpu(struct kvm_introspection *session, u16 idx)
 {
 	struct kvm_vcpu *vcpu = kvm_get_vcpu(session->kvm, idx);
 
@@ -84,15 +84,19 @@ static int handle(struct kvm_introspection *session, size_t bytes)
 	case KVMI_ANSWERED:
 		return session->interrupted ? -EINTR : answer(session, out);
 	case KVMI_QUEUE:
-		vi = session_vcpu(session, idx);
+		vi = kvmi_session_vcpu(session, idx);
 		r = vi ? kvmi_queue(vi, rx, bytes) : -KVM_EINVAL;
 		if (r == -EPIPE)
 			return r;
 		if (r)
 			return answer(session, kvmi_build_error_reply(rx, r, session->tx));
 		kvmi_explore(KVMI_AT_KICK);
-		kvmi_vcpu_kick(vi);
-		return 0;
+		r = kvmi_carry_out_outside(vi, &out);
+		if (r > 0)
+			return answer(session, out);
+		if (!r)
+			kvmi_vcpu_kick(vi);
+		return r;
 	default:
 		return -EPIPE;
 	}
@@ -157,6 +161,20 @@ int kvmi_send(struct kvm_introspection *session, const u8 *msg, size_t bytes, bo
 		return r;
 	r = send_locked(session, msg, bytes, owes_rest);
 	end_send(session, bytes, r);
+
+	return r;
+}
+
+/* The same with room for it reserved; who interrupts a sender in the middle ends the session. */
+int kvmi_send_reserved(struct kvm_introspection *session, const u8 *msg, size_t bytes)
+{
+	bool owes_rest = false;
+	int r;
+
+	if (mutex_lock_interruptible(&session->tx_lock))
+		return -EINTR;
+	r = send_locked(session, msg, bytes, &owes_rest);
+	mutex_unlock(&session->tx_lock);
 
 	return r;
 }
@@ -241,7 +259,7 @@ int kvmi_send_unhook(struct kvm_introspection *session)
 void kvmi_glue_vcpu_state(struct kvm_introspection *session, u16 vcpu_idx,
 			  struct kvmi_vcpu_run_state *out)
 {
-	struct kvm_vcpu_introspection *vi = session_vcpu(session, vcpu_idx);
+	struct kvm_vcpu_introspection *vi = kvmi_session_vcpu(session, vcpu_idx);
 
 	if (vi)
 		kvmi_run_state(vi, out);
@@ -256,7 +274,7 @@ void kvmi_glue_release(struct kvm_introspection *session)
 	WRITE_ONCE(session->stopped, false);
 	kvm_for_each_vcpu(i, vcpu, session->kvm) {
 		/* One that is created while the session ends has none. */
-		vi = session_vcpu(session, i);
+		vi = kvmi_session_vcpu(session, i);
 		if (vi)
 			kvmi_vcpu_kick(vi);
 	}
@@ -281,7 +299,7 @@ int kvmi_glue_vcpu_ready(struct kvm_introspection *session, u16 vcpu_idx)
 
 int kvmi_glue_pause_vcpu(struct kvm_introspection *session, u16 vcpu_idx, bool wait)
 {
-	struct kvm_vcpu_introspection *vi = session_vcpu(session, vcpu_idx);
+	struct kvm_vcpu_introspection *vi = kvmi_session_vcpu(session, vcpu_idx);
 	DECLARE_BITMAP(only, KVM_MAX_VCPUS);
 
 	if (!vi)

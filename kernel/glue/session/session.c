@@ -112,6 +112,8 @@ struct kvm_introspection *kvmi_session_alloc(struct kvm *kvm, u32 flags)
 	session->since = ktime_get_boottime_ns();
 	session->memcg = get_mem_cgroup_from_mm(current->mm);
 	mutex_init(&session->tx_lock);
+	INIT_WORK(&session->outside_work, kvmi_outside_work);
+	spin_lock_init(&session->worker_lock);
 	session->tx = kzalloc(KVMI_BUFFER_BYTES, GFP_KERNEL_ACCOUNT);
 	session->state = kzalloc(kvmi_vm_state_bytes(), GFP_KERNEL_ACCOUNT);
 	if (!session->tx || !session->state) {
@@ -185,6 +187,9 @@ static void session_detach(struct kvm *kvm, struct kvm_introspection *session)
 #ifndef KVMI_PLANTED_RACE
 	synchronize_srcu_expedited(&kvm->srcu);
 #endif
+
+	/* Nobody finds the session any more who could begin it anew. */
+	cancel_work_sync(&session->outside_work);
 
 	list_for_each_entry_safe(vi, next, &detached, detached) {
 		kvmi_vcpu_put(vi);
@@ -312,6 +317,7 @@ unsigned long kvmi_tell_end(struct kvm *kvm, struct kvmi_connection *conn, bool 
 	smp_wmb();
 	kvmi_hang_up(session->conn);
 	session->conn->transport->interrupt(session->conn);
+	kvmi_interrupt_outside(session);
 	kvmi_session_put(session);
 
 	return number;

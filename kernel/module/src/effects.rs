@@ -34,7 +34,6 @@ unsafe extern "C" {
     fn kvmi_glue_set_xsave(vcpu: *mut Vcpu, state: *const u8) -> i32;
     fn kvmi_glue_get_control(vcpu: *mut Vcpu, out: *mut Control);
     fn kvmi_glue_read_table(vcpu: *mut Vcpu, gpa: u64, out: *mut u8, len: usize) -> i32;
-    fn kvmi_glue_guest_gpa(vcpu: *mut Vcpu, gpa: u64) -> u64;
     fn kvmi_glue_msr_write_allowed(vcpu: *mut Vcpu, index: u32) -> i32;
     fn kvmi_glue_descriptor_exits() -> i32;
     fn kvmi_glue_injection_free(vcpu: *mut Vcpu) -> i32;
@@ -201,12 +200,6 @@ impl VcpuEffects for ThisVcpu {
     fn read_table(&mut self, gpa: u64, out: &mut [u8]) -> Result<(), KvmError> {
         // SAFETY: promise 4; the C side writes no more than `len` bytes.
         outcome(unsafe { kvmi_glue_read_table(self.0, gpa, out.as_mut_ptr(), out.len()) })
-    }
-
-    fn guest_gpa(&mut self, gpa: u64) -> Option<u64> {
-        // SAFETY: promise 4.
-        let gpa = unsafe { kvmi_glue_guest_gpa(self.0, gpa) };
-        (gpa != u64::MAX).then_some(gpa)
     }
 
     fn msr_write_allowed(&mut self, index: u32) -> Result<(), KvmError> {

@@ -67,10 +67,15 @@ mod tests {
         efer: 0,
         rflags: 2,
         pdptrs: [0; 4],
+        nested_root: 0,
         physical_bits: 40,
         long_code: 1,
         delivers_interrupt: 0,
-        pad: [0; 5],
+        has_pdptrs: 0,
+        nested_levels: 0,
+        nested_ept: 0,
+        nested_pse: 0,
+        pad: 0,
     };
 
     fn with(rip: u64, rflags: u64) -> Regs {

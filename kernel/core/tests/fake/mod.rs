@@ -160,10 +160,15 @@ pub const LONG_MODE: Control = Control {
     efer: 0xd00,
     rflags: 2,
     pdptrs: [0; 4],
+    nested_root: 0,
     physical_bits: 40,
     long_code: 1,
     delivers_interrupt: 0,
-    pad: [0; 5],
+    has_pdptrs: 0,
+    nested_levels: 0,
+    nested_ept: 0,
+    nested_pse: 0,
+    pad: 0,
 };
 
 #[derive(Debug)]
@@ -178,8 +183,6 @@ pub struct FakeVcpu {
     pub control: Control,
     /// Page tables: 8 bytes by their address.
     pub tables: BTreeMap<u64, u64>,
-    /// Pages that a guest of the guest has, and the guest has not.
-    pub unmapped: BTreeSet<u64>,
     pub xsave: [u8; 4096],
     pub xsave_answer: Result<(), KvmError>,
     pub msr_answer: Result<(), KvmError>,
@@ -199,7 +202,6 @@ impl Default for FakeVcpu {
             control: LONG_MODE,
             // The first GiB is the second one.
             tables: BTreeMap::from([(0x1000, 0x2001), (0x2000, 0x4000_0081)]),
-            unmapped: BTreeSet::new(),
             xsave: [0xdd; 4096],
             xsave_answer: Ok(()),
             msr_answer: Ok(()),
@@ -276,10 +278,6 @@ impl VcpuEffects for FakeVcpu {
         let at = (gpa % 8) as usize;
         out.copy_from_slice(&word.to_le_bytes()[at..at + out.len()]);
         Ok(())
-    }
-
-    fn guest_gpa(&mut self, gpa: u64) -> Option<u64> {
-        (!self.unmapped.contains(&(gpa >> 12))).then_some(gpa)
     }
 
     fn msr_write_allowed(&mut self, _: u32) -> Result<(), KvmError> {

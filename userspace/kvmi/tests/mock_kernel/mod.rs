@@ -24,6 +24,9 @@ use kvmi_uapi::{MAX_MESSAGE, Regs, VcpuRunState, error::ENOENT};
 /// Bytes of guest memory.
 const MEMORY: usize = 64 << 10;
 
+/// Where the guest's page directory is, beside that memory.
+const DIRECTORY: u64 = 0x1000_0000;
+
 /// What became of an occurrence in the guest.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub(crate) struct Completed {
@@ -305,29 +308,31 @@ impl VcpuEffects for Effects {
         Ok(())
     }
 
-    /// No paging: an address is where it lies, below 4 GiB.
+    /// Two levels of tables, with entries of 4 bytes.
     fn control(&mut self) -> Control {
         Control {
+            cr0: 1 << 31 | 1,
+            cr3: DIRECTORY,
             rflags: 2,
             physical_bits: 40,
             ..Control::default()
         }
     }
 
-    fn read_table(&mut self, _: u64, _: &mut [u8]) -> Result<(), KvmError> {
-        Err(KvmError(ENOENT))
-    }
-
-    fn guest_gpa(&mut self, gva: u64) -> Option<u64> {
-        let page = match gva >> 12 {
-            0 => 1,
+    fn read_table(&mut self, gpa: u64, out: &mut [u8]) -> Result<(), KvmError> {
+        let page: u32 = match gpa.checked_sub(DIRECTORY).map(|at| at / 4) {
+            // The directory's first table, and its pages.
+            Some(0) => (DIRECTORY >> 12) as u32 + 1,
+            Some(1024) => 1,
             // Two pages in another order than memory has them, then one where there is no memory.
-            8 => 3,
-            9 => 2,
-            10 => 1 << 30,
-            _ => return None,
+            Some(1032) => 3,
+            Some(1033) => 2,
+            Some(1034) => 0xf_ffff,
+            Some(_) => return Ok(out.fill(0)),
+            None => return Err(KvmError(ENOENT)),
         };
-        Some(page << 12 | gva & 0xfff)
+        out.copy_from_slice(&(page << 12 | 1).to_le_bytes());
+        Ok(())
     }
 
     fn msr_write_allowed(&mut self, _: u32) -> Result<(), KvmError> {

@@ -1,0 +1,244 @@
+// SPDX-License-Identifier: GPL-2.0-only
+/*
+ * A vCPU that is not in KVM_RUN: its commands are carried out by whoever brings them, with
+ * vcpu->mutex and the vCPU loaded, as an ioctl of the VMM's would be.
+ *
+ * Nobody waits for that mutex.  Who brings a command and finds the mutex taken leaves the
+ * command in the queue: in KVM_RUN the run loop takes it (vcpu.c), and who lets the mutex
+ * go looks for what was left (kvm_arch_vcpu_unlocked()) and has a work item do it.  One at
+ * a time, with conn->lock, so that answers keep the order of the commands.
+ *
+ * What stands behind the reply to an event waits for KVM_RUN: it is to find done what KVM
+ * does for that reply.
+ */
+#include <linux/sched/signal.h>
+#include <linux/slab.h>
+#include <linux/workqueue.h>
+
+#include "introspection/lifecycle.h"
+#include "introspection/session.h"
+
+/* Of its own, for it may wait for tools that do not read; from the first session on. */
+static struct workqueue_struct *outside_wq;
+static DEFINE_MUTEX(outside_wq_lock);
+
+int kvmi_outside_init(void)
+{
+	struct workqueue_struct *wq;
+	int r = 0;
+
+	if (mutex_lock_killable(&outside_wq_lock))
+		return -EINTR;
+	if (!outside_wq) {
+		wq = alloc_workqueue("kvmi", WQ_UNBOUND, 0);
+		/* Pairs with the load of whoever queues, who has a session. */
+		smp_store_release(&outside_wq, wq);
+		r = wq ? 0 : -ENOMEM;
+	}
+	mutex_unlock(&outside_wq_lock);
+
+	return r;
+}
+
+void kvm_introspection_exit(void)
+{
+	if (outside_wq)
+		destroy_workqueue(outside_wq);
+}
+
+/* The next one to be carried out, which stays in the queue; or NULL. */
+static struct kvmi_job *next_job(struct kvm_vcpu_introspection *vi)
+{
+	struct kvmi_job *job;
+
+	spin_lock(&vi->lock);
+	job = list_first_entry_or_null(&vi->jobs, struct kvmi_job, link);
+	if (job && job->is_reply)
+		job = NULL;
+	spin_unlock(&vi->lock);
+
+	return job;
+}
+
+static bool has_work(struct kvm_vcpu_introspection *vi)
+{
+	return READ_ONCE(vi->unsent) || next_job(vi);
+}
+
+/*
+ * With vcpu->mutex and conn->lock.  1: something was carried out, and its answer, of *bytes,
+ * is in session->tx; 0: there was nothing; -EINTR: it is as before; -EPIPE.
+ */
+static int carry_out_loaded(struct kvm_vcpu_introspection *vi, size_t *bytes)
+{
+	struct kvm_introspection *session = vi->session;
+	enum kvmi_verdict verdict;
+	struct kvmi_job *job;
+
+	/* An answer that a signal has kept from being sent. */
+	if (vi->unsent) {
+		memcpy(session->tx, vi->tx, vi->unsent);
+		*bytes = vi->unsent;
+		vi->unsent = 0;
+		return 1;
+	}
+	if (kvmi_phase(vi->state) == KVMI_REPLY_HERE)
+		return 0;
+	job = next_job(vi);
+	if (!job)
+		return 0;
+
+	session->interrupted = false;
+	verdict = kvmi_run_job(vi, job, session->tx, bytes);
+	/* Its page fault was. */
+	if (session->interrupted)
+		return -EINTR;
+	kfree(kvmi_dequeue(vi));
+
+	return verdict == KVMI_CLOSE ? -EPIPE : 1;
+}
+
+/* conn->lock is held.  As carry_out_loaded(); 0 also when KVM_RUN, or an ioctl, has the vCPU. */
+static int carry_out(struct kvm_vcpu_introspection *vi, size_t *bytes)
+{
+	struct kvm_vcpu *vcpu = vi->vcpu;
+	int r;
+
+	*bytes = 0;
+	/* Pairs with the barrier of kvm_arch_vcpu_unlocked(). */
+	smp_mb();
+	if (!mutex_trylock(&vcpu->mutex))
+		return 0;
+	vcpu_load(vcpu);
+	r = carry_out_loaded(vi, bytes);
+	vcpu_put(vcpu);
+	mutex_unlock(&vcpu->mutex);
+
+	return r;
+}
+
+/*
+ * conn->lock is held, and a command was queued.  As carry_out(), if it is the only one; with
+ * others before it, the work item or the run loop has it.
+ */
+int kvmi_carry_out_outside(struct kvm_vcpu_introspection *vi, size_t *bytes)
+{
+	bool is_first;
+	int r = 0;
+
+	*bytes = 0;
+	spin_lock(&vi->lock);
+	is_first = list_is_singular(&vi->jobs);
+	spin_unlock(&vi->lock);
+	if (is_first && !READ_ONCE(vi->unsent))
+		r = carry_out(vi, bytes);
+	if (r != -EINTR)
+		return r;
+
+	/* It is queued; the signal is its sender's. */
+	queue_work(outside_wq, &vi->session->outside_work);
+	return 1;
+}
+
+/* With conn->lock: of the first vCPU that has something. */
+static int carry_out_any(struct kvm_introspection *session, size_t *bytes)
+{
+	struct kvm_vcpu_introspection *vi;
+	struct kvm_vcpu *vcpu;
+	unsigned long i;
+	int r;
+
+	kvm_for_each_vcpu(i, vcpu, session->kvm) {
+		vi = kvmi_session_vcpu(session, i);
+		if (!vi || !has_work(vi))
+			continue;
+		r = carry_out(vi, bytes);
+		if (r)
+			return r;
+	}
+	return 0;
+}
+
+/* Room is reserved.  As carry_out(); what was sent of it to *sent. */
+static int carry_out_and_send(struct kvm_introspection *session, size_t *sent)
+{
+	struct kvmi_connection *conn = session->conn;
+	size_t bytes;
+	int r = 0;
+
+	*sent = 0;
+	mutex_lock(&conn->lock);
+	if (conn->session == session && !READ_ONCE(session->lost) && !READ_ONCE(session->closing))
+		r = carry_out_any(session, &bytes);
+	if (r > 0 && bytes) {
+		r = kvmi_send_reserved(session, session->tx, bytes);
+		if (!r) {
+			*sent = bytes;
+			r = 1;
+		}
+	}
+	mutex_unlock(&conn->lock);
+
+	return r;
+}
+
+/* The end of the session interrupts what it waits for, as a signal would. */
+static void set_worker(struct kvm_introspection *session, struct task_struct *task)
+{
+	spin_lock(&session->worker_lock);
+	session->worker = task;
+	spin_unlock(&session->worker_lock);
+}
+
+void kvmi_interrupt_outside(struct kvm_introspection *session)
+{
+	spin_lock(&session->worker_lock);
+	if (session->worker) {
+		set_tsk_thread_flag(session->worker, TIF_NOTIFY_SIGNAL);
+		wake_up_process(session->worker);
+	}
+	spin_unlock(&session->worker_lock);
+}
+
+void kvmi_outside_work(struct work_struct *work)
+{
+	struct kvm_introspection *session =
+		container_of(work, struct kvm_introspection, outside_work);
+	struct kvmi_connection *conn = session->conn;
+	size_t sent;
+	int r;
+
+	set_worker(session, current);
+	do {
+		/* With nothing held: a tool that does not read is to be able to write. */
+		r = READ_ONCE(session->closing) ? -EPIPE :
+		    conn->transport->reserve(conn, KVMI_BUFFER_BYTES, true);
+		if (r)
+			break;
+		r = carry_out_and_send(session, &sent);
+		conn->transport->unreserve(conn, KVMI_BUFFER_BYTES - sent);
+		if (r == -EPIPE)
+			kvmi_break(session);
+		cond_resched();
+	} while (r > 0);
+	set_worker(session, NULL);
+	clear_notify_signal();
+}
+
+/* Whoever had the vCPU has let go of vcpu->mutex. */
+void kvm_arch_vcpu_unlocked(struct kvm_vcpu *vcpu)
+{
+	struct kvm_vcpu_introspection *vi;
+	int idx;
+
+	if (!kvm_is_introspected(vcpu))
+		return;
+
+	idx = srcu_read_lock(&vcpu->kvm->srcu);
+	/* Pairs with the barrier of carry_out(): either we see the command, or it gets the mutex. */
+	smp_mb();
+	vi = kvmi_vcpu(vcpu);
+	if (vi && has_work(vi))
+		queue_work(outside_wq, &vi->session->outside_work);
+	srcu_read_unlock(&vcpu->kvm->srcu, idx);
+}
