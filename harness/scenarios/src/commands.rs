@@ -4,6 +4,7 @@
 pub(crate) mod charged;
 mod framing;
 mod memory;
+mod outside;
 mod queue;
 mod vcpu;
 mod vcpu_query;
@@ -15,7 +16,7 @@ use kvmi_uapi::error::{EINVAL, ENOENT, EPERM};
 use kvmi_uapi::{Features, GetVersionReply, MAX_PAYLOAD, event, ioctl, msg};
 
 use crate::requests::{expect_data, read_exactly};
-use crate::vmm::Permission;
+use crate::vmm::{Permission, Vm};
 use crate::wire::Wire;
 use crate::{Context, Failure, Scenario, check_eq, scenario};
 
@@ -41,9 +42,19 @@ pub(crate) fn scenarios() -> Vec<Scenario> {
         vcpu_switch::SCENARIOS,
         framing::SCENARIOS,
         queue::SCENARIOS,
+        outside::SCENARIOS,
         charged::SCENARIOS,
     ]
     .concat()
+}
+
+/// Takes a vCPU out of `KVM_RUN` with the reply to a PAUSE in its queue. It takes that when it runs again, and what is sent
+/// now waits for it.
+pub(crate) fn keep_out(vm: &Vm, wire: &mut Wire, vcpu: u16) -> Result<(), Failure> {
+    check_eq!(wire.pause(vcpu, false)?, Ok(vec![]), "VM_PAUSE_VCPU");
+    let pause = wire.expect_event(event::PAUSE, vcpu)?;
+    vm.pause(vcpu.into())?;
+    wire.reply(&pause, event::CONTINUE)
 }
 
 /// Sends this request with each of its bytes at the offsets set to a non-zero value in turn; each must be answered with EINVAL.

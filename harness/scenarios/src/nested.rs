@@ -3,10 +3,11 @@
 
 use std::time::Duration;
 
+use kvmi::command::TranslateGva;
 use kvmi_guests::{Level, NestedOp, Op, Operand, layout};
 use kvmi_lab_control::Backend;
-use kvmi_uapi::PageAccessEntry;
 use kvmi_uapi::event::{self, CONTINUE, Cr, Msr, Pf, RETRY};
+use kvmi_uapi::{PageAccessEntry, VcpuTranslateGvaReply};
 
 use crate::vmm::Vm;
 use crate::wire::Wire;
@@ -52,6 +53,11 @@ pub(crate) const SCENARIOS: &[Scenario] = &[
         "nested::paused",
         "PAUSE and commands while a guest's guest runs",
         paused,
+    ),
+    scenario(
+        "nested::translated",
+        "VCPU_TRANSLATE_GVA in a guest's guest, by tables that EPT or NPT of the guest's own moves: in KVM_RUN and out of it",
+        translated,
     ),
     scenario(
         "nested::unhooked",
@@ -344,7 +350,7 @@ fn let_through_entry(context: &mut Context) -> Result<(), Failure> {
     }
     // What a step has left behind would stay, since nothing is let through by another one.
     wire.restrict(&[(page, PageAccessEntry::READ | PageAccessEntry::WRITE)])?;
-    let number = wait_in_nested(context, &vm)?;
+    let number = wait_in_nested(context, &vm, Level::Nested)?;
     wire.restrict(&[(page, ALL)])?;
     release(&vm)?;
     check_eq!(vm.finished(context, 0, number)?, 2, "result");
@@ -362,9 +368,9 @@ fn is_nested(rsp: u64) -> bool {
 }
 
 /// Has the guest's guest wait; the command's number.
-pub(crate) fn wait_in_nested(context: &mut Context, vm: &Vm) -> Result<u64, Failure> {
+pub(crate) fn wait_in_nested(context: &mut Context, vm: &Vm, level: Level) -> Result<u64, Failure> {
     context.stage("into the guest's guest", Duration::from_secs(10));
-    let number = vm.command(0, Op::Nested, args(NestedOp::Wait, WORD + 4096, Level::Nested))?;
+    let number = vm.command(0, Op::Nested, args(NestedOp::Wait, WORD + 4096, level))?;
     context.wait_for("the guest's guest", || Ok(word(vm)? == 1))?;
     Ok(number)
 }
@@ -382,7 +388,7 @@ pub(crate) fn release(vm: &Vm) -> Result<(), Failure> {
 
 fn paused(context: &mut Context) -> Result<(), Failure> {
     let (vm, mut wire) = watched(context)?;
-    let number = wait_in_nested(context, &vm)?;
+    let number = wait_in_nested(context, &vm, Level::Nested)?;
     context.stage("PAUSE", Duration::from_secs(10));
     check_eq!(wire.pause(0, true)?, Ok(vec![]), "VM_PAUSE_VCPU");
     let pause = wire.expect_event(event::PAUSE, 0)?;
@@ -410,11 +416,67 @@ fn paused(context: &mut Context) -> Result<(), Failure> {
     vm.exit()
 }
 
+fn translated(context: &mut Context) -> Result<(), Failure> {
+    const GIB: u64 = 1 << 30;
+    /// Four tables, and what the last one maps.
+    const TABLES: u64 = WORD + 0x2000;
+    const MAPPED: u64 = WORD + 0x123_4000;
+    const NOWHERE: u64 = u64::MAX;
+    context.stage("start", Duration::from_secs(20));
+    let (vm, mut wire) = context.hooked_vm("nested", 1)?;
+    for table in 0..3 {
+        let next = GIB + TABLES + 4096 * (table + 1);
+        vm.guest.write(TABLES + 4096 * table, &(next | 1).to_ne_bytes())?;
+    }
+    // One in each GiB, and one where the hypervisor maps nothing.
+    for (index, gib) in (0u64..).zip([0, 1, 2]) {
+        let entry = gib * GIB + MAPPED | 1;
+        vm.guest.write(TABLES + 4096 * 3 + 8 * index, &entry.to_ne_bytes())?;
+    }
+    for (level, root, wanted) in [
+        (Level::NestedPaging, GIB + TABLES, [MAPPED, MAPPED, NOWHERE]),
+        // Where the tables are is no memory of the guest's.
+        (Level::Nested, GIB + TABLES, [NOWHERE; 3]),
+    ] {
+        let number = wait_in_nested(context, &vm, level)?;
+        for in_run in [true, false] {
+            context.stage(&format!("{level:?}, in KVM_RUN: {in_run}"), Duration::from_secs(10));
+            if !in_run {
+                vm.pause(0)?;
+            }
+            for (index, wanted) in (0u64..).zip(wanted) {
+                let request = TranslateGva {
+                    vcpu: 0,
+                    gva: index << 12 | 0x567,
+                    root: Some(root),
+                };
+                let reply = wire.get(&request, size_of::<VcpuTranslateGvaReply>())?;
+                let wanted = if wanted == NOWHERE { NOWHERE } else { wanted | 0x567 };
+                check_eq!(reply.gpa, wanted, "page {index}");
+            }
+            let rip = wire.registers(0)?.regs.rip;
+            let request = TranslateGva {
+                vcpu: 0,
+                gva: rip,
+                root: None,
+            };
+            let reply = wire.get(&request, size_of::<VcpuTranslateGvaReply>())?;
+            check_eq!(reply.gpa, rip, "where its program is");
+        }
+        context.stage("out", Duration::from_secs(10));
+        vm.resume(0)?;
+        release(&vm)?;
+        check_eq!(vm.finished(context, 0, number)?, 2, "result");
+    }
+    wire.expect_no_event()?;
+    vm.exit()
+}
+
 fn unhooked(context: &mut Context) -> Result<(), Failure> {
     const ROUNDS: u64 = 1000;
     const FEW: u64 = 300;
     let (vm, wire) = watched(context)?;
-    let number = wait_in_nested(context, &vm)?;
+    let number = wait_in_nested(context, &vm, Level::Nested)?;
     context.stage("UNHOOK", Duration::from_secs(10));
     check_eq!(vm.unhook()?, 0, "errno of UNHOOK");
     drop(wire);

@@ -72,12 +72,15 @@ struct NestedPaging {
 }
 
 impl NestedPaging {
-    /// The first GiB, in 2 MiB pages. `table` and `leaf` are what entries hold beside addresses.
+    /// The first GiB, in 2 MiB pages; the second is the first once more. `table` and `leaf` are what entries hold beside
+    /// addresses.
     fn new(table: u64, leaf: u64) -> Self {
         static TABLES: [Page; 3] = [const { Page::zero() }; 3];
         let [root, pointers, directory] = &TABLES;
         root.set(0, pointers.address() | table);
-        pointers.set(0, directory.address() | table);
+        for index in 0..2 {
+            pointers.set(index, directory.address() | table);
+        }
         for index in 0..512 {
             directory.set(index, (index as u64) << 21 | leaf);
         }

@@ -154,6 +154,9 @@ impl Machine {
                     .while_out(|vcpu| vcpu.get_regs().refused("KVM_GET_REGS"))?;
                 return Ok(Answer::Regs(Box::new(regs)));
             }
+            Request::GetRegsOften { vcpu, times } => self.vcpu(vcpu)?.while_out(move |vcpu| {
+                (0..times).try_for_each(|_| vcpu.get_regs().map(drop).refused("KVM_GET_REGS"))
+            })?,
             Request::SetRegs { vcpu, regs } => {
                 self.vcpu(vcpu)?
                     .while_out(move |vcpu| vcpu.set_regs(&regs).refused("KVM_SET_REGS"))?;

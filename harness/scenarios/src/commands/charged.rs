@@ -9,6 +9,7 @@ use kvmi_uapi::error::ENOMEM;
 use kvmi_uapi::{MAX_PAYLOAD, MAX_QUEUED_BYTES, msg};
 use rustix::mount::{MountFlags, mount};
 
+use super::keep_out;
 use crate::vmm::Vm;
 use crate::wire::{Wire, vcpu_payload};
 use crate::{Context, Failure, Scenario, check, check_eq, scenario};
@@ -67,7 +68,7 @@ pub(crate) fn largest(request: &[u8]) -> Vec<u8> {
     payload
 }
 
-/// Sends commands to a vCPU that is out, until as many wait as may or some are refused, which must be by ENOMEM; how many wait, and how many
+/// Sends commands to a vCPU that [`keep_out`](super::keep_out) keeps out, until as many wait as may or some are refused, which must be by ENOMEM; how many wait, and how many
 /// were refused.
 pub(crate) fn fill(wire: &mut Wire, id: u16, payload: &[u8]) -> Result<(usize, usize), Failure> {
     // Few, for the kernel looks for memory long before it refuses one.
@@ -110,7 +111,7 @@ fn charged(context: &mut Context) -> Result<(), Failure> {
     let vm = context.running_vm("halt", 1)?;
     confine(&vm)?;
     let mut wire = hook(context, &vm)?;
-    vm.pause(0)?;
+    keep_out(&vm, &mut wire, 0)?;
 
     context.stage("no limit", Duration::from_secs(20));
     let before = bytes_charged()?;
@@ -128,7 +129,7 @@ fn charged(context: &mut Context) -> Result<(), Failure> {
     drain(&mut wire, FIT)?;
 
     context.stage("a limit", Duration::from_secs(20));
-    vm.pause(0)?;
+    keep_out(&vm, &mut wire, 0)?;
     limit(SLACK)?;
     let (waiting, refused) = fill(&mut wire, msg::VCPU_GET_INFO, &largest)?;
     check!(

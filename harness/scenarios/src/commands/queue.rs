@@ -7,18 +7,19 @@ use kvmi::command::GetVcpuInfo;
 use kvmi_uapi::error::EBUSY;
 use kvmi_uapi::{MAX_QUEUED_COMMANDS, msg};
 
+use super::keep_out;
 use crate::{Context, Failure, Scenario, check, check_eq, scenario};
 
 pub(super) const SCENARIOS: &[Scenario] = &[scenario(
     "commands::queue_limit",
-    "1,024 commands wait for a vCPU that does not run; one more answers EBUSY at once",
+    "1,024 commands wait behind the reply to an event of a vCPU that does not run; one more answers EBUSY at once",
     count_limit,
 )];
 
 fn count_limit(context: &mut Context) -> Result<(), Failure> {
     context.stage("start", Duration::from_secs(20));
     let (vm, mut wire) = context.hooked_vm("halt", 2)?;
-    vm.pause(1)?;
+    keep_out(&vm, &mut wire, 1)?;
     context.stage("fill", Duration::from_secs(20));
     let mut seqs = Vec::new();
     for _ in 0..MAX_QUEUED_COMMANDS {

@@ -15,7 +15,7 @@ use kvmi_uapi::table;
 use kvmi_uapi::{event, msg};
 
 use super::{Aspect, Case, GROUP, Shown, UNINITIALISED, VCPUS, say, with_one_uninitialised};
-use crate::commands::charged;
+use crate::commands::{charged, keep_out};
 use crate::vmm::{Permission, Vm};
 use crate::wire::{Answer, Wire, vcpu_payload};
 use crate::{Context, Failure, Needs, Scenario, Transports, check, check_eq};
@@ -317,6 +317,13 @@ impl Fixture {
     /// Has the VMM do something to vCPU 0 while it is out.
     fn while_out(&mut self, work: impl FnOnce(&mut Self) -> Result<(), Failure>) -> Result<(), Failure> {
         self.vm.pause(0)?;
+        work(self)?;
+        self.vm.resume(0)
+    }
+
+    /// Has commands wait for vCPU 0, behind the reply to an event.
+    fn while_kept_out(&mut self, work: impl FnOnce(&mut Self) -> Result<(), Failure>) -> Result<(), Failure> {
+        keep_out(&self.vm, &mut self.wire, 0)?;
         work(self)?;
         // What is answered after the commands that were sent: they are with the vCPU.
         self.wire.expect_version()?;

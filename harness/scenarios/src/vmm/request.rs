@@ -199,6 +199,13 @@ pub enum Request {
         /// Its index.
         vcpu: usize,
     },
+    /// `KVM_GET_REGS` of a vCPU that is out, so many times.
+    GetRegsOften {
+        /// Its index.
+        vcpu: usize,
+        /// How often.
+        times: u32,
+    },
     /// `KVM_SET_REGS` of a vCPU that is out.
     SetRegs {
         /// Its index.

@@ -83,7 +83,13 @@ fn walk<E: VcpuEffects>(effects: &mut E, control: &Control, root: Option<u64>, g
             None => *control.pdptrs.get((gva >> 30 & 3) as usize)?,
             Some(root) => pointer(effects, Some(control), root & 0xffff_ffe0, gva)?,
         };
-        wide(effects, &Format::of_guest(control), directory(control, pointer)?, gva, 2)
+        wide(
+            effects,
+            &Format::of_guest(control),
+            directory(control, pointer)?,
+            gva,
+            2,
+        )
     } else {
         let has_large = control.cr4 & CR4_PSE != 0;
         narrow(effects, control, Some(control), has_large, table & 0xffff_f000, gva)
@@ -164,13 +170,7 @@ impl<'a> Format<'a> {
 }
 
 /// Tables of 512 entries of 8 bytes, in so many levels.
-fn wide<E: VcpuEffects>(
-    effects: &mut E,
-    format: &Format<'_>,
-    table: u64,
-    address: u64,
-    levels: u32,
-) -> Option<u64> {
+fn wide<E: VcpuEffects>(effects: &mut E, format: &Format<'_>, table: u64, address: u64, levels: u32) -> Option<u64> {
     let mut table = table;
     for level in (0..levels).rev() {
         let shift = level.checked_mul(9)?.checked_add(12)?;

@@ -133,7 +133,7 @@ fn uninitialised(stand: &mut Fixture, _: &mut Context) -> Result<(), Failure> {
 }
 
 fn queue_is_full(stand: &mut Fixture, _: &mut Context) -> Result<(), Failure> {
-    stand.while_out(|stand| {
+    stand.while_kept_out(|stand| {
         for _ in 0..charged::FIT {
             stand.wire.send(msg::VCPU_GET_INFO, &charged::largest(&[]))?;
         }
@@ -153,7 +153,7 @@ fn no_memory(stand: &mut Fixture, _: &mut Context) -> Result<(), Failure> {
     let id = stand.command.id;
     let payload = charged::largest(&stand.harmless());
     let (mut waiting, mut refused) = (0, 0);
-    stand.while_out(|stand| {
+    stand.while_kept_out(|stand| {
         charged::limit(charged::SLACK)?;
         (waiting, refused) = charged::fill(&mut stand.wire, id, &payload)?;
         charged::unlimit()

@@ -245,7 +245,7 @@ const VCPU_CONTROL_SINGLESTEP: Command = Command::new::<{ msg::VCPU_CONTROL_SING
     ],
 );
 
-/// What comes of requests that the vCPU finds waiting, with `by` on its way into the guest, before it enters the guest again.
+/// What comes of a request to a vCPU that is out, with `by` on its way into the guest.
 fn injected_while(stand: &mut Fixture, by: VcpuWrite, context: &Context) -> Result<(), Failure> {
     let taken = |stand: &Fixture| -> Result<u64, Failure> {
         Ok(stand.vm.exceptions()? + stand.vm.guest.field(0, field!(counted_interrupts))?)
@@ -254,8 +254,8 @@ fn injected_while(stand: &mut Fixture, by: VcpuWrite, context: &Context) -> Resu
     let good = stand.good();
     let mut seq = 0;
     stand.while_out(|stand| {
-        seq = stand.wire.send(stand.command.id, &vcpu_payload(0, &good))?;
         check_eq!(stand.vm.write(0, by)?, 0, "errno of {by:?}");
+        seq = stand.wire.send(stand.command.id, &vcpu_payload(0, &good))?;
         Ok(())
     })?;
     let answer = stand.wire.answer(seq)?;
@@ -300,7 +300,7 @@ fn injected_while_nested(stand: &mut Fixture, context: &mut Context) -> Result<(
         std::mem::replace(&mut stand.vm, vm),
         std::mem::replace(&mut stand.wire, wire),
     );
-    let number = wait_in_nested(context, &stand.vm)?;
+    let number = wait_in_nested(context, &stand.vm, kvmi_guests::Level::Nested)?;
     stand.refused(&stand.good(), "a vCPU that runs its guest's own guest")?;
     release(&stand.vm)?;
     stand.vm.finished(context, 0, number)?;
