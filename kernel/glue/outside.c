@@ -8,6 +8,10 @@
  * go looks for what was left (kvm_arch_vcpu_unlocked()) and has a work item do it.  One at
  * a time, with conn->lock, so that answers keep the order of the commands.
  *
+ * The VMM may wait for that mutex, deaf to signals.  So nobody waits with it: what of the guest's
+ * memory is not there is brought in by the work item, with nothing held, and the command is
+ * carried out anew.
+ *
  * What stands behind the reply to an event waits for KVM_RUN: it is to find done what KVM
  * does for that reply.
  */
@@ -62,19 +66,32 @@ static struct kvmi_job *next_job(struct kvm_vcpu_introspection *vi)
 
 static bool has_work(struct kvm_vcpu_introspection *vi)
 {
-	return READ_ONCE(vi->unsent) || next_job(vi);
+	return READ_ONCE(vi->unsent) || READ_ONCE(vi->owes_rest) || next_job(vi);
 }
 
 /*
  * With vcpu->mutex and conn->lock.  1: something was carried out, and its answer, of *bytes,
- * is in session->tx; 0: there was nothing; -EINTR: it is as before; -EPIPE.
+ * is in session->tx; 0: there was nothing; -EAGAIN: session->missing is to be brought in first;
+ * -EPIPE.
  */
 static int carry_out_loaded(struct kvm_vcpu_introspection *vi, size_t *bytes)
 {
 	struct kvm_introspection *session = vi->session;
 	enum kvmi_verdict verdict;
 	struct kvmi_job *job;
+	int idx;
 
+	/* What the VMM has written by now comes before what the tool says now. */
+	idx = srcu_read_lock(&session->kvm->srcu);
+	kvmi_settle(vi);
+	srcu_read_unlock(&session->kvm->srcu, idx);
+
+	/* Whoever sends next sends the rest first. */
+	if (vi->owes_rest) {
+		vi->owes_rest = false;
+		session->owes_rest = true;
+		return 1;
+	}
 	/* An answer that a signal has kept from being sent. */
 	if (vi->unsent) {
 		memcpy(session->tx, vi->tx, vi->unsent);
@@ -88,11 +105,14 @@ static int carry_out_loaded(struct kvm_vcpu_introspection *vi, size_t *bytes)
 	if (!job)
 		return 0;
 
-	session->interrupted = false;
+	session->missing = 0;
+	vi->outside = true;
 	verdict = kvmi_run_job(vi, job, session->tx, bytes);
-	/* Its page fault was. */
-	if (session->interrupted)
-		return -EINTR;
+	vi->outside = false;
+	if (session->missing) {
+		*bytes = 0;
+		return -EAGAIN;
+	}
 	kfree(kvmi_dequeue(vi));
 
 	return verdict == KVMI_CLOSE ? -EPIPE : 1;
@@ -130,12 +150,12 @@ int kvmi_carry_out_outside(struct kvm_vcpu_introspection *vi, size_t *bytes)
 	spin_lock(&vi->lock);
 	is_first = list_is_singular(&vi->jobs);
 	spin_unlock(&vi->lock);
-	if (is_first && !READ_ONCE(vi->unsent))
+	if (is_first && !READ_ONCE(vi->unsent) && !READ_ONCE(vi->owes_rest))
 		r = carry_out(vi, bytes);
-	if (r != -EINTR)
+	if (r != -EAGAIN)
 		return r;
 
-	/* It is queued; the signal is its sender's. */
+	/* It stays in the queue. */
 	queue_work(outside_wq, &vi->session->outside_work);
 	return 1;
 }
@@ -159,8 +179,9 @@ static int carry_out_any(struct kvm_introspection *session, size_t *bytes)
 	return 0;
 }
 
-/* Room is reserved.  As carry_out(); what was sent of it to *sent. */
-static int carry_out_and_send(struct kvm_introspection *session, size_t *sent)
+/* Room is reserved.  As carry_out(); what was sent of it to *sent, what is missing to *missing. */
+static int carry_out_and_send(struct kvm_introspection *session, size_t *sent,
+			      unsigned long *missing)
 {
 	struct kvmi_connection *conn = session->conn;
 	size_t bytes;
@@ -170,6 +191,10 @@ static int carry_out_and_send(struct kvm_introspection *session, size_t *sent)
 	mutex_lock(&conn->lock);
 	if (conn->session == session && !READ_ONCE(session->lost) && !READ_ONCE(session->closing))
 		r = carry_out_any(session, &bytes);
+	if (r > 0 && session->owes_rest) {
+		session->owes_rest = false;
+		r = kvmi_send_rest(session) ?: 1;
+	}
 	if (r > 0 && bytes) {
 		r = kvmi_send_reserved(session, session->tx, bytes);
 		if (!r) {
@@ -177,6 +202,7 @@ static int carry_out_and_send(struct kvm_introspection *session, size_t *sent)
 			r = 1;
 		}
 	}
+	*missing = session->missing;
 	mutex_unlock(&conn->lock);
 
 	return r;
@@ -205,6 +231,7 @@ void kvmi_outside_work(struct work_struct *work)
 	struct kvm_introspection *session =
 		container_of(work, struct kvm_introspection, outside_work);
 	struct kvmi_connection *conn = session->conn;
+	unsigned long missing;
 	size_t sent;
 	int r;
 
@@ -215,8 +242,11 @@ void kvmi_outside_work(struct work_struct *work)
 		    conn->transport->reserve(conn, KVMI_BUFFER_BYTES, true);
 		if (r)
 			break;
-		r = carry_out_and_send(session, &sent);
+		r = carry_out_and_send(session, &sent, &missing);
 		conn->transport->unreserve(conn, KVMI_BUFFER_BYTES - sent);
+		/* What cannot be had is found so when the command is carried out anew. */
+		if (r == -EAGAIN)
+			r = kvmi_bring_in(session, missing) == -EINTR ? -EINTR : 1;
 		if (r == -EPIPE)
 			kvmi_break(session);
 		cond_resched();

@@ -144,6 +144,7 @@ struct kvm_introspection {
 	struct work_struct outside_work;
 	spinlock_t worker_lock;
 	struct task_struct *worker;	/* who is about it */
+	unsigned long missing;		/* with conn->lock: what of the VMM's memory it waits for */
 
 	struct mutex tx_lock;
 	u32 last_event_seq;
@@ -152,6 +153,7 @@ struct kvm_introspection {
 	struct mem_cgroup *memcg;
 	/* With conn->lock: */
 	u8 *tx;
+	bool owes_rest;			/* the rest of a message is to be sent */
 	bool interrupted;		/* a signal kept the message from being carried out */
 	gfn_t changed_start;		/* pages whose access has changed and which are still mapped */
 	gfn_t changed_end;
@@ -222,6 +224,7 @@ struct kvm_vcpu_introspection {
 	bool busy;			/* it serves the tool, or completes an exit by its reply */
 
 	/* The vcpu context alone: */
+	bool outside;			/* KVM_RUN is out, and somebody carries a command out */
 	bool is_new;			/* created in this session: CREATE_VCPU is to come */
 	u32 seq;			/* of the event that was sent last */
 	u64 shown;			/* for other threads: SHOWN_* in serve.c */
@@ -289,6 +292,7 @@ void kvmi_outside_work(struct work_struct *work);
 void kvmi_interrupt_outside(struct kvm_introspection *session);
 
 /* memory.c */
+int kvmi_bring_in(struct kvm_introspection *session, unsigned long hva);
 int kvmi_read_physical(struct kvm_introspection *session, struct kvm_vcpu *vcpu, u64 gpa, u8 *out,
 		       size_t len);
 

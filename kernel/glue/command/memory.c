@@ -65,16 +65,18 @@ static int find_access(struct kvm *kvm, struct kvm_vcpu *vcpu, u64 gpa, bool wri
  * finds the zero page, and leaves what others share shared.
  */
 static int get_guest_page(struct kvm_introspection *session, unsigned long hva, bool writes,
-			  struct page **page)
+			  bool waits, struct page **page)
 {
-	unsigned int flags = FOLL_INTERRUPTIBLE | (writes ? FOLL_WRITE : 0);
+	unsigned int flags = (waits ? FOLL_INTERRUPTIBLE : FOLL_NOWAIT) | (writes ? FOLL_WRITE : 0);
 	struct mm_struct *mm = session->kvm->mm;
 	int locked = 1;
 	long r = -EINTR;
 
 	if (!mmget_not_zero(mm))
 		return -KVM_ENOENT;
-	if (!mmap_read_lock_killable(mm)) {
+	if (!waits && !mmap_read_trylock(mm)) {
+		r = 0;
+	} else if (!waits || !mmap_read_lock_killable(mm)) {
 		r = writes ? pin_user_pages_remote(mm, hva, 1, flags, page, &locked) :
 			     get_user_pages_remote(mm, hva, 1, flags, page, &locked);
 		if (locked)
@@ -83,9 +85,11 @@ static int get_guest_page(struct kvm_introspection *session, unsigned long hva, 
 	/* Not mmput(): were it the last reference, the VMM would end here. */
 	mmput_async(mm);
 
-	/* The message is carried out another time, or never. */
+	/* As KVM's asynchronous page faults do it: whoever may wait brings it in. */
+	if (!r && !waits)
+		session->missing = hva;
 	if (r == -EINTR || r == -ERESTARTSYS)
-		session->interrupted = true;
+		return -EINTR;
 	return r == 1 ? 0 : -KVM_ENOENT;
 }
 
@@ -128,9 +132,12 @@ static int access(struct kvm_introspection *session, struct kvm_vcpu *vcpu, u64 
 		r = find_access(kvm, vcpu, gpa, in, &slot, &hva);
 		srcu_read_unlock(&kvm->srcu, idx);
 		if (!r)
-			r = get_guest_page(session, hva, in, &page);
+			r = get_guest_page(session, hva, in, !vcpu, &page);
+		/* The message is carried out another time, or never. */
+		if (r == -EINTR)
+			session->interrupted = true;
 		if (r)
-			return r;
+			return r == -EINTR ? -KVM_ENOENT : r;
 
 		idx = srcu_read_lock(&kvm->srcu);
 		r = find_access(kvm, vcpu, gpa, in, &slot, &again);
@@ -147,7 +154,10 @@ static int access(struct kvm_introspection *session, struct kvm_vcpu *vcpu, u64 
 	return r;
 }
 
-/* For a vCPU that somebody else than the VMM has loaded. */
+/*
+ * For a vCPU that is loaded while KVM_RUN is out: with vcpu->mutex, for which the VMM may wait,
+ * nobody waits for the VMM's memory.  What is not there is in session->missing.
+ */
 int kvmi_read_physical(struct kvm_introspection *session, struct kvm_vcpu *vcpu, u64 gpa, u8 *out,
 		       size_t len)
 {
@@ -163,4 +173,15 @@ int kvmi_glue_write_physical(struct kvm_introspection *session, u64 gpa, const u
 			     size_t len)
 {
 	return access(session, NULL, gpa, NULL, data, len);
+}
+
+/* With nothing held: what was missing.  0, or an error when the session ends or it cannot be had. */
+int kvmi_bring_in(struct kvm_introspection *session, unsigned long hva)
+{
+	struct page *page;
+	int r = get_guest_page(session, hva, false, true, &page);
+
+	if (!r)
+		put_page(page);
+	return r;
 }

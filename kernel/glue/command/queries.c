@@ -134,8 +134,8 @@ int kvmi_glue_read_table(struct kvm_vcpu_introspection *vi, u64 gpa, u8 *out, si
 	struct kvm_vcpu *vcpu = vi->vcpu;
 	int idx, r;
 
-	/* Not the VMM's own thread: its memory is somebody else's. */
-	if (current->mm != vcpu->kvm->mm)
+	/* In another process the VMM's memory is somebody else's. */
+	if (vi->outside)
 		return kvmi_read_physical(vi->session, vcpu, gpa, out, len);
 
 	idx = srcu_read_lock(&vcpu->kvm->srcu);

@@ -48,7 +48,7 @@ static bool tell_access(struct kvm_vcpu *vcpu, gpa_t gpa, gva_t gva, u8 kind,
 	if (kvmi_is_let_through(vi, gfn, kind))
 		return false;
 	/* What KVM still has to complete waits for VM_RELEASE, and is told then. */
-	if (kvmi_is_stopped(vi->session))
+	if (kvmi_is_stopped(vi->session) && !READ_ONCE(vi->session->closing))
 		return true;
 
 	return !kvmi_tell_access(vi, &pf, accessor);

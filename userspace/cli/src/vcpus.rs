@@ -138,6 +138,7 @@ pub(crate) fn registers(session: &Session, only: Option<u16>, msrs: &[u32], outp
 
 /// Why there are no registers.
 fn missing(vcpu: u16, of: &VcpuRunState, error: Error) -> anyhow::Error {
+    // What stands behind the reply to an event waits for KVM_RUN.
     let is_out = error.is_timeout() && of.in_run == 0;
     let why = format!("registers of vCPU {vcpu}, which is {}", state(of));
     if is_out {

@@ -27,8 +27,8 @@ pub struct Registers {
     pub msrs: Vec<MsrEntry>,
 }
 
-/// One vCPU of a session. Its commands are carried out by the vCPU itself, between two stretches of guest code or
-/// while an event of it is open; each call waits for that.
+/// One vCPU of a session. Its commands are carried out between two stretches of guest code, while an event of it is open,
+/// or while its VMM has it out of `KVM_RUN`; each call waits for that.
 #[derive(Clone, Copy, Debug)]
 pub struct Vcpu<'a> {
     pub(crate) session: &'a Session,

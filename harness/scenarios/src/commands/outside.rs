@@ -253,6 +253,8 @@ fn injected(context: &mut Context) -> Result<(), Failure> {
     {
         context.stage(&format!("with {by:?} of the VMM's"), Duration::from_secs(20));
         vm.pause(0)?;
+        // What it wrote before is not what drops it.
+        vm.change_regs(0)?;
         check_eq!(wire.inject(0, UNDEFINED, 0, 0)?, Ok(vec![]), "VCPU_INJECT_EXCEPTION");
         if let Some(by) = by {
             check_eq!(vm.write(0, by)?, 0, "errno of {by:?}");
