@@ -430,7 +430,7 @@ fn translated(context: &mut Context) -> Result<(), Failure> {
     }
     // One in each GiB, and one where the hypervisor maps nothing.
     for (index, gib) in (0u64..).zip([0, 1, 2]) {
-        let entry = gib * GIB + MAPPED | 1;
+        let entry = (gib * GIB + MAPPED) | 1;
         vm.guest.write(TABLES + 4096 * 3 + 8 * index, &entry.to_ne_bytes())?;
     }
     for (level, root, wanted) in [

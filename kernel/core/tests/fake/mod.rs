@@ -2,7 +2,7 @@
 //! A VM and vCPUs that only remember what was asked of them, and messages to try on them.
 #![allow(dead_code, unreachable_pub, reason = "each test program uses its part")]
 
-use std::collections::{BTreeMap, BTreeSet};
+use std::collections::BTreeMap;
 
 use kvmi_core::{
     Control, KvmError, Occurrence, Site, VcpuEffects, VcpuOutcome, VcpuState, VcpuVerdict, VmEffects, VmState,

@@ -328,10 +328,11 @@ impl VcpuEffects for Effects {
             Some(1032) => 3,
             Some(1033) => 2,
             Some(1034) => 0xf_ffff,
-            Some(_) => return Ok(out.fill(0)),
+            Some(_) => 0,
             None => return Err(KvmError(ENOENT)),
         };
-        out.copy_from_slice(&(page << 12 | 1).to_le_bytes());
+        let entry = if page == 0 { 0 } else { page << 12 | 1 };
+        out.copy_from_slice(&entry.to_le_bytes());
         Ok(())
     }
 
