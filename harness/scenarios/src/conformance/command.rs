@@ -318,6 +318,8 @@ impl Fixture {
     fn while_out(&mut self, work: impl FnOnce(&mut Self) -> Result<(), Failure>) -> Result<(), Failure> {
         self.vm.pause(0)?;
         work(self)?;
+        // What is answered after the commands that were sent: a socket has delivered them.
+        self.wire.expect_version()?;
         self.vm.resume(0)
     }
 

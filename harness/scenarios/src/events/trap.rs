@@ -116,7 +116,7 @@ fn trap(context: &mut Context) -> Result<(), Failure> {
 fn before_pause(context: &mut Context) -> Result<(), Failure> {
     let (vm, mut wire) = tolerant(context, "halt")?;
     context.stage("in one go", Duration::from_secs(10));
-    // While the vCPU is out, everything waits.
+    // While the vCPU is out, what both lead to waits.
     vm.pause(0)?;
     check_eq!(wire.pause(0, false)?, Ok(vec![]), "VM_PAUSE_VCPU");
     let inject = |nr| InjectException {
