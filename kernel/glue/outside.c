@@ -28,17 +28,13 @@ static DEFINE_MUTEX(outside_wq_lock);
 
 int kvmi_outside_init(void)
 {
-	struct workqueue_struct *wq;
-	int r = 0;
+	int r;
 
 	if (mutex_lock_killable(&outside_wq_lock))
 		return -EINTR;
-	if (!outside_wq) {
-		wq = alloc_workqueue("kvmi", WQ_UNBOUND, 0);
-		/* Pairs with the load of whoever queues, who has a session. */
-		smp_store_release(&outside_wq, wq);
-		r = wq ? 0 : -ENOMEM;
-	}
+	if (!outside_wq)
+		outside_wq = alloc_workqueue("kvmi", WQ_UNBOUND, 0);
+	r = outside_wq ? 0 : -ENOMEM;
 	mutex_unlock(&outside_wq_lock);
 
 	return r;
@@ -86,10 +82,9 @@ static int carry_out_loaded(struct kvm_vcpu_introspection *vi, size_t *bytes)
 	kvmi_settle(vi);
 	srcu_read_unlock(&session->kvm->srcu, idx);
 
-	/* Whoever sends next sends the rest first. */
+	/* Nothing but the rest of a message that a signal has cut short. */
 	if (vi->owes_rest) {
 		vi->owes_rest = false;
-		session->owes_rest = true;
 		return 1;
 	}
 	/* An answer that a signal has kept from being sent. */
@@ -113,6 +108,7 @@ static int carry_out_loaded(struct kvm_vcpu_introspection *vi, size_t *bytes)
 		*bytes = 0;
 		return -EAGAIN;
 	}
+	session->unavailable = 0;
 	kfree(kvmi_dequeue(vi));
 
 	return verdict == KVMI_CLOSE ? -EPIPE : 1;
@@ -191,12 +187,9 @@ static int carry_out_and_send(struct kvm_introspection *session, size_t *sent,
 	mutex_lock(&conn->lock);
 	if (conn->session == session && !READ_ONCE(session->lost) && !READ_ONCE(session->closing))
 		r = carry_out_any(session, &bytes);
-	if (r > 0 && session->owes_rest) {
-		session->owes_rest = false;
-		r = kvmi_send_rest(session) ?: 1;
-	}
-	if (r > 0 && bytes) {
-		r = kvmi_send_reserved(session, session->tx, bytes);
+	if (r > 0) {
+		r = bytes ? kvmi_send_reserved(session, session->tx, bytes) :
+			    kvmi_send_rest(session);
 		if (!r) {
 			*sent = bytes;
 			r = 1;
@@ -244,9 +237,8 @@ void kvmi_outside_work(struct work_struct *work)
 			break;
 		r = carry_out_and_send(session, &sent, &missing);
 		conn->transport->unreserve(conn, KVMI_BUFFER_BYTES - sent);
-		/* What cannot be had is found so when the command is carried out anew. */
 		if (r == -EAGAIN)
-			r = kvmi_bring_in(session, missing) == -EINTR ? -EINTR : 1;
+			r = kvmi_bring_in(session, missing);
 		if (r == -EPIPE)
 			kvmi_break(session);
 		cond_resched();

@@ -12,7 +12,7 @@
  *	    arch.introspection.end_lock	spinlock: kvm->arch.introspection.session, for who may not wait
  *	  connections_lock		spinlock: which sockets are in use
  *	  kvm->slots_lock		the end of a session takes restrictions off
- *	vcpu->mutex			a vCPU's event and its Rust state; with conn->lock, tried alone
+ *	vcpu->mutex			a vCPU's event and its Rust state; by trylock under conn->lock
  *	  session->tx_lock		mutex: one writer; numbers events in the order of sending
  *	    vi->lock			spinlock: a vCPU's queue
  *	descriptor: write_lock, then conn->lock; read_lock; lock (spinlock) inside all
@@ -144,7 +144,8 @@ struct kvm_introspection {
 	struct work_struct outside_work;
 	spinlock_t worker_lock;
 	struct task_struct *worker;	/* who is about it */
-	unsigned long missing;		/* with conn->lock: what of the VMM's memory it waits for */
+	unsigned long missing;		/* with conn->lock: address in the VMM that a command waits for */
+	unsigned long unavailable;	/* one that it has waited for, and that cannot be had */
 
 	struct mutex tx_lock;
 	u32 last_event_seq;
@@ -153,7 +154,6 @@ struct kvm_introspection {
 	struct mem_cgroup *memcg;
 	/* With conn->lock: */
 	u8 *tx;
-	bool owes_rest;			/* the rest of a message is to be sent */
 	bool interrupted;		/* a signal kept the message from being carried out */
 	gfn_t changed_start;		/* pages whose access has changed and which are still mapped */
 	gfn_t changed_end;

@@ -85,9 +85,15 @@ static int get_guest_page(struct kvm_introspection *session, unsigned long hva, 
 	/* Not mmput(): were it the last reference, the VMM would end here. */
 	mmput_async(mm);
 
-	/* As KVM's asynchronous page faults do it: whoever may wait brings it in. */
-	if (!r && !waits)
-		session->missing = hva;
+	/*
+	 * As KVM's asynchronous page faults do it: whoever may wait brings it in.  Also when the
+	 * caller is being killed, for the answer is its session's.
+	 */
+	if (!waits && (!r || r == -EINTR)) {
+		if (hva != READ_ONCE(session->unavailable))
+			session->missing = hva;
+		return -KVM_ENOENT;
+	}
 	if (r == -EINTR || r == -ERESTARTSYS)
 		return -EINTR;
 	return r == 1 ? 0 : -KVM_ENOENT;
@@ -175,13 +181,20 @@ int kvmi_glue_write_physical(struct kvm_introspection *session, u64 gpa, const u
 	return access(session, NULL, gpa, NULL, data, len);
 }
 
-/* With nothing held: what was missing.  0, or an error when the session ends or it cannot be had. */
+/*
+ * With nothing held: what was missing.  1: the command can be carried out anew, which does
+ * not wait for this page again if it cannot be had; -EINTR: the session ends.
+ */
 int kvmi_bring_in(struct kvm_introspection *session, unsigned long hva)
 {
 	struct page *page;
 	int r = get_guest_page(session, hva, false, true, &page);
 
-	if (!r)
+	if (r == -EINTR)
+		return r;
+	if (r)
+		WRITE_ONCE(session->unavailable, hva);
+	else
 		put_page(page);
-	return r;
+	return 1;
 }

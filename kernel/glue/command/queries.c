@@ -139,7 +139,9 @@ int kvmi_glue_read_table(struct kvm_vcpu_introspection *vi, u64 gpa, u8 *out, si
 		return kvmi_read_physical(vi->session, vcpu, gpa, out, len);
 
 	idx = srcu_read_lock(&vcpu->kvm->srcu);
-	r = kvm_vcpu_read_guest(vcpu, gpa, out, len) ? -KVM_ENOENT : 0;
+	/* KVM's own slots hold no tables of the guest's. */
+	r = kvm_is_visible_memslot(kvm_vcpu_gfn_to_memslot(vcpu, gpa_to_gfn(gpa))) &&
+	    !kvm_vcpu_read_guest(vcpu, gpa, out, len) ? 0 : -KVM_ENOENT;
 	srcu_read_unlock(&vcpu->kvm->srcu, idx);
 
 	return r;

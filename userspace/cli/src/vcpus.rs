@@ -2,7 +2,7 @@
 //! What vCPUs are doing, and their registers.
 
 use anyhow::{Context as _, ensure};
-use kvmi::{Error, Registers, Session, SessionOptions, VcpuRunState, event, host::HostVm};
+use kvmi::{Registers, Session, SessionOptions, VcpuRunState, event, host::HostVm};
 use serde_json::{Value, json};
 
 use crate::{
@@ -129,23 +129,11 @@ pub(crate) fn registers(session: &Session, only: Option<u16>, msrs: &[u32], outp
         let registers = session
             .vcpu(vcpu)
             .registers(msrs)
-            .map_err(|error| missing(vcpu, of, error))?;
+            .with_context(|| format!("registers of vCPU {vcpu}, which is {}", state(of)))?;
         objects.push(object(vcpu, &registers));
         texts.push(text(vcpu, &registers));
     }
     output.say("regs", json!({ "vcpus": objects }), || texts.join("\n"))
-}
-
-/// Why there are no registers.
-fn missing(vcpu: u16, of: &VcpuRunState, error: Error) -> anyhow::Error {
-    // What stands behind the reply to an event waits for KVM_RUN.
-    let is_out = error.is_timeout() && of.in_run == 0;
-    let why = format!("registers of vCPU {vcpu}, which is {}", state(of));
-    if is_out {
-        anyhow::Error::from(error).context(format!("{why}: its VMM has stopped it (QMP `cont` lets it go)"))
-    } else {
-        anyhow::Error::from(error).context(why)
-    }
 }
 
 fn object(vcpu: u16, registers: &Registers) -> Value {

@@ -68,8 +68,8 @@ pub(crate) fn largest(request: &[u8]) -> Vec<u8> {
     payload
 }
 
-/// Sends commands to a vCPU that [`keep_out`] keeps out, until as many wait as may or some are refused, which must be by ENOMEM; how many wait, and how many
-/// were refused.
+/// Sends commands to a vCPU that [`keep_out`] keeps out, until as many wait as may or some are refused, which must be by
+/// ENOMEM; how many wait, and how many were refused.
 pub(crate) fn fill(wire: &mut Wire, id: u16, payload: &[u8]) -> Result<(usize, usize), Failure> {
     // Few, for the kernel looks for memory long before it refuses one.
     const AT_ONCE: usize = 8;

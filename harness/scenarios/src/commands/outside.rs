@@ -4,14 +4,14 @@
 use std::time::Duration;
 
 use kvmi::command::{GetVcpuInfo, GetXsave, TranslateGva};
-use kvmi_guests::Op;
+use kvmi_guests::{Op, layout};
 use kvmi_uapi::event::{BREAKPOINT, CONTINUE, HYPERCALL, TRAP, Trap};
 use kvmi_uapi::{VcpuTranslateGvaReply, msg};
 
 use super::keep_out;
 use crate::lifecycle::GUEST_REQUEST;
 use crate::requests::expect_data;
-use crate::vmm::{Request, VcpuWrite};
+use crate::vmm::{Request, VcpuWrite, Vm};
 use crate::wire::{Answer, Wire, vcpu_payload};
 use crate::{Context, Failure, Scenario, check, check_eq, scenario};
 
@@ -40,6 +40,11 @@ pub(super) const SCENARIOS: &[Scenario] = &[
         "commands::behind_a_reply",
         "a command behind the reply to an event waits until the vCPU has taken the reply; one before it does not",
         behind_a_reply,
+    ),
+    scenario(
+        "commands::tables_that_nobody_serves",
+        "a translation by tables in memory whose page fault nobody serves, while KVM_RUN is out: neither VMM nor tool waits, nor UNHOOK",
+        tables_that_nobody_serves,
     ),
     scenario(
         "commands::injected_while_stopped",
@@ -236,6 +241,42 @@ fn behind_a_reply(context: &mut Context) -> Result<(), Failure> {
     vm.resume(0)?;
     wire.registers(0)?;
     wire.expect_no_event()?;
+    vm.exit()
+}
+
+fn tables_that_nobody_serves(context: &mut Context) -> Result<(), Failure> {
+    context.stage("start", Duration::from_secs(20));
+    let (vm, mut wire) = context.hooked_vm("halt", 1)?;
+    vm.pause(0)?;
+    let ask = |vm: &Vm, wire: &mut Wire, root: u64| -> Result<u32, Failure> {
+        vm.add_slot(root, 4096)?;
+        vm.withhold_slot()?;
+        let request = TranslateGva {
+            vcpu: 0,
+            gva: 0,
+            root: Some(root),
+        };
+        let seq = wire.submit(&request)?;
+        vm.wait_for_fault()?;
+        // The vCPU is the VMM's, and other commands are answered.
+        vm.regs(0)?;
+        wire.expect_version()?;
+        check_eq!(wire.untaken_answers(), 0, "answers while nobody serves it");
+        Ok(seq)
+    };
+    context.stage("served in the end", Duration::from_secs(20));
+    let seq = ask(&vm, &mut wire, layout::ANONYMOUS_SLOT)?;
+    vm.serve_slot()?;
+    let nowhere = u64::MAX.to_ne_bytes().to_vec();
+    check_eq!(wire.answer(seq)?, Ok(nowhere), "what an empty table maps");
+    context.stage("UNHOOK", Duration::from_secs(20));
+    ask(&vm, &mut wire, layout::ANONYMOUS_SLOT + (2 << 20))?;
+    check_eq!(vm.unhook()?, 0, "errno of UNHOOK");
+    let mut wire = context.hook(&vm)?;
+    wire.registers(0)?;
+    vm.serve_slot()?;
+    vm.resume(0)?;
+    wire.registers(0)?;
     vm.exit()
 }
 

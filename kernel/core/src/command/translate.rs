@@ -74,14 +74,12 @@ fn walk<E: VcpuEffects>(effects: &mut E, control: &Control, root: Option<u64>, g
         let levels = if control.cr4 & CR4_LA57 == 0 { 4 } else { 5 };
         wide(effects, &Format::of_guest(control), table & ADDRESS, gva, levels)
     } else if control.cr4 & CR4_PAE != 0 {
-        let root = match root {
-            None if control.has_pdptrs == 1 => None,
-            root => Some(root.unwrap_or(control.cr3)),
-        };
-        // CR3 holds bits 31 to 5 of where the four pointers are.
-        let pointer = match root {
-            None => *control.pdptrs.get((gva >> 30 & 3) as usize)?,
-            Some(root) => pointer(effects, Some(control), root & 0xffff_ffe0, gva)?,
+        let pointer = if root.is_none() && control.has_pdptrs == 1 {
+            *control.pdptrs.get((gva >> 30 & 3) as usize)?
+        } else {
+            // CR3 holds bits 31 to 5 of where the four pointers are.
+            let pointers = root.unwrap_or(control.cr3) & 0xffff_ffe0;
+            pointer(effects, Some(control), pointers, gva)?
         };
         wide(
             effects,
@@ -102,23 +100,21 @@ fn walk<E: VcpuEffects>(effects: &mut E, control: &Control, root: Option<u64>, g
 fn by_nested<E: VcpuEffects>(effects: &mut E, control: &Control, gpa: u64) -> Option<u64> {
     let root = control.nested_root & physical(control);
     let levels = u32::from(control.nested_levels);
+    let address_bits = match levels {
+        0 => return Some(gpa),
+        2 | 3 => 32,
+        _ => levels.checked_mul(9)?.checked_add(12)?,
+    };
+    if gpa.checked_shr(address_bits)? != 0 {
+        return None;
+    }
     match levels {
-        0 => Some(gpa),
-        2 => {
-            let has_large = control.nested_pse == 1;
-            let is_address = gpa <= u64::from(u32::MAX);
-            is_address.then(|| narrow(effects, control, None, has_large, root & 0xffff_f000, gpa))?
-        }
+        2 => narrow(effects, control, None, control.nested_pse == 1, root & 0xffff_f000, gpa),
         3 => {
-            let is_address = gpa <= u64::from(u32::MAX);
-            let pointer = is_address.then(|| pointer(effects, None, root & !0x1f, gpa))??;
+            let pointer = pointer(effects, None, root & !0x1f, gpa)?;
             wide(effects, &Format::nested(control), directory(control, pointer)?, gpa, 2)
         }
-        _ => {
-            let bits = levels.checked_mul(9)?.checked_add(12)?;
-            let is_address = gpa.checked_shr(bits)? == 0;
-            is_address.then(|| wide(effects, &Format::nested(control), root & ADDRESS, gpa, levels))?
-        }
+        _ => wide(effects, &Format::nested(control), root & ADDRESS, gpa, levels),
     }
 }
 
