@@ -12,8 +12,8 @@
  * memory is not there is brought in by the work item, with nothing held, and the command is
  * carried out anew.
  *
- * What stands behind the reply to an event waits for KVM_RUN: it is to find done what KVM
- * does for that reply.
+ * The reply to an event is taken, too.  What stands behind it waits for KVM_RUN: it is to find
+ * done what KVM does for that reply.
  */
 #include <linux/sched/signal.h>
 #include <linux/slab.h>
@@ -53,8 +53,6 @@ static struct kvmi_job *next_job(struct kvm_vcpu_introspection *vi)
 
 	spin_lock(&vi->lock);
 	job = list_first_entry_or_null(&vi->jobs, struct kvmi_job, link);
-	if (job && job->is_reply)
-		job = NULL;
 	spin_unlock(&vi->lock);
 
 	return job;
